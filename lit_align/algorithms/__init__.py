@@ -1,0 +1,1 @@
+"""Alignment algorithms: one LightningModule per method, found by class name."""

@@ -1,0 +1,184 @@
+"""The base of every method: optimizer, a checkpoint of what is trained, validation by sampling."""
+
+import os
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from lit_align.diffusion.sampler import Sampler
+from lit_align.paths import find
+from lit_align.policies.policy import Policy
+from lit_align.rewards.reward import Reward
+
+
+class Algorithm(L.LightningModule):
+    """What all methods share. A family adds the loop (`step`), a method adds the equation.
+
+    Args:
+        policy: the model to align.
+        optimizer: called with the trainable parameters.
+        lr_scheduler: called with the optimizer, stepped once per optimizer step.
+        sampler: how images are drawn at validation, test and predict (default: 50 DDIM steps, guidance 7.5).
+        rewards: scores of those images, logged as `val/reward/<name>`; the first is the headline of `test`.
+        init_from: a checkpoint of this library whose weights training starts from (weights only: step, optimizer and
+            random state start afresh; resuming is Lightning's `--ckpt_path`). A fully trained reference starts there too.
+        caption_dropout: share of training captions replaced by the empty one, in [0, 1].
+    """
+
+    feedback: tuple[str, ...] = ()  # the batch keys the method learns from
+    uses_reference = False  # whether training compares with the reference policy
+
+    def __init__(
+        self,
+        policy: Policy,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        sampler: Sampler | None = None,
+        rewards: list[Reward] | None = None,
+        init_from: str | None = None,
+        caption_dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.policy = policy
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.sampler = sampler or Sampler()
+        self.rewards = torch.nn.ModuleList(rewards or []).eval().requires_grad_(False)
+        self.caption_dropout = caption_dropout
+        self.strict_loading = False  # a checkpoint holds what is trained and nothing else
+        if init_from:
+            self.load_weights(init_from)
+
+    def step(self, batch: dict) -> Tensor:
+        """The training loss of one batch, a scalar."""
+        raise TypeError(f"{type(self).__name__} trains nothing: use predict or test.")
+
+    # What a batch holds, as the policy's own tensors
+
+    def latents(self, batch: dict, key: str) -> Tensor:
+        """The batch's images under `key` as latents (B, C, h, w): cached ones, or encoded now."""
+        cached = batch.get(f"{key}_latents")
+        return self.policy.encode(batch[key]) if cached is None else cached
+
+    def cond(self, batch: dict) -> dict[str, Tensor]:
+        """The batch's captions as conditioning, some of them dropped while training: every tensor (B, ...)."""
+        keep = torch.rand(len(batch["prompt"])) >= (self.caption_dropout if self.trainer.training else 0.0)
+        if "cond" not in batch:
+            return self.policy.condition([p if k else "" for p, k in zip(batch["prompt"], keep.tolist())])
+        if keep.all():
+            return batch["cond"]
+        keep, null = keep.to(self.device), self.policy.null(len(keep))
+        return {k: torch.where(keep.view(-1, *[1] * (v.ndim - 1)), v, null[k]) for k, v in batch["cond"].items()}
+
+    # Training
+
+    def setup(self, stage: str) -> None:
+        fresh = self.trainer.global_step == 0  # after a fit in this process the weights are no reference any more
+        if self.uses_reference or (stage == "test" and fresh):
+            self.policy.keep_reference()
+
+    def configure_model(self) -> None:
+        """Shards the denoiser under a ModelParallelStrategy (FSDP2); otherwise nothing."""
+        if self.device_mesh is not None:
+            self.policy.shard(self.device_mesh["data_parallel"])
+
+    def configure_optimizers(self):
+        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        if self.lr_scheduler is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"},
+        }
+
+    def on_train_batch_start(self, batch, batch_idx: int) -> None:
+        """Seeds the step from (seed, batch number, rank): a resumed run draws what the uninterrupted one would have."""
+        number = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        base = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        torch.manual_seed(base * 1_000_003 + number * self.trainer.world_size + self.global_rank)
+
+    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+        self.check(batch)
+        loss = self.step(batch)
+        if not loss.isfinite():
+            raise FloatingPointError(
+                f"the loss is {loss.item()} at step {self.global_step} on rows {batch['index']}: "
+                "lower the learning rate, use bf16 in place of fp16, or look at those rows."
+            )
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        return loss
+
+    def check(self, batch: dict) -> None:
+        """Raises TypeError where the batch lacks what the method learns from."""
+        missing = [k for k in self.feedback if k not in batch and f"{k}_latents" not in batch]
+        if missing:
+            raise TypeError(
+                f"{type(self).__name__} learns from {', '.join(self.feedback)}; "
+                f"{type(self.trainer.datamodule).__name__} gave {', '.join(batch)}: choose another --data."
+            )
+
+    def on_train_end(self) -> None:
+        """Leaves the trained weights where diffusers reads them: `<run>/policy`."""
+        self.policy.save(os.path.join(self.trainer.default_root_dir, "policy"))
+
+    # Checkpoints: what is trained, and only that
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+
+    def load_weights(self, path: str) -> None:
+        """Loads the trained weights of a checkpoint file; ValueError when it holds none of this policy's."""
+        weights = torch.load(find(path), map_location="cpu", weights_only=True)["state_dict"]
+        if not set(weights) & {name for name, p in self.named_parameters() if p.requires_grad}:
+            raise ValueError(f"init_from {path} holds no weight of this policy: check policy and adapter against it.")
+        self.load_state_dict(weights, strict=False)
+
+    # Sampling
+
+    @torch.no_grad()
+    def sample(self, batch: dict) -> dict:
+        """Draws one image per prompt, seeded by the row: {"image" (B, 3, H, W), "scores": {name: (B,)}, "latents"}."""
+        state = self.sampler(self.policy, batch["prompt"], seeds=batch["index"])
+        image = self.policy.decode(state.x).float()
+        scores = {reward.name: reward(image, batch["prompt"]).float() for reward in self.rewards}
+        return {"image": image, "scores": scores, "latents": state.x}
+
+    def baseline(self, batch: dict) -> dict | None:
+        """What `test` compares `sample` with: the reference on the same prompts and seeds, where there is one."""
+        if not self.policy.has_reference:
+            return None
+        with self.policy.reference():
+            return self.sample(batch)
+
+    def outputs(self, batch: dict, sample: dict) -> dict:
+        """What callbacks get to see of a prompt batch."""
+        rows = {k: batch[k] for k in ("prompt", "index", "skill") if k in batch}
+        return rows | {"image": sample["image"].cpu(), "scores": sample["scores"]}
+
+    def validation_step(self, batch: dict, batch_idx: int, dataloader_idx: int = 0) -> dict:
+        sample, n = self.sample(batch), len(batch["prompt"])
+        for name, score in sample["scores"].items():
+            self.log_mean(f"val/reward/{name}", score.mean(), n)
+        if n > 1:  # mean distance between two samples, per latent dimension
+            x = sample["latents"].float().flatten(1)
+            self.log_mean("val/diversity", torch.pdist(x).mean() / x.shape[1] ** 0.5, n)
+        return self.outputs(batch, sample)
+
+    def test_step(self, batch: dict, batch_idx: int, dataloader_idx: int = 0) -> dict:
+        """Samples and the baseline's samples on the same prompts and seeds."""
+        sample = self.sample(batch)
+        out = self.outputs(batch, sample)
+        for name, score in sample["scores"].items():
+            self.log_mean(f"test/reward/{name}", score.mean(), len(score))
+        if before := self.baseline(batch):
+            out |= {"reference_image": before["image"].cpu(), "reference_scores": before["scores"]}
+        return out
+
+    def predict_step(self, batch: dict, batch_idx: int, dataloader_idx: int = 0) -> dict:
+        return self.outputs(batch, self.sample(batch))
+
+    def log_mean(self, name: str, value: Tensor, n: int) -> None:
+        """Logs a mean over n rows, averaged over the epoch and all ranks."""
+        self.log(name, value, on_step=False, on_epoch=True, batch_size=n, sync_dist=True, add_dataloader_idx=False)

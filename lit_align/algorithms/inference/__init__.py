@@ -1,0 +1,1 @@
+"""Training-free methods: steered sampling, under `test` and `predict`."""

@@ -1,0 +1,1 @@
+"""Online rewards: rollouts, advantages and likelihood ratios of single denoising steps."""

@@ -1,0 +1,64 @@
+"""Advantages: how much better a sample's reward is than what its prompt, its group or its batch usually gets."""
+
+from collections import defaultdict, deque
+
+import torch
+from torch import Tensor, nn
+
+
+class PerPrompt(nn.Module):
+    """DDPO's per-prompt statistics (arXiv 2305.13301, section 4.3): A = (r - mean) / (std + 1e-6) over the prompt's last rewards.
+
+    The new rewards are appended first; a prompt with fewer than `min_count` remembered rewards is normalised by the whole
+    batch instead. The memory lives across steps and in the checkpoint.
+
+    Args:
+        buffer_size: rewards remembered per prompt.
+        min_count: below this many, the batch's statistics are used.
+    """
+
+    def __init__(self, buffer_size: int = 32, min_count: int = 16):
+        super().__init__()
+        self.buffer_size, self.min_count = buffer_size, min_count
+        self.memory: dict[int, deque] = defaultdict(lambda: deque(maxlen=buffer_size))
+
+    def forward(self, prompt_id: Tensor, reward: Tensor) -> Tensor:
+        """Advantages (N,) of all samples of an epoch, from their prompts' ids (N,) and rewards (N,), gathered from all ranks."""
+        advantage = torch.empty_like(reward)
+        for prompt in prompt_id.unique().tolist():
+            rows = prompt_id == prompt
+            past = self.memory[prompt]
+            past.extend(reward[rows].tolist())
+            known = reward if len(past) < self.min_count else reward.new_tensor(list(past))
+            advantage[rows] = (reward[rows] - known.mean()) / (known.std(correction=0) + 1e-6)
+        return advantage
+
+    def get_extra_state(self) -> dict:
+        return {prompt: list(past) for prompt, past in self.memory.items()}
+
+    def set_extra_state(self, state: dict) -> None:
+        for prompt, past in state.items():
+            self.memory[prompt].extend(past)
+
+
+class Group(nn.Module):
+    """GRPO's advantage: A = (r - group mean) / (std + 1e-4), the group being the epoch's samples of one prompt.
+
+    Args:
+        global_std: divide by the standard deviation of the whole epoch (Flow-GRPO, arXiv 2505.05470) or of the group.
+    """
+
+    def __init__(self, global_std: bool = True):
+        super().__init__()
+        self.global_std = global_std
+
+    def forward(self, prompt_id: Tensor, reward: Tensor) -> Tensor:
+        """Advantages (N,) from prompt ids (N,) and rewards (N,), gathered from all ranks."""
+        _, group = prompt_id.unique(return_inverse=True)
+        count = torch.bincount(group)
+        mean = torch.zeros_like(count, dtype=reward.dtype).index_add(0, group, reward) / count
+        centred = reward - mean[group]
+        if self.global_std:
+            return centred / (reward.std(correction=0) + 1e-4)
+        variance = torch.zeros_like(mean).index_add(0, group, centred.square()) / count
+        return centred / (variance.sqrt()[group] + 1e-4)

@@ -1,0 +1,25 @@
+"""DDPO: denoising as a multi-step decision process, PPO's clipped ratio on every denoising step."""
+
+import torch
+from torch import Tensor
+
+from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, Step
+
+
+class DDPO(PolicyGradient):
+    """Black et al. 2023, arXiv 2305.13301, eq. 4 with PPO clipping: max(-A rho, -A clip(rho, 1 - e, 1 + e)) per step.
+
+    With `updates: 1, inner_epochs: 1` every ratio is 1 and this is DDPO-SF (eq. 3).
+
+    Args:
+        clip_range: e. The log-probability is a mean over the sample, so 1e-4 is a band of 1e-4 x C H W nats.
+    """
+
+    def __init__(self, clip_range: float = 1e-4, **kwargs):
+        super().__init__(**kwargs)
+        self.clip_range = clip_range
+
+    def loss(self, step: Step) -> Tensor:
+        rho, e = step.ratio, self.clip_range
+        self.log_mean("train/clip_fraction", ((rho - 1).abs() > e).float().mean(), len(rho))
+        return torch.maximum(-step.advantage * rho, -step.advantage * rho.clamp(1 - e, 1 + e))

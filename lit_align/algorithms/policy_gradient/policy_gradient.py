@@ -1,0 +1,132 @@
+"""The policy-gradient family: prompts -> recorded rollouts -> rewards -> advantages -> `loss(step)` on single denoising steps."""
+
+import zlib
+from abc import abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lit_align.algorithms.algorithm import Algorithm
+from lit_align.algorithms.policy_gradient.advantage import PerPrompt
+from lit_align.diffusion.sampler import Sampler
+from lit_align.diffusion.transition import DDIM, Gaussian
+from lit_align.rewards.reward import Reward
+
+
+class Step(NamedTuple):
+    """Denoising steps of a rollout, seen again by the policy that learns from them."""
+
+    gaussian: Gaussian  # p_theta(x_s | x_t, c) now
+    log_prob: Tensor  # (M,) of the x_s that was drawn, under `gaussian`, mean over the sample
+    old_log_prob: Tensor  # (M,) when it was drawn
+    advantage: Tensor  # (M,)
+    x_t: Tensor
+    x_s: Tensor
+    t: Tensor
+    s: Tensor
+    cond: dict[str, Tensor]
+
+    @property
+    def ratio(self) -> Tensor:
+        """rho = p_theta / p_old of the step, (M,)."""
+        return (self.log_prob - self.old_log_prob).exp()
+
+
+class PolicyGradient(Algorithm):
+    """Base of the methods that learn from rewards of their own samples. A method overrides `loss`.
+
+    A training step draws `samples_per_prompt` trajectories for each prompt of the batch, scores them, and makes
+    `inner_epochs` x `updates` optimizer steps, each on all denoising steps of its share of the trajectories.
+
+    Logs `train/reward` (mean), `train/ratio`, `train/clip_fraction` where a method has one, and `train/approx_kl`.
+
+    Args:
+        reward: what is maximised.
+        rollout: the stochastic sampler that acts (default: DDIM with eta 1, 50 steps, guidance 5).
+        advantage: turns gathered rewards into advantages (default: per-prompt statistics).
+        samples_per_prompt: trajectories per prompt.
+        updates: optimizer steps per inner epoch.
+        inner_epochs: passes over the rollout.
+        minibatch: denoising steps in one forward.
+        max_grad_norm: gradient clipping (here, not in the Trainer: optimization is manual).
+        max_advantage: advantages are clipped to +- this.
+    """
+
+    feedback = ("prompt",)
+
+    def __init__(
+        self,
+        reward: Reward,
+        rollout: Sampler | None = None,
+        advantage: nn.Module | None = None,
+        samples_per_prompt: int = 1,
+        updates: int = 1,
+        inner_epochs: int = 1,
+        minibatch: int = 8,
+        max_grad_norm: float = 1.0,
+        max_advantage: float = 5.0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.automatic_optimization = False
+        self.reward = reward.eval().requires_grad_(False)
+        self.rollout = rollout or Sampler(steps=50, guidance_scale=5.0, transition=DDIM(eta=1.0))
+        self.advantage = advantage or PerPrompt()
+        self.samples_per_prompt, self.updates, self.inner_epochs = samples_per_prompt, updates, inner_epochs
+        self.minibatch, self.max_grad_norm, self.max_advantage = minibatch, max_grad_norm, max_advantage
+
+    @abstractmethod
+    def loss(self, step: Step) -> Tensor:
+        """The method's equation: (M,) from M denoising steps."""
+
+    def training_step(self, batch: dict, batch_idx: int) -> None:
+        self.check(batch)
+        prompts = [p for p in batch["prompt"] for _ in range(self.samples_per_prompt)]
+        state = self.rollout(self.policy, prompts, record=True)
+        with torch.no_grad():
+            reward = self.reward(self.policy.decode(state.x), prompts).float()
+        if not reward.isfinite().all():
+            bad = [p for p, ok in zip(prompts, reward.isfinite().tolist()) if not ok]
+            raise FloatingPointError(f"the reward is not finite at step {self.global_step} for {bad[0]!r}.")
+        self.log_mean("train/reward", reward.mean(), len(reward))
+        self.learn(state.trajectory, self.advantages(prompts, reward))
+
+    def advantages(self, prompts: list[str], reward: Tensor) -> Tensor:
+        """This rank's advantages (N,), from the statistics of all ranks' samples."""
+        prompt_id = torch.tensor([zlib.crc32(p.encode()) for p in prompts], device=reward.device)
+        gathered = [self.all_gather(x).flatten() for x in (prompt_id, reward)]  # (ranks * N,)
+        mine = self.advantage(*gathered).view(-1, len(prompts))[self.global_rank if self.trainer.world_size > 1 else 0]
+        return mine.clamp(-self.max_advantage, self.max_advantage)
+
+    def learn(self, trajectory, advantage: Tensor) -> None:
+        """The update loop: every optimizer step sees all denoising steps of its trajectories."""
+        optimizer, n, steps = self.optimizers(), len(advantage), self.trained_steps(trajectory)
+        for _ in range(self.inner_epochs):
+            for rows in torch.randperm(n).chunk(self.updates):
+                pairs = torch.cartesian_prod(rows, steps)
+                pairs = pairs[torch.randperm(len(pairs))]
+                optimizer.zero_grad()
+                for row, i in (part.unbind(1) for part in pairs.split(self.minibatch)):
+                    loss = self.loss(self.revisit(trajectory, advantage, row, i))
+                    self.manual_backward(loss.sum() / len(pairs))
+                    self.log_mean("train/loss", loss.detach().mean(), len(row))
+                self.clip_gradients(optimizer, self.max_grad_norm, "norm")
+                optimizer.step()
+        if scheduler := self.lr_schedulers():
+            scheduler.step()
+
+    def trained_steps(self, trajectory) -> Tensor:
+        """Indices of the denoising steps that are learnt from: those with noise, hence with a likelihood."""
+        return (trajectory.log_prob[0] != 0).nonzero().flatten().cpu()
+
+    def revisit(self, trajectory, advantage: Tensor, rows: Tensor, steps: Tensor) -> Step:
+        """Trajectory rows' steps (M,) under the present policy, through the code that drew them."""
+        m = trajectory.minibatch(rows, steps)
+        gaussian, _, _ = self.rollout.gaussian(self.policy, m["x_t"], m["t"], m["s"], m["cond"])
+        log_prob = gaussian.log_prob(m["x_s"])
+        step = Step(gaussian, log_prob, m["log_prob"], advantage[rows.to(advantage.device)], m["x_t"], m["x_s"], m["t"], m["s"], m["cond"])
+        with torch.no_grad():
+            self.log_mean("train/ratio", step.ratio.mean(), len(rows))
+            self.log_mean("train/approx_kl", 0.5 * (step.log_prob - step.old_log_prob).square().mean(), len(rows))
+        return step

@@ -1,0 +1,47 @@
+"""Simulated annotators: preferences over pairs of Shapes images, noisy, biased and in disagreement."""
+
+import torch
+from torch import Tensor
+
+from lit_align.shapes.judge import see
+from lit_align.shapes.scenes import Object, parse, satisfies
+
+
+def qualities(scene: list[Object], prompt: str) -> dict[str, float]:
+    """What an annotator can care about, each in [0, 1]: does the image match (the exact judge), how large and how red
+    are its objects, and how few are there."""
+    n = max(len(scene), 1)
+    return {
+        "correct": float(satisfies(scene, parse(prompt))),
+        "large": sum(o.size == "large" for o in scene) / n,
+        "red": sum(o.color == "red" for o in scene) / n,
+        "sparse": 1 / n,
+    }
+
+
+class Annotator:
+    """Bradley-Terry choices over a weighted sum of qualities: P(0 preferred) = sigmoid((u_0 - u_1) / temperature).
+
+    Args:
+        weights: quality -> weight, e.g. {"correct": 1, "red": 0.5} for a rater with a liking for red.
+        temperature: 0 always picks the higher utility; larger is noisier.
+        tie: utilities closer than this are a tie (label 0.5).
+        seed: of the noise.
+    """
+
+    def __init__(self, weights: dict[str, float] | None = None, temperature: float = 0.0, tie: float = 1e-6, seed: int = 0):
+        self.weights = weights or {"correct": 1.0}
+        self.temperature, self.tie = temperature, tie
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def utility(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """u(c, x) of images (B, 3, 64, 64): (B,)."""
+        found = [qualities(scene, prompt) for scene, prompt in zip(see(images), prompts, strict=True)]
+        return torch.tensor([sum(w * q[name] for name, w in self.weights.items()) for q in found])
+
+    def prefer(self, u_0: Tensor, u_1: Tensor) -> Tensor:
+        """`label_0` of each pair, Pick-a-Pic's way: 1 where image 0 is preferred, 0 where image 1 is, 0.5 for a tie."""
+        gap = u_0 - u_1
+        p = torch.sigmoid(gap / self.temperature) if self.temperature else (gap > 0).float()
+        label = (torch.rand(gap.shape, generator=self.generator) < p).float()
+        return torch.where(gap.abs() < self.tie, 0.5, label)

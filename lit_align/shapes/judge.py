@@ -1,0 +1,115 @@
+"""The exact judge: an image is read back into objects, and the objects are held against the caption."""
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from lit_align.rewards.reward import Reward
+from lit_align.shapes.render import BACKGROUND, coverage
+from lit_align.shapes.scenes import COLORS, SHAPES, SIZE, Object, parse, satisfies
+
+MIN_AREA = 12  # pixels; a smaller patch is noise, not an object (the smallest object covers 80)
+MIN_OVERLAP = 0.72  # soft intersection over union with the best ideal shape, below which a patch has no shape
+MAX_TINT = 0.35  # distance to the colour's line over distance to the background, above which a patch has no colour
+WINDOW = 44  # side of the crop in which a patch is compared with ideal shapes, pixels
+AREA = torch.tensor([torch.pi, 4.0, 2.0, 20 / 9])  # area over r^2, in the order of SHAPES
+DROP = torch.tensor([0.0, 0.0, 1 / 3, 0.0])  # how far the centroid lies below the box's centre, over r
+
+
+def _unmix(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Reads each pixel as background + a (colour - background) for the colour that explains it best.
+
+    Returns the colour's index, a, and the relative distance from that colour's line, each (B, H, W).
+    """
+    lines = torch.tensor(list(COLORS.values())) - BACKGROUND  # (K, 3)
+    p = images - BACKGROUND
+    dots = torch.einsum("bchw,kc->bkhw", p, lines)
+    square = lines.square().sum(1).view(1, -1, 1, 1)
+    norm = p.square().sum(1)
+    residual = norm[:, None] - dots.clamp(min=0).square() / square
+    best, k = residual.min(1)
+    a = (dots / square).gather(1, k[:, None]).squeeze(1)
+    return k, a, (best.clamp(min=0) / norm.clamp(min=1e-6)).sqrt()
+
+
+def _patches(k: np.ndarray, solid: np.ndarray) -> tuple[np.ndarray, int]:
+    """Labels the connected patches of one colour in every image: (B, H, W) of 0 or the patch's number, and their count."""
+    structure = np.zeros((3, 3, 3), dtype=int)
+    structure[1] = ndimage.generate_binary_structure(2, 1)
+    labels, count = np.zeros(k.shape, dtype=np.int32), 0
+    for color in range(len(COLORS)):
+        found, n = ndimage.label(solid & (k == color), structure)
+        labels += np.where(found, found + count, 0)
+        count += n
+    return labels, count
+
+
+@torch.no_grad()
+def see(images: Tensor) -> list[list[Object]]:
+    """Reads images (B, 3, 64, 64) in [0, 1] back into their objects, in no particular order.
+
+    A patch that is none of our shapes or colours is returned with None in its place: it is an object all the same.
+    Area and centroid are taken from the soft coverage, so that blur does not move them.
+    """
+    images = images.detach().float().cpu()
+    k, a, tint = _unmix(images)
+    labels, count = _patches(k.numpy(), (a > 0.5).numpy())
+    area = np.bincount(labels.ravel(), minlength=count + 1)
+    boxes = ndimage.find_objects(labels)
+    keep = [i + 1 for i in range(count) if area[i + 1] >= MIN_AREA]
+    objects: list[list[Object]] = [[] for _ in images]
+    if not keep:
+        return objects
+
+    owner = torch.tensor([boxes[i - 1][0].start for i in keep])
+    left, right, top, bottom = (
+        torch.tensor([getattr(boxes[i - 1][axis], end) for i in keep])
+        for axis, end in ((2, "start"), (2, "stop"), (1, "start"), (1, "stop"))
+    )
+    offset = torch.arange(WINDOW) - WINDOW // 2
+    px = ((left + right) // 2)[:, None] + offset  # (N, WINDOW)
+    py = ((top + bottom) // 2)[:, None] + offset
+    inside = lambda p, low, high: (p >= low[:, None] - 2) & (p < high[:, None] + 2) & (p >= 0) & (p < SIZE)  # noqa: E731
+    window = inside(py, top, bottom)[:, :, None] & inside(px, left, right)[:, None, :]
+    at = (owner[:, None, None], py.clamp(0, SIZE - 1)[:, :, None], px.clamp(0, SIZE - 1)[:, None, :])
+    patch = torch.from_numpy(labels)[at]  # (N, WINDOW, WINDOW)
+    mine = patch == torch.tensor(keep).view(-1, 1, 1)
+    color = (k[at] * mine).flatten(1).amax(1)
+    # the patch's soft coverage: its own pixels, and the fringe of its colour that no other patch owns
+    cover = torch.where(window & (mine | ((patch == 0) & (k[at] == color.view(-1, 1, 1)))), a[at].clamp(0, 1), 0.0)
+
+    fx, fy = px[:, None, :] + 0.5, py[:, :, None] + 0.5
+    mass = cover.sum((1, 2))
+    cx, cy = (cover * fx).sum((1, 2)) / mass, (cover * fy).sum((1, 2)) / mass
+    overlaps, radii = [], []
+    for shape in range(len(SHAPES)):
+        r = (mass / AREA[shape]).sqrt()
+        ideal = coverage(torch.full_like(color, shape), *(z.view(-1, 1, 1) for z in (cx, cy - DROP[shape] * r, r)), fx, fy)
+        overlaps.append(torch.minimum(ideal, cover).sum((1, 2)) / torch.maximum(ideal, cover).sum((1, 2)))
+        radii.append(r)
+    overlap, shape = torch.stack(overlaps).max(0)
+    r = torch.stack(radii).gather(0, shape[None])[0]
+    pure = (tint[at] * mine).sum((1, 2)) / mine.sum((1, 2)) < MAX_TINT
+    bright = (a[at] * mine).sum((1, 2)) / mine.sum((1, 2)) > 0.6
+    names = list(COLORS)
+    rows = zip(*(z.tolist() for z in (owner, color, shape, cx, cy - DROP[shape] * r, r, overlap, pure & bright)))
+    for b, c, s, x, y, radius, fit, colored in rows:
+        objects[b].append(Object(names[c] if colored else None, SHAPES[s] if fit > MIN_OVERLAP else None, x, y, radius))
+    return objects
+
+
+def judge(images: Tensor, prompts: list[str]) -> Tensor:
+    """1.0 where the image shows exactly what its caption says, else 0.0: (B,)."""
+    scenes = see(images)
+    return torch.tensor([float(satisfies(scene, parse(text))) for scene, text in zip(scenes, prompts, strict=True)])
+
+
+class ShapesJudge(Reward):
+    """The exact judge as a black-box reward: 1.0 for an image that shows exactly what its caption says, else 0.0."""
+
+    name = "exact"
+    differentiable = False
+
+    def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
+        return judge(images, prompts).to(images.device)

@@ -1,0 +1,78 @@
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from lit_align.shapes.scenes import GAP, RADII, SKILLS, Object, is_held_out, parse, prompts, random_caption, random_scene, satisfies
+
+ROOT = Path(__file__).parents[2]
+
+
+def scenes(n, seed=0, skill=None):
+    rng = random.Random(seed)
+    for _ in range(n):
+        caption = random_caption(skill or rng.choice(SKILLS), rng)
+        yield caption, random_scene(caption, rng)
+
+
+def test_every_caption_parses_back_to_itself():
+    for caption, _ in scenes(2000):
+        assert parse(str(caption)) == caption
+
+
+@pytest.mark.parametrize("text", ["a red dog", "red circle", "two red circle left of a square", "", "a circle near a square"])
+def test_other_text_is_refused_in_one_sentence(text):
+    with pytest.raises(ValueError, match="not a Shapes caption"):
+        parse(text)
+
+
+def test_scenes_satisfy_their_caption_and_keep_apart():
+    for caption, scene in scenes(2000):
+        assert satisfies(scene, caption)
+        for i, a in enumerate(scene):
+            assert a.r <= a.x <= 64 - a.r and a.r <= a.y <= 64 - a.r
+            assert RADII[a.size][0] <= a.r <= RADII[a.size][1]
+            assert all(max(abs(a.x - b.x), abs(a.y - b.y)) > a.r + b.r + GAP for b in scene[:i])
+
+
+def test_relations_follow_genevals_rule():
+    square, circle = Object("blue", "square", 32, 32, 7), "a circle {} a square"
+    at = lambda x, y: [Object("red", "circle", x, y, 7), square]  # noqa: E731
+    holds = lambda relation, x, y: satisfies(at(x, y), parse(circle.format(relation)))  # noqa: E731
+    assert holds("left of", 10, 32) and not holds("right of", 10, 32) and not holds("above", 10, 32)
+    assert holds("above", 32, 10) and holds("below", 32, 54)
+    assert holds("left of", 12, 12) and holds("above", 12, 12)  # on the diagonal both hold
+    assert not holds("above", 10, 22)  # sin(24 degrees) < 0.5
+
+
+@pytest.mark.parametrize("spoil", ["missing", "extra", "color", "shape", "unknown"])
+def test_a_scene_that_differs_in_one_thing_is_rejected(spoil):
+    for caption, scene in scenes(200, skill="color_attr"):
+        o = scene[0]
+        changed = {
+            "missing": scene[1:],
+            "extra": [*scene, Object("white", "cross", 5, 5, 6)],
+            "color": [o._replace(color=next(c for c in ("red", "green", "blue") if c not in (o.color, scene[1].color))), scene[1]],
+            "shape": [o._replace(shape=next(s for s in ("circle", "cross", "square") if s not in (o.shape, scene[1].shape))), scene[1]],
+            "unknown": [o._replace(shape=None), scene[1]],
+        }[spoil]
+        assert not satisfies(changed, caption)
+
+
+def test_swapped_attributes_are_rejected():
+    scene = [Object("red", "square", 16, 32, 7), Object("blue", "circle", 48, 32, 7)]
+    assert satisfies(scene, parse("a blue circle and a red square"))
+    assert not satisfies(scene, parse("a red circle and a blue square"))
+
+
+def test_held_out_prompts_never_meet_training_prompts():
+    held, train = prompts(600, held_out=True), prompts(600, held_out=False)
+    assert all(is_held_out(r["prompt"]) for r in held) and not any(is_held_out(r["prompt"]) for r in train)
+    assert {r["skill"] for r in held} == set(SKILLS)
+
+
+@pytest.mark.parametrize("name,n,seed", [("val", 128, 1), ("test", 1000, 2)])
+def test_the_prompt_files_are_what_the_function_draws(name, n, seed):
+    lines = (ROOT / f"configs/shapes/prompts/{name}.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == prompts(n, held_out=True, seed=seed)
