@@ -11,8 +11,8 @@ from lit_align.shapes.scenes import COLORS, SHAPES, SIZE, Object, parse, satisfi
 
 MIN_AREA = 12  # pixels; a smaller patch is noise, not an object (the smallest object covers 80)
 MIN_OVERLAP = 0.72  # soft intersection over union with the best ideal shape, below which a patch has no shape
-MAX_TINT = 0.35  # distance to the colour's line over distance to the background, above which a patch has no colour
-WINDOW = 44  # side of the crop in which a patch is compared with ideal shapes, pixels
+MAX_TINT = 0.25  # distance to the colour's line over distance to the background, above which a patch has no colour
+WINDOW = 36  # side of the crop in which a patch is compared with ideal shapes, pixels
 AREA = torch.tensor([torch.pi, 4.0, 2.0, 20 / 9])  # area over r^2, in the order of SHAPES
 DROP = torch.tensor([0.0, 0.0, 1 / 3, 0.0])  # how far the centroid lies below the box's centre, over r
 
@@ -77,7 +77,10 @@ def see(images: Tensor) -> list[list[Object]]:
     mine = patch == torch.tensor(keep).view(-1, 1, 1)
     color = (k[at] * mine).flatten(1).amax(1)
     # the patch's soft coverage: its own pixels, and the fringe of its colour that no other patch owns
-    cover = torch.where(window & (mine | ((patch == 0) & (k[at] == color.view(-1, 1, 1)))), a[at].clamp(0, 1), 0.0)
+    a_patch = a[at]
+    level = a_patch.where(mine, torch.nan).flatten(1).nanquantile(0.8, dim=1)  # how bright the patch is inside
+    own = window & (mine | ((patch == 0) & (k[at] == color.view(-1, 1, 1))))
+    cover = (a_patch / level.view(-1, 1, 1)).clamp(0, 1) * own
 
     fx, fy = px[:, None, :] + 0.5, py[:, :, None] + 0.5
     mass = cover.sum((1, 2))
@@ -91,9 +94,8 @@ def see(images: Tensor) -> list[list[Object]]:
     overlap, shape = torch.stack(overlaps).max(0)
     r = torch.stack(radii).gather(0, shape[None])[0]
     pure = (tint[at] * mine).sum((1, 2)) / mine.sum((1, 2)) < MAX_TINT
-    bright = (a[at] * mine).sum((1, 2)) / mine.sum((1, 2)) > 0.6
     names = list(COLORS)
-    rows = zip(*(z.tolist() for z in (owner, color, shape, cx, cy - DROP[shape] * r, r, overlap, pure & bright)))
+    rows = zip(*(z.tolist() for z in (owner, color, shape, cx, cy - DROP[shape] * r, r, overlap, pure & (level > 0.6))))
     for b, c, s, x, y, radius, fit, colored in rows:
         objects[b].append(Object(names[c] if colored else None, SHAPES[s] if fit > MIN_OVERLAP else None, x, y, radius))
     return objects

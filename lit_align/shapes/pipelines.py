@@ -58,7 +58,7 @@ def text_config(words, width: int, layers: int):
 
 
 def shapes_sd(vae):
-    """Stable Diffusion 1.x in small: a 4 M UNet on 8x8x8 latents, one CLIP text encoder, epsilon prediction."""
+    """Stable Diffusion 1.x in small: a 2.4 M UNet on 8x8x8 latents, one CLIP text encoder, epsilon prediction."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel
 
@@ -67,7 +67,8 @@ def shapes_sd(vae):
         sample_size=8,
         in_channels=8,
         out_channels=8,
-        block_out_channels=(64, 128),
+        block_out_channels=(48, 96),
+        norm_num_groups=16,
         layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),

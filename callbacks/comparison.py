@@ -1,0 +1,128 @@
+"""Before and after: a test's figures and pictures."""
+
+import json
+import math
+import os
+import time
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from callbacks.grid import grid, save_png, to_pil
+
+Z = 1.96  # two-sided 95 % of a normal
+
+
+def interval(x: Tensor) -> tuple[float, float]:
+    """95 % interval of the mean of x (N,), normal approximation."""
+    half = Z * x.double().std().item() / math.sqrt(len(x)) if len(x) > 1 else math.nan
+    return x.double().mean().item() - half, x.double().mean().item() + half
+
+
+class Comparison(L.Callback):
+    """Compares the samples of `test` with the reference's on the same prompts and seeds.
+
+    Prints a table of every score (overall and per skill, before -> after) and the win rate, and writes `comparison.json`
+    with all of it and `comparison.png`, a contact sheet of pairs that differ most in the first score among the first ones.
+
+    Args:
+        pairs: how many pairs of pictures.
+    """
+
+    def __init__(self, pairs: int = 24):
+        self.pairs = pairs
+
+    def on_test_start(self, trainer, module) -> None:
+        self.rows, self.start = [], time.time()
+
+    def on_test_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
+        if "reference_image" not in outputs:
+            return
+        for i, prompt in enumerate(outputs["prompt"]):
+            self.rows.append(
+                {
+                    "index": outputs["index"][i],
+                    "prompt": prompt,
+                    "skill": outputs.get("skill", [""] * len(outputs["prompt"]))[i],
+                    "before": {k: float(v[i]) for k, v in outputs["reference_scores"].items()},
+                    "after": {k: float(v[i]) for k, v in outputs["scores"].items()},
+                    "images": (outputs["reference_image"][i], outputs["image"][i]) if len(self.rows) < 8 * self.pairs else None,
+                }
+            )
+
+    def on_test_end(self, trainer, module) -> None:
+        rows = self.rows
+        if trainer.world_size > 1:
+            gathered = [None] * trainer.world_size
+            torch.distributed.all_gather_object(gathered, rows)
+            rows = list({row["index"]: row for part in gathered for row in part}.values())
+        if not trainer.is_global_zero or not rows or not rows[0]["after"]:
+            return
+        rows.sort(key=lambda row: row["index"])
+        report = {name: self.figures(rows, name) for name in rows[0]["after"]}
+        root = trainer.default_root_dir
+        os.makedirs(root, exist_ok=True)
+        with open(os.path.join(root, "comparison.json"), "w") as file:
+            json.dump(report, file, indent=1)
+        self.sheet(rows, next(iter(report)), os.path.join(root, "comparison.png"))
+        for name, figures in report.items():
+            self.show(name, figures)
+        print(f"same prompts and seeds, before and after: {os.path.join(root, 'comparison.png')}")
+        name, all_rows = next((name, figures["all"]) for name, figures in report.items())
+        low, high = all_rows["gain_interval"]
+        took = time.time() - self.start + self.fit_seconds(root)
+        print(
+            f"{name} accuracy {all_rows['before']:.3f} -> {all_rows['after']:.3f}, gain 95% CI [{low:+.3f}, {high:+.3f}], {took:.0f} s"
+        )
+
+    @staticmethod
+    def fit_seconds(root: str) -> float:
+        """How long the fit that made the weights took, where it left word."""
+        path = os.path.join(root, "fit_seconds.json")
+        return json.load(open(path)) if os.path.exists(path) else 0.0
+
+    def on_fit_start(self, trainer, module) -> None:
+        self.start = time.time()
+
+    def on_fit_end(self, trainer, module) -> None:
+        if trainer.is_global_zero:
+            with open(os.path.join(trainer.default_root_dir, "fit_seconds.json"), "w") as file:
+                json.dump(time.time() - self.start, file)
+
+    @staticmethod
+    def figures(rows: list[dict], name: str) -> dict:
+        """Of one score: for all rows and each skill n, before, after, the 95 % interval of the gain, and the win rate."""
+        groups = {"all": rows} | {s: [r for r in rows if r["skill"] == s] for s in sorted({r["skill"] for r in rows}) if s}
+        out = {}
+        for group, members in groups.items():
+            before, after = (torch.tensor([r[when][name] for r in members]) for when in ("before", "after"))
+            wins = (after > before).double() + 0.5 * (after == before).double()
+            out[group] = {
+                "n": len(members),
+                "before": before.mean().item(),
+                "after": after.mean().item(),
+                "gain_interval": interval(after - before),
+                "win_rate": wins.mean().item(),
+                "win_rate_interval": interval(wins),
+            }
+        return out
+
+    @staticmethod
+    def show(name: str, figures: dict) -> None:
+        print(f"\n{name:<16}{'n':>6}{'before':>10}{'after':>10}{'gain':>10}   95% interval")
+        for group, f in figures.items():
+            low, high = f["gain_interval"]
+            print(f"{group:<16}{f['n']:>6}{f['before']:>10.3f}{f['after']:>10.3f}{f['after'] - f['before']:>+10.3f}   [{low:+.3f}, {high:+.3f}]")
+        low, high = figures["all"]["win_rate_interval"]
+        print(f"win rate against the reference, ties half: {figures['all']['win_rate']:.3f} [{low:.3f}, {high:.3f}]")
+
+    def sheet(self, rows: list[dict], name: str, path: str) -> None:
+        gain = lambda row: row["after"][name] - row["before"][name]  # noqa: E731
+        shown = [row for row in rows if row["images"]]
+        changed = sorted((row for row in shown if gain(row)), key=lambda row: row["index"])
+        shown = (changed + [row for row in shown if not gain(row)])[: self.pairs]
+        score = lambda row: f"{name} {row['before'][name]:.3g} -> {row['after'][name]:.3g}"  # noqa: E731
+        colors = ["green" if gain(r) > 0 else "red" if gain(r) < 0 else "lightgray" for r in shown]
+        cells = [[to_pil(image, 128) for image in row["images"]] for row in shown]
+        save_png(grid(cells, [f"{r['prompt']} | {score(r)}" for r in shown], colors, ["before", "after"]), path)

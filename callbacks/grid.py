@@ -1,0 +1,54 @@
+"""Pictures of pictures."""
+
+import math
+import os
+
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+
+def to_pil(image: Tensor, least: int = 1) -> Image.Image:
+    """An image (3, H, W) in [0, 1], enlarged by a whole factor to at least `least` pixels in height."""
+    pixels = (image.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    factor = max(1, math.ceil(least / pixels.shape[0]))
+    return Image.fromarray(pixels).resize((pixels.shape[1] * factor, pixels.shape[0] * factor), Image.Resampling.NEAREST)
+
+
+def save_png(image: Image.Image, path: str) -> None:
+    """Writes a PNG whole or not at all."""
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    image.save(f"{path}.part", "PNG")
+    os.replace(f"{path}.part", path)
+
+
+def grid(rows: list[list[Image.Image]], captions: list[str], colors: list[str] | None = None, heads: list[str] | None = None) -> Image.Image:
+    """A sheet of cells, each a row of images side by side over its caption; up to four cells in a line.
+
+    Args:
+        rows: the cells' images, all of one size.
+        captions: one per cell, wrapped to its width.
+        colors: of the frame of each cell.
+        heads: written over the images of every cell.
+    """
+    w, h = rows[0][0].size
+    pad, line = 6, 13
+    cell_w = (w + pad) * len(rows[0]) + pad
+    letters = max(8, cell_w // 6 - 2)
+    lines = [[c[i : i + letters] for i in range(0, len(c), letters)][:3] for c in captions]
+    top = line + 4 if heads else pad
+    cell_h = top + h + 4 + line * max(map(len, lines), default=0) + pad
+    across = min(4, len(rows))
+    sheet = Image.new("RGB", (across * cell_w, math.ceil(len(rows) / across) * cell_h), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, images in enumerate(rows):
+        x, y = i % across * cell_w, i // across * cell_h
+        for j, image in enumerate(images):
+            left = x + pad + j * (w + pad)
+            if heads:
+                draw.text((left, y + 2), heads[j], fill="black")
+            sheet.paste(image, (left, y + top))
+        for k, text in enumerate(lines[i]):
+            draw.text((x + pad, y + top + h + 4 + k * line), text, fill="black")
+        if colors:
+            draw.rectangle((x + 1, y + 1, x + cell_w - 2, y + cell_h - 2), outline=colors[i], width=2)
+    return sheet

@@ -1,0 +1,41 @@
+"""Predicted images on disk."""
+
+import json
+import os
+
+import lightning as L
+
+from callbacks.grid import save_png, to_pil
+
+
+class SampleWriter(L.Callback):
+    """`predict` writes `<folder>/<index>.png` and one line of `metadata.jsonl` for each: file_name, prompt, seed and scores.
+
+    A line is written after its image, batch by batch: an interrupted run keeps what it has. Further ranks write
+    `metadata_<rank>.jsonl`.
+
+    Args:
+        folder: default `<run>/predict`.
+    """
+
+    def __init__(self, folder: str | None = None):
+        self.folder = folder
+
+    def on_predict_start(self, trainer, module) -> None:
+        self.path = self.folder or os.path.join(trainer.default_root_dir, "predict")
+        os.makedirs(self.path, exist_ok=True)
+        name = "metadata.jsonl" if trainer.is_global_zero else f"metadata_{trainer.global_rank}.jsonl"
+        self.metadata = os.path.join(self.path, name)
+        open(self.metadata, "w").close()
+
+    def on_predict_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
+        with open(self.metadata, "a") as file:
+            for i, (image, prompt, index) in enumerate(zip(outputs["image"], outputs["prompt"], outputs["index"])):
+                name = f"{index:05d}.png"
+                save_png(to_pil(image), os.path.join(self.path, name))
+                scores = {key: float(score[i]) for key, score in outputs["scores"].items()}
+                file.write(json.dumps({"file_name": name, "prompt": prompt, "seed": index, **scores}) + "\n")
+
+    def on_predict_end(self, trainer, module) -> None:
+        if trainer.is_global_zero:
+            print(f"images and metadata.jsonl in {self.path}")

@@ -1,0 +1,1 @@
+"""Preference data: one LightningDataModule per dataset, batches as plain dicts with fixed keys."""

@@ -1,0 +1,1 @@
+"""The mathematics: plain tensors in, plain tensors out."""

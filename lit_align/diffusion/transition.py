@@ -1,0 +1,109 @@
+"""One reverse step as a Gaussian: the law of x_s given x_t, for s the next, less noisy time."""
+
+import math
+from abc import ABC, abstractmethod
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lit_align.diffusion.process import Process, like
+
+Reduction = Literal["mean", "sum"]
+
+
+def _reduce(x: Tensor, reduction: Reduction) -> Tensor:
+    return getattr(x.flatten(1), reduction)(1)
+
+
+class Gaussian(NamedTuple):
+    """N(mean, std^2 I): mean (B, ...), std broadcastable to it, float32.
+
+    Reductions are over the sample's own axes: the mean, as policy-gradient codes for diffusion do (a ratio of two such
+    log-probabilities is the C H W-th root of the true one), or the sum, the true density (importance weights need it).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """mean + std noise."""
+        return self.mean + self.std * noise
+
+    def log_prob(self, x: Tensor, reduction: Reduction = "mean") -> Tensor:
+        """log density of x (B, ...): (B,). ValueError where the step is deterministic."""
+        if (self.std <= 0).any():
+            raise ValueError("a deterministic step has no likelihood: use eta > 0, and leave out the last step where its noise is 0.")
+        z = (x.detach().float() - self.mean) / self.std
+        return _reduce(-0.5 * z.square() - self.std.log() - 0.5 * math.log(2 * math.pi), reduction)
+
+    def kl(self, other: "Gaussian", reduction: Reduction = "mean") -> Tensor:
+        """KL(self || other): (B,)."""
+        ratio = self.std / other.std
+        z = (self.mean - other.mean) / other.std
+        return _reduce(0.5 * (ratio.square() + z.square() - 1) - ratio.log(), reduction)
+
+
+class Transition(ABC):
+    """A rule for the step. It needs only where x_0 and eps are thought to be, so guidance and prediction type stay outside."""
+
+    @abstractmethod
+    def __call__(self, process: Process, x_t: Tensor, x_0: Tensor, eps: Tensor, t: Tensor, s: Tensor) -> Gaussian:
+        """The law of x_s given x_t and the estimates x_0 and eps (B, ...), for times t > s (B,)."""
+
+
+class DDIM(Transition):
+    """Song et al. 2021, arXiv 2010.02502, eq. 12: eta 0 is deterministic (for a flow: the Euler step), 1 has the variance of
+    q(x_s | x_t, x_0), as in DDPM. Eq. 16's sigma is written for any (alpha, sigma)."""
+
+    def __init__(self, eta: float = 0.0):
+        self.eta = eta
+
+    def __call__(self, process, x_t, x_0, eps, t, s):
+        (a_t, s_t), (a_s, s_s) = process.coefficients(t, x_t), process.coefficients(s, x_t)
+        std = self.eta * s_s * (1 - (a_t * s_s / (a_s * s_t)).square()).clamp(min=0).sqrt()
+        return Gaussian(a_s * x_0 + (s_s.square() - std.square()).clamp(min=0).sqrt() * eps, std)
+
+
+class FlowSDE(Transition):
+    """Flow-GRPO's marginal-preserving SDE (arXiv 2505.05470, eq. 9): noise level a sqrt(t / (1 - t)); at t = 1 the
+    denominator takes the next time, so that the first step's std is a exactly."""
+
+    def __init__(self, a: float = 0.7):
+        self.a = a
+
+    def __call__(self, process, x_t, x_0, eps, t, s):
+        v, dt = eps - x_0, like((s - t).float(), x_t)
+        below = like(torch.where(t == 1, s, t).float(), x_t)
+        t = like(t.float(), x_t)
+        level = self.a * (t / (1 - below)).sqrt()
+        drift = v + level.square() / (2 * t) * (x_t + (1 - t) * v)
+        return Gaussian(x_t + drift * dt, level * (-dt).sqrt())
+
+
+class DanceSDE(Transition):
+    """DanceGRPO's SDE with a constant noise level eta (arXiv 2505.07818)."""
+
+    def __init__(self, eta: float = 0.3):
+        self.eta = eta
+
+    def __call__(self, process, x_t, x_0, eps, t, s):
+        v, dt = eps - x_0, like((s - t).float(), x_t)
+        t = like(t.float(), x_t)
+        score = -(x_t - (1 - t) * x_0) / t.square()
+        return Gaussian(x_t + (v - 0.5 * self.eta**2 * score) * dt, self.eta * (-dt).sqrt())
+
+
+class CPS(Transition):
+    """Coefficients-preserving sampling (arXiv 2509.05952): the noise after the step is s exactly, a part sin(a pi / 2) of it fresh.
+
+    The official code takes -mean (x_s - mean)^2 for the log-probability, without 1 / (2 std^2): rescale its clip range.
+    """
+
+    def __init__(self, a: float = 0.8):
+        self.a = a
+
+    def __call__(self, process, x_t, x_0, eps, t, s):
+        s = like(s.float(), x_t)
+        std = s * math.sin(self.a * math.pi / 2)
+        return Gaussian((1 - s) * x_0 + (s.square() - std.square()).sqrt() * eps, std)

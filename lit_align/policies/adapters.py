@@ -1,0 +1,46 @@
+"""How a policy is trained: a low-rank adapter, or all of it."""
+
+from torch import nn
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")  # the linear maps of diffusers' attention
+
+
+class Adapter:
+    """What of a policy is trained."""
+
+
+class LoRA(Adapter):
+    """Low-rank adapters (arXiv 2106.09685) on the denoiser by peft; the reference is the same model with them off.
+
+    Args:
+        rank: r.
+        alpha: numerator of the scale alpha / r (default: r).
+        target_modules: names of the linear layers that get one, matched at their end.
+        init: of the A matrices; B starts at zero, so that the policy starts as its reference.
+    """
+
+    def __init__(self, rank: int = 8, alpha: float | None = None, target_modules: list[str] | None = None, init: str = "gaussian"):
+        self.rank, self.alpha, self.init = rank, alpha or rank, init
+        self.target_modules = list(target_modules or ATTENTION)
+
+    def attach(self, denoiser: nn.Module) -> None:
+        """Adds the adapters to a frozen diffusers model: they alone are trained, in float32, without dropout."""
+        from peft import LoraConfig
+
+        denoiser.add_adapter(
+            LoraConfig(r=self.rank, lora_alpha=self.alpha, init_lora_weights=self.init, target_modules=self.target_modules)
+        )
+        for p in denoiser.parameters():
+            if p.requires_grad:
+                p.data = p.data.float()
+
+
+class Full(Adapter):
+    """Training of the whole denoiser with float32 weights; the reference is a frozen copy.
+
+    Args:
+        text_encoder: train the text encoders too.
+    """
+
+    def __init__(self, text_encoder: bool = False):
+        self.text_encoder = text_encoder

@@ -1,0 +1,34 @@
+"""Stable Diffusion XL."""
+
+import torch
+from torch import Tensor
+
+from lit_align.policies.policy import Policy
+
+
+class StableDiffusionXL(Policy):
+    """A UNet with two CLIP text encoders, a pooled embedding, and size and crop conditioning (arXiv 2307.01952).
+
+    Time ids are [H, W, 0, 0, H, W] for every image, as in Diffusion-DPO's official code and at sampling. Dropped captions
+    are the encoded empty string; guidance leads away from zeros where the pipeline says so (force_zeros_for_empty_prompt).
+    """
+
+    pipeline_class = "StableDiffusionXLPipeline"
+    denoiser_name = "unet"
+    encoder_names = ("text_encoder", "text_encoder_2")
+
+    def embed(self, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
+        text, _, pooled, _ = self.pipe.encode_prompt(prompts, device=device, do_classifier_free_guidance=False)
+        r = self.resolution
+        ids = torch.tensor([[r, r, 0, 0, r, r]], dtype=torch.float32).expand(len(prompts), -1)
+        return {"text": text, "pooled": pooled, "time_ids": ids}  # (B, L, D), (B, D'), (B, 6)
+
+    def unconditional(self) -> dict[str, Tensor]:
+        null = super().unconditional()
+        if self.pipe.config.force_zeros_for_empty_prompt:
+            null |= {k: torch.zeros_like(null[k]) for k in ("text", "pooled")}
+        return null
+
+    def predict(self, x_t, t, cond):
+        added = {"text_embeds": cond["pooled"], "time_ids": cond["time_ids"]}
+        return self.denoiser(x_t, t, cond["text"], added_cond_kwargs=added).sample

@@ -1,0 +1,21 @@
+"""Stable Diffusion 1.x and 2.x."""
+
+import torch
+from torch import Tensor
+
+from lit_align.policies.policy import Policy
+
+
+class StableDiffusion(Policy):
+    """A UNet with one CLIP text encoder (arXiv 2112.10752); epsilon or v prediction, as its scheduler says."""
+
+    pipeline_class = "StableDiffusionPipeline"
+    denoiser_name = "unet"
+    encoder_names = ("text_encoder",)
+
+    def embed(self, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
+        text, _ = self.pipe.encode_prompt(prompts, device, 1, False)
+        return {"text": text}  # (B, L, D)
+
+    def predict(self, x_t, t, cond):
+        return self.denoiser(x_t, t, cond["text"]).sample
