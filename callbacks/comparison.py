@@ -14,10 +14,16 @@ from callbacks.grid import grid, save_png, to_pil
 Z = 1.96  # two-sided 95 % of a normal
 
 
-def interval(x: Tensor) -> tuple[float, float]:
-    """95 % interval of the mean of x (N,), normal approximation."""
-    half = Z * x.double().std().item() / math.sqrt(len(x)) if len(x) > 1 else math.nan
+def interval(x: Tensor) -> tuple[float, float] | None:
+    """95 % interval of the mean of x (N,), normal approximation; None of one value."""
+    if len(x) == 1:
+        return None
+    half = Z * x.double().std().item() / math.sqrt(len(x))
     return x.double().mean().item() - half, x.double().mean().item() + half
+
+
+def bracket(bounds: tuple[float, float] | None, sign: str = "+") -> str:
+    return f"[{bounds[0]:{sign}.3f}, {bounds[1]:{sign}.3f}]" if bounds else "unknown"
 
 
 class Comparison(L.Callback):
@@ -40,6 +46,7 @@ class Comparison(L.Callback):
         if "reference_image" not in outputs:
             return
         for i, prompt in enumerate(outputs["prompt"]):
+            pair = (outputs["reference_image"][i], outputs["image"][i]) if len(self.rows) < 8 * self.pairs else ()
             self.rows.append(
                 {
                     "index": outputs["index"][i],
@@ -47,7 +54,7 @@ class Comparison(L.Callback):
                     "skill": outputs.get("skill", [""] * len(outputs["prompt"]))[i],
                     "before": {k: float(v[i]) for k, v in outputs["reference_scores"].items()},
                     "after": {k: float(v[i]) for k, v in outputs["scores"].items()},
-                    "images": (outputs["reference_image"][i], outputs["image"][i]) if len(self.rows) < 8 * self.pairs else None,
+                    "images": [to_pil(image, 128, 256) for image in pair],
                 }
             )
 
@@ -70,10 +77,10 @@ class Comparison(L.Callback):
             self.show(name, figures)
         print(f"same prompts and seeds, before and after: {os.path.join(root, 'comparison.png')}")
         name, all_rows = next((name, figures["all"]) for name, figures in report.items())
-        low, high = all_rows["gain_interval"]
         took = time.time() - self.start + self.fit_seconds(root)
         print(
-            f"{name} accuracy {all_rows['before']:.3f} -> {all_rows['after']:.3f}, gain 95% CI [{low:+.3f}, {high:+.3f}], {took:.0f} s"
+            f"{name} accuracy {all_rows['before']:.3f} -> {all_rows['after']:.3f}, "
+            f"gain 95% CI {bracket(all_rows['gain_interval'])}, {took:.0f} s"
         )
 
     @staticmethod
@@ -87,6 +94,7 @@ class Comparison(L.Callback):
 
     def on_fit_end(self, trainer, module) -> None:
         if trainer.is_global_zero:
+            os.makedirs(trainer.default_root_dir, exist_ok=True)
             with open(os.path.join(trainer.default_root_dir, "fit_seconds.json"), "w") as file:
                 json.dump(time.time() - self.start, file)
 
@@ -112,10 +120,11 @@ class Comparison(L.Callback):
     def show(name: str, figures: dict) -> None:
         print(f"\n{name:<16}{'n':>6}{'before':>10}{'after':>10}{'gain':>10}   95% interval")
         for group, f in figures.items():
-            low, high = f["gain_interval"]
-            print(f"{group:<16}{f['n']:>6}{f['before']:>10.3f}{f['after']:>10.3f}{f['after'] - f['before']:>+10.3f}   [{low:+.3f}, {high:+.3f}]")
-        low, high = figures["all"]["win_rate_interval"]
-        print(f"win rate against the reference, ties half: {figures['all']['win_rate']:.3f} [{low:.3f}, {high:.3f}]")
+            gain = f["after"] - f["before"]
+            bounds = bracket(f["gain_interval"])
+            print(f"{group:<16}{f['n']:>6}{f['before']:>10.3f}{f['after']:>10.3f}{gain:>+10.3f}   {bounds}")
+        bounds = bracket(figures["all"]["win_rate_interval"], "")
+        print(f"win rate against the reference, ties half: {figures['all']['win_rate']:.3f} {bounds}")
 
     def sheet(self, rows: list[dict], name: str, path: str) -> None:
         gain = lambda row: row["after"][name] - row["before"][name]  # noqa: E731
@@ -124,5 +133,5 @@ class Comparison(L.Callback):
         shown = (changed + [row for row in shown if not gain(row)])[: self.pairs]
         score = lambda row: f"{name} {row['before'][name]:.3g} -> {row['after'][name]:.3g}"  # noqa: E731
         colors = ["green" if gain(r) > 0 else "red" if gain(r) < 0 else "lightgray" for r in shown]
-        cells = [[to_pil(image, 128) for image in row["images"]] for row in shown]
+        cells = [row["images"] for row in shown]
         save_png(grid(cells, [f"{r['prompt']} | {score(r)}" for r in shown], colors, ["before", "after"]), path)

@@ -10,7 +10,8 @@ from callbacks.trainable import laid_out_like, trainable, whole, write
 class EMA(L.Callback):
     """ema <- decay ema + (1 - decay) theta after every optimizer step, over trainable tensors only.
 
-    The average stands in for the weights during validation, test and predict, and takes their place when training ends.
+    The average stands in for the weights during validation, test and predict, and while the module saves what it trained
+    (its `on_train_end`).
     Checkpoints hold both: the weights, and the average in this callback's state. Works on sharded tensors (FSDP2).
 
     Args:
@@ -58,11 +59,11 @@ class EMA(L.Callback):
             write(self.weights, module)
             self.weights = None
 
-    on_validation_start = on_test_start = on_predict_start = _stand_in
-    on_validation_end = on_test_end = on_predict_end = on_exception = lambda self, trainer, module, *_: self._step_back(trainer, module)
+    on_validation_start = on_test_start = on_predict_start = on_train_end = _stand_in
+    on_validation_end = on_test_end = on_predict_end = on_fit_end = _step_back
 
-    def on_train_end(self, trainer, module) -> None:
-        write(self.average, module)
+    def on_exception(self, trainer, module, exception) -> None:
+        self._step_back(trainer, module)
 
     def on_save_checkpoint(self, trainer, module, checkpoint) -> None:
         if self.weights is not None:  # saved while the average stands in: the file gets the weights

@@ -7,11 +7,15 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 
-def to_pil(image: Tensor, least: int = 1) -> Image.Image:
-    """An image (3, H, W) in [0, 1], enlarged by a whole factor to at least `least` pixels in height."""
+def to_pil(image: Tensor, least: int = 1, most: int | None = None) -> Image.Image:
+    """An image (3, H, W) in [0, 1], enlarged by a whole factor to at least `least` pixels in height, shrunk to `most`."""
     pixels = (image.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     factor = max(1, math.ceil(least / pixels.shape[0]))
-    return Image.fromarray(pixels).resize((pixels.shape[1] * factor, pixels.shape[0] * factor), Image.Resampling.NEAREST)
+    size = (pixels.shape[1] * factor, pixels.shape[0] * factor)
+    picture = Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST)
+    if most:
+        picture.thumbnail((most, most))
+    return picture
 
 
 def save_png(image: Image.Image, path: str) -> None:

@@ -89,7 +89,6 @@ class LoRAScaling(L.Callback):
     def _validate(self, trainer, module) -> dict[str, float]:
         """The means of what the module logs over the validation batches, with its `log` listened to."""
         seen: dict[str, list] = {}
-        original = module.log
         module.log = lambda name, value, **kwargs: seen.setdefault(name, []).append(
             (float(value), kwargs.get("batch_size") or 1)
         )
@@ -98,9 +97,11 @@ class LoRAScaling(L.Callback):
             loaders = trainer.val_dataloaders if isinstance(trainer.val_dataloaders, list) else [trainer.val_dataloaders]
             for number, loader in enumerate(loaders):
                 for i, batch in zip(range(int(min(trainer.num_val_batches[number], 10**9))), loader):
-                    module.validation_step(move_data_to_device(batch, module.device), i, *([number] if len(loaders) > 1 else []))
+                    batch = move_data_to_device(batch, module.device)
+                    with trainer.precision_plugin.val_step_context():
+                        module.validation_step(batch, i, *([number] if len(loaders) > 1 else []))
         finally:
-            module.log = original
+            del module.log  # the method shows again
         return {name: sum(v * n for v, n in rows) / sum(n for _, n in rows) for name, rows in seen.items()}
 
     on_test_start = on_predict_start = on_validation_start
@@ -109,3 +110,4 @@ class LoRAScaling(L.Callback):
     def on_train_end(self, trainer, module) -> None:
         if self.bake_at_end:
             bake(module, self.scale)
+            self.scale = 1.0  # of the baked adapter

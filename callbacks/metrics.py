@@ -34,6 +34,8 @@ class Throughput(L.Callback):
     def on_validation_start(self, trainer, module) -> None:
         self.end_of_last = None
 
+    on_train_start = on_validation_start
+
     @staticmethod
     def peak(device: torch.device) -> float:
         if device.type == "cuda":

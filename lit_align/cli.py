@@ -74,7 +74,7 @@ class Parser(LightningArgumentParser):
 
     def sentence(self, message: str) -> str:
         """The cause out of jsonargparse's report, with the closest names that would have been right."""
-        if m := re.search(r"(?:Key|Option) '([\w.\-]+)' is not (?:expected|accepted)|Unrecognized arguments: --([\w.]+)", message):
+        if m := re.search(r"(?:Key|Option) '([\w.\-]+)' is not (?:expected|accepted)|[Uu]nrecognized arguments: --([\w.]+)", message):
             key = (m[1] or m[2]).rsplit(".", 1)[-1].removesuffix("+")
             return f"there is no option {m[1] or m[2]}{self.close(key, self.options())}."
         if m := re.search(r"Expected a dot import path string: ([\w.]+)", message):

@@ -18,7 +18,7 @@ class Algorithm(L.LightningModule):
 
     Args:
         policy: the model to align.
-        optimizer: called with the trainable parameters.
+        optimizer: called with the trainable parameters (default: torch's AdamW).
         lr_scheduler: called with the optimizer, stepped once per optimizer step.
         sampler: how images are drawn at validation, test and predict (default: 50 DDIM steps, guidance 7.5).
         rewards: scores of those images, logged as `val/reward/<name>`; the first is the headline of `test`.
@@ -33,7 +33,7 @@ class Algorithm(L.LightningModule):
     def __init__(
         self,
         policy: Policy,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
+        optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         sampler: Sampler | None = None,
         rewards: list[Reward] | None = None,
@@ -42,7 +42,7 @@ class Algorithm(L.LightningModule):
     ):
         super().__init__()
         self.policy = policy
-        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.optimizer, self.lr_scheduler = optimizer or torch.optim.AdamW, lr_scheduler
         self.sampler = sampler or Sampler()
         self.rewards = torch.nn.ModuleList(rewards or []).eval().requires_grad_(False)
         self.caption_dropout = caption_dropout

@@ -48,7 +48,8 @@ def test_average_stands_in_for_validation_and_leaves_training_alone(module, trai
 @pytest.mark.parametrize("when", ["test", "predict"])
 def test_average_of_a_checkpoint_stands_in_for(module, trainer, tmp_path, when):
     weights = Weights()
-    trainer([EMA(DECAY), ModelCheckpoint(tmp_path, "end", every_n_train_steps=8), weights], enable_checkpointing=True).fit(module())
+    save = ModelCheckpoint(tmp_path, "end", every_n_train_steps=8)
+    trainer([EMA(DECAY), save, weights], enable_checkpointing=True).fit(module())
     model = module()
     getattr(trainer([EMA(DECAY)]), when)(model, ckpt_path=tmp_path / "end.ckpt")
     torch.testing.assert_close(model.seen[0], averaged(weights.after))
@@ -59,19 +60,24 @@ def test_resumed_equals_straight(module, trainer, tmp_path):
     straight, resumed = EMA(DECAY), EMA(DECAY)
     one, two = Weights(), Weights()
     trainer([straight, one], max_epochs=2).fit(module())
-    save = ModelCheckpoint(tmp_path, "middle", every_n_train_steps=4)
-    trainer([EMA(DECAY), save], enable_checkpointing=True, max_steps=4, max_epochs=-1).fit(module())
+    save = ModelCheckpoint(tmp_path, "middle", every_n_epochs=1)
+    trainer([EMA(DECAY), save], enable_checkpointing=True).fit(module())
     trainer([resumed, two], max_epochs=2).fit(module(), ckpt_path=tmp_path / "middle.ckpt")
     assert torch.equal(one.after[-1], two.after[-1])
     for name, average in straight.state_dict()["average"].items():
         assert torch.equal(average, resumed.state_dict()["average"][name])
 
 
-@pytest.mark.parametrize("save", [{"every_n_epochs": 1}, {"every_n_train_steps": 4}, {"every_n_train_steps": 4, "save_last": True}])
+@pytest.mark.parametrize(
+    "save",
+    [{"every_n_epochs": 1}, {"every_n_train_steps": 4}, {"every_n_train_steps": 100, "save_last": True}],
+)
 def test_checkpoints_hold_the_weights_not_the_average(module, trainer, tmp_path, save):
     weights = Weights()
     trainer([EMA(DECAY), ModelCheckpoint(tmp_path, **save), weights], enable_checkpointing=True).fit(module())
-    for path in tmp_path.glob("*.ckpt"):
+    paths = list(tmp_path.glob("*.ckpt"))
+    assert paths
+    for path in paths:
         checkpoint = torch.load(path, weights_only=True)
         assert torch.equal(checkpoint["state_dict"]["net.weight"], weights.after[checkpoint["global_step"]])
 
@@ -98,10 +104,14 @@ def test_weights_are_back_after_an_exception_in_validation(module, trainer):
     assert torch.equal(model.net.weight.data, weights.after[-1])
 
 
-def test_average_is_what_training_leaves_behind(module, trainer):
-    model, weights = module(), Weights()
+def test_module_exports_the_average(module, trainer):
+    class Exports(module):
+        def on_train_end(self):
+            self.export = self.net.weight.detach().clone()
+
+    model, weights = Exports(), Weights()
     trainer([EMA(DECAY), weights]).fit(model)
-    torch.testing.assert_close(model.net.weight.data, averaged(weights.after))
+    torch.testing.assert_close(model.export, averaged(weights.after))
 
 
 @pytest.mark.parametrize("decay", [1.0, -0.1])

@@ -29,14 +29,16 @@ class Paints(L.LightningModule):
     def validation_step(self, rows, i):
         rows = rows.tolist()
         image = torch.stack([torch.full((3, 8, 8), row / 10) for row in rows])
-        return {"image": image, "prompt": [f"grey {row}" for row in rows], "index": rows, "scores": {"exact": AFTER[rows]}}
+        prompts = [f"grey {row}" for row in rows]
+        return {"image": image, "prompt": prompts, "index": rows, "scores": {"exact": AFTER[rows]}}
 
     predict_step = validation_step
 
     def test_step(self, rows, i):
         out = self.validation_step(rows, i)
         skill = [SKILLS[row] for row in rows.tolist()]
-        return out | {"skill": skill, "reference_image": torch.zeros_like(out["image"]), "reference_scores": {"exact": BEFORE[rows]}}
+        reference = {"reference_image": torch.zeros_like(out["image"]), "reference_scores": {"exact": BEFORE[rows]}}
+        return out | {"skill": skill} | reference
 
     def training_step(self, rows, i):
         return self.net.weight.sum()
@@ -61,9 +63,12 @@ def test_a_picture_keeps_its_pixels_and_is_enlarged_by_whole_factors():
 def test_grid_shows_at_most_max_images_of_one_validation(trainer, tmp_path):
     colors = {}
     for limit in (3, 16):
-        trainer([ImageGrid(limit)], max_epochs=2, default_root_dir=tmp_path / str(limit)).fit(Paints())
-        assert sorted(p.name for p in (tmp_path / str(limit) / "samples").iterdir()) == ["step_000002.png", "step_000004.png"]
-        for path in (tmp_path / str(limit) / "samples").iterdir():
+        root = tmp_path / str(limit)
+        trainer([ImageGrid(limit)], max_epochs=2, default_root_dir=root).fit(Paints())
+        paths = sorted((root / "samples").iterdir())
+        assert [path.name for path in paths] == ["step_000002.png", "step_000004.png"]
+        assert len({Image.open(path).size for path in paths}) == 1  # the second shows nothing of the first
+        for path in paths:
             pixels = Image.open(path).convert("L").getcolors(1 << 20)
             colors[limit] = {value for n, value in pixels if n >= 128 * 128} - {255}
             assert colors[limit] == {round(row / 10 * 255) for row in range(min(limit, 4))}

@@ -1,0 +1,170 @@
+import math
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from torch.distributions import Normal, kl_divergence
+
+from lit_align.diffusion.process import Flow, Process
+from lit_align.diffusion.transition import CPS, DDIM, DanceSDE, FlowSDE, Gaussian
+
+SD = {"_class_name": "DDIMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1,
+      "set_alpha_to_one": False, "clip_sample": False}  # fmt: skip
+
+
+def tensors(n=3):
+    return torch.randn(3, n, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+# t, p, sigma, expected log-prob of an own sample, d mean / d eps: arithmetic on the published betas (T = 50, eta = 1)
+DDIM_TABLE = [
+    (981, 961, 0.454463, -0.630300, -0.232936),
+    (741, 721, 0.377494, -0.444737, -0.160634),
+    (501, 481, 0.294785, -0.197428, -0.111188),
+    (41, 21, 0.099887, 0.884774, -0.101611),
+    (1, 0, 0.020648, 2.461183, -0.020714),
+]
+
+
+@pytest.mark.parametrize("t,p,sigma,expected,slope", DDIM_TABLE)
+def test_ddim_table(t, p, sigma, expected, slope):
+    vp, x_t = Process.from_scheduler(SD), tensors()[0]
+    times = torch.full((3,), t), torch.full((3,), p)
+
+    def mean(eps):
+        return DDIM(eta=1.0)(vp, x_t, vp.to_x0(eps, x_t, times[0]), eps, *times)
+
+    eps = tensors()[1]
+    g = mean(eps)
+    torch.testing.assert_close(g.std.flatten(), torch.full((3,), sigma), atol=2e-6, rtol=0)
+    assert (-0.5 - g.std.log() - 0.5 * math.log(2 * math.pi)).flatten()[0].item() == pytest.approx(expected, abs=1e-4)
+    assert (mean(eps + 1).mean - g.mean).mean().item() == pytest.approx(slope, abs=2e-5)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_ddim_step_is_diffusers(eta, prediction):
+    config = SD | {"prediction_type": prediction}
+    scheduler, vp = DDIMScheduler.from_config(config), Process.from_scheduler(config)
+    scheduler.set_timesteps(20)
+    grid = vp.timesteps(20)
+    x_t, pred, noise = tensors(1)
+    for i, t in enumerate(scheduler.timesteps):
+        times = grid[i : i + 1], grid[i + 1 : i + 2]
+        g = DDIM(eta)(vp, x_t, vp.to_x0(pred, x_t, times[0]), vp.to_eps(pred, x_t, times[0]), *times)
+        theirs = scheduler.step(pred, t, x_t, eta=eta, variance_noise=noise).prev_sample
+        torch.testing.assert_close(g.sample(noise), theirs, atol=2e-5, rtol=1e-4)
+
+
+def test_euler_step_is_diffusers():
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(10)
+    flow, (x_t, v, _) = Flow(3.0), tensors(1)
+    grid = flow.timesteps(10)
+    for i, t in enumerate(scheduler.timesteps):
+        times = grid[i : i + 1], grid[i + 1 : i + 2]
+        g = DDIM()(flow, x_t, flow.to_x0(v, x_t, times[0]), flow.to_eps(v, x_t, times[0]), *times)
+        torch.testing.assert_close(g.mean, scheduler.step(v, t, x_t).prev_sample, atol=1e-5, rtol=1e-5)
+        assert not g.std.any()
+
+
+# sigma, sigma_t, s, d mean / d v, CPS std at a = 0.8 (SD3 schedule, shift 3, 10 steps, a = 0.7)
+FLOW_TABLE = [
+    (0, 1.000000, 0.700000, -0.039871, 0.913137),
+    (1, 0.960129, 0.742964, -0.058242, 0.868646),
+    (4, 0.790368, 0.391794, -0.103447, 0.672662),
+    (8, 0.278049, 0.225360, -0.335055, 0.008492),
+    (9, 0.008929, 0.006278, -0.011116, 0.0),
+]
+
+
+@pytest.mark.parametrize("i,sigma,s,slope,cps", FLOW_TABLE)
+def test_flow_sde_table(i, sigma, s, slope, cps):
+    flow, (x_t, v, _) = Flow(3.0), tensors(1)
+    grid = flow.timesteps(10)
+    times = grid[i : i + 1], grid[i + 1 : i + 2]
+    assert times[0].item() == pytest.approx(sigma, abs=1e-6)
+    at = lambda rule, v: rule(flow, x_t, flow.to_x0(v, x_t, times[0]), flow.to_eps(v, x_t, times[0]), *times)  # noqa: E731
+    g = at(FlowSDE(0.7), v)
+    assert g.std.item() == pytest.approx(s, abs=2e-6)
+    assert (at(FlowSDE(0.7), v + 1).mean - g.mean).mean().item() == pytest.approx(slope, abs=1e-5)
+    assert at(CPS(0.8), v).std.item() == pytest.approx(cps, abs=2e-6)
+
+
+@pytest.mark.parametrize("shift,n", [(1.0, 10), (3.0, 10), (3.0, 40), (7.0, 16)])
+def test_the_first_flow_sde_step_has_std_a(shift, n):
+    flow, (x, v, _) = Flow(shift), tensors(1)
+    grid = flow.timesteps(n)
+    assert FlowSDE(0.7)(flow, x, x, v, grid[:1], grid[1:2]).std.item() == pytest.approx(0.7, abs=1e-5)
+
+
+def test_dance_sde_table():
+    flow, (x, v, _) = Flow(), tensors(1)
+    u = torch.linspace(1, 0, 17)
+    grid = 3 * u / (1 + 2 * u)
+    for i, s in ((0, 0.044233), (1, 0.046199), (8, 0.067082), (14, 0.109545), (15, 0.122474)):
+        assert DanceSDE(0.3)(flow, x, x, v, grid[i : i + 1], grid[i + 1 : i + 2]).std.item() == pytest.approx(s, abs=2e-6)
+
+
+MARGINALS = [  # terminal std for data N(1.5, 0.25), exact velocity, grid 3u / (1 + 2u); from the exact affine recursion
+    (DDIM(), 10, 0.36969), (DDIM(), 40, 0.46472), (DDIM(), 160, 0.49095),
+    (FlowSDE(0.7), 10, 0.42436), (FlowSDE(0.7), 160, 0.49554),
+    (DanceSDE(0.3), 10, 0.38518), (DanceSDE(0.3), 160, 0.49194),
+    (CPS(0.8), 10, 0.31458), (CPS(0.8), 160, 0.39176), (CPS(0.3), 40, 0.45012),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("rule,n,expected", MARGINALS)
+def test_terminal_law_by_affine_recursion(rule, n, expected):
+    """Every step is x_s = A x_t + B + std z with A, B read off the rule at two points: mean and variance follow exactly."""
+    m, d = 1.5, 0.5
+    flow, u = Flow(), torch.linspace(1, 0, n + 1, dtype=torch.float64)
+    grid = (3 * u / (1 + 2 * u)).float()
+
+    def velocity(x, t):
+        var = (1 - t) ** 2 * d**2 + t**2
+        x_0 = m + (1 - t) * d**2 / var * (x - (1 - t) * m)
+        eps = t / var * (x - (1 - t) * m)
+        return x_0, eps
+
+    mean, var = 0.0, 1.0
+    x = torch.tensor([0.0, 1.0]).view(2, 1)
+    for t, s in zip(grid[:-1], grid[1:]):
+        g = rule(flow, x, *velocity(x, t), t.expand(2), s.expand(2))
+        b, a = g.mean[0].item(), (g.mean[1] - g.mean[0]).item()
+        std = g.std.flatten()[0].item()
+        mean, var = a * mean + b, a * a * var + std**2
+    assert mean == pytest.approx(m, abs=2e-4) and math.sqrt(var) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_gaussian_agrees_with_torch(reduction):
+    a, b, x = tensors()
+    std = torch.tensor([0.5, 1.0, 2.0]).view(3, 1, 1, 1)
+    p, q = Gaussian(a, std), Gaussian(b, 2 * std)
+    reduce = lambda v: getattr(v.flatten(1), reduction)(1)  # noqa: E731
+    torch.testing.assert_close(p.log_prob(x, reduction), reduce(Normal(a, std).log_prob(x)))
+    torch.testing.assert_close(p.kl(q, reduction), reduce(kl_divergence(Normal(a, std), Normal(b, 2 * std))))
+    assert p.kl(p).abs().max() == 0
+
+
+def test_equal_std_kl_is_the_weighted_error_of_eps():
+    """KL = (d mean / d eps)^2 / (2 sigma^2) x MSE(eps, eps_ref); at t = 501 the factor is 0.07113."""
+    vp, (x_t, eps, ref) = Process.from_scheduler(SD), tensors()
+    t, p = torch.full((3,), 501), torch.full((3,), 481)
+    at = lambda e: DDIM(1.0)(vp, x_t, vp.to_x0(e, x_t, t), e, t, p)  # noqa: E731
+    mse = (eps - ref).square().flatten(1).mean(1)
+    torch.testing.assert_close(at(eps).kl(at(ref)), 0.07113 * mse, rtol=2e-4, atol=0)
+
+
+def test_the_drawn_sample_carries_no_gradient():
+    mean = torch.zeros(1, 4, requires_grad=True)
+    g = Gaussian(mean, torch.ones(1, 1))
+    x = g.sample(torch.full((1, 4), 2.0))
+    g.log_prob(x).sum().backward()
+    torch.testing.assert_close(mean.grad, torch.full((1, 4), 2.0 / 4))  # the score (x - mean) / std^2, mean over 4
+
+
+def test_a_deterministic_step_has_no_likelihood():
+    with pytest.raises(ValueError, match="eta > 0"):
+        Gaussian(torch.zeros(1, 2), torch.zeros(1, 1)).log_prob(torch.zeros(1, 2))

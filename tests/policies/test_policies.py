@@ -1,0 +1,230 @@
+import json
+
+import diffusers
+import pytest
+import torch
+
+from lit_align.diffusion.sampler import Sampler
+from lit_align.policies.adapters import Full, LoRA
+from lit_align.policies.sdxl import StableDiffusionXL
+from lit_align.policies.stable_diffusion import StableDiffusion
+from lit_align.policies.stable_diffusion3 import StableDiffusion3
+
+FAMILIES = [StableDiffusion, StableDiffusionXL, StableDiffusion3]
+PROMPTS = ["a red circle", "two blue squares"]
+
+
+@pytest.fixture(params=FAMILIES, ids=lambda c: c.__name__)
+def family(request):
+    return request.param
+
+
+def perturb(policy, scale=0.3):
+    torch.manual_seed(1)
+    for p in policy.parameters():
+        if p.requires_grad:
+            p.data += scale * p.abs().mean().clamp(min=0.05) * torch.randn_like(p)
+
+
+def load(family, folder):
+    missing = {"text_encoder_3": None, "tokenizer_3": None} if family is StableDiffusion3 else {}
+    return getattr(diffusers, family.pipeline_class).from_pretrained(folder, **missing)
+
+
+def by_pipeline(pipe, policy, x, steps=4, guidance_scale=3.0):
+    """Images by the plain pipeline's __call__: its own conditioning, scheduler, guidance and VAE."""
+    pipe.set_progress_bar_config(disable=True)
+    if not isinstance(pipe, diffusers.StableDiffusion3Pipeline):
+        keep = {k: pipe.scheduler.config[k] for k in ("beta_start", "beta_end", "beta_schedule", "steps_offset", "timestep_spacing", "prediction_type")}
+        pipe.scheduler = diffusers.DDIMScheduler(**keep, clip_sample=False, set_alpha_to_one=False)
+    r = policy.resolution
+    out = pipe(PROMPTS, latents=x.clone(), num_inference_steps=steps, guidance_scale=guidance_scale, height=r, width=r, output_type="pt")
+    return out.images
+
+
+def by_us(policy, x, steps=4, guidance_scale=3.0):
+    with torch.no_grad():
+        return policy.decode(Sampler(steps, guidance_scale)(policy, PROMPTS, x=x).x)
+
+
+def noise(policy):
+    return torch.randn(2, *policy.latent_shape, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_our_loop_draws_what_the_diffusers_pipeline_draws(family, guidance_scale):
+    policy = family("tiny")
+    ours = by_us(policy, noise(policy), guidance_scale=guidance_scale)
+    theirs = by_pipeline(policy.pipe, policy, noise(policy), guidance_scale=guidance_scale)
+    torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=0)
+
+
+def test_lora_saved_is_what_plain_diffusers_loads(family, tmp_path):
+    policy = family("tiny", LoRA(rank=4, alpha=8))
+    perturb(policy)
+    policy.save(str(tmp_path / "lora"))
+    plain = family("tiny").pipe
+    before = by_pipeline(plain, policy, noise(policy))
+    plain.load_lora_weights(str(tmp_path / "lora"))
+    theirs = by_pipeline(plain, policy, noise(policy))
+    torch.testing.assert_close(theirs, by_us(policy, noise(policy)), atol=2e-4, rtol=0)
+    assert (theirs - before).abs().max() > 1e-2  # the adapter matters
+
+
+def test_full_model_saved_is_what_plain_diffusers_loads(family, tmp_path):
+    policy = family("tiny")
+    perturb(policy)
+    policy.save(str(tmp_path / "full"))
+    theirs = by_pipeline(load(family, str(tmp_path / "full")), policy, noise(policy))
+    torch.testing.assert_close(theirs, by_us(policy, noise(policy)), atol=2e-4, rtol=0)
+    again = family(str(tmp_path / "full"))
+    assert torch.equal(by_us(again, noise(policy)), by_us(policy, noise(policy)))
+
+
+@pytest.mark.parametrize("adapter", [LoRA(rank=2), Full()], ids=["lora", "full"])
+def test_the_reference_is_the_policy_before_training(family, adapter):
+    policy = family("tiny", adapter)
+    policy.keep_reference()
+    start = by_us(policy, noise(policy))
+    with policy.reference():
+        assert torch.equal(by_us(policy, noise(policy)), start)
+    perturb(policy)
+    moved = by_us(policy, noise(policy))
+    assert not torch.equal(moved, start)
+    with policy.reference(), policy.reference():  # nesting changes nothing
+        assert torch.equal(by_us(policy, noise(policy)), start)
+    with pytest.raises(KeyError), policy.reference():
+        raise KeyError
+    assert torch.equal(by_us(policy, noise(policy)), moved)
+
+
+def test_lora_trains_the_adapter_and_nothing_else(family):
+    policy = family("tiny", LoRA(rank=2), dtype="bfloat16")
+    trained = {n: p for n, p in policy.named_parameters() if p.requires_grad}
+    assert trained and all("lora_" in n and p.dtype == torch.float32 for n, p in trained.items())
+    frozen = [p for n, p in policy.denoiser.named_parameters() if "lora_" not in n]
+    assert all(p.dtype == torch.bfloat16 and not p.requires_grad for p in frozen)
+    x = noise(policy)
+    t = policy.process.sample_timesteps(2)
+    policy.denoise(x, t, policy.condition(PROMPTS)).square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in trained.values())
+
+
+def test_full_training_spares_encoders_and_reference(family):
+    policy = family("tiny", Full())
+    policy.keep_reference()
+    assert all(p.requires_grad for p in policy.denoiser.parameters())
+    assert not any(p.requires_grad for n, p in policy.named_parameters() if not n.startswith("denoiser."))
+    parts = [m for m in policy.pipe.components.values() if isinstance(m, torch.nn.Module) and m is not policy.denoiser]
+    assert not any(p.requires_grad for m in parts for p in m.parameters())
+
+
+def test_training_the_text_encoder_reaches_it_and_the_null_prompt():
+    policy = StableDiffusion("tiny", Full(text_encoder=True))
+    x, t = noise(policy), policy.process.sample_timesteps(2)
+    policy.denoise(x, t, policy.condition(PROMPTS), guidance_scale=3.0).square().mean().backward()
+    assert all(p.grad is not None for n, p in policy.pipe.text_encoder.named_parameters() if "position_ids" not in n)
+    with pytest.raises(ValueError, match="no reference"):
+        policy.keep_reference()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
+def test_ratio_is_exactly_one_before_the_first_update(family, checkpointing, guidance_scale):
+    from lit_align.diffusion.transition import DDIM, FlowSDE
+
+    policy = family("tiny", LoRA(rank=2), gradient_checkpointing=checkpointing).train()
+    sampler = Sampler(3, guidance_scale, FlowSDE() if family is StableDiffusion3 else DDIM(1.0))
+    trajectory = sampler(policy, PROMPTS, record=True).trajectory
+    m = trajectory.minibatch(torch.arange(2), torch.ones(2, dtype=torch.long))
+    gaussian, _, _ = sampler.gaussian(policy, m["x_t"], m["t"], m["s"], m["cond"])
+    log_prob = gaussian.log_prob(m["x_s"])
+    assert torch.equal(log_prob.detach(), m["log_prob"]) and log_prob.requires_grad
+
+
+def test_encode_and_decode_follow_the_vaes_scale(family):
+    policy = family("tiny")
+    images = torch.rand(2, 3, policy.resolution, policy.resolution)
+    torch.manual_seed(0)
+    x_0 = policy.encode(images)
+    vae = policy.pipe.vae
+    torch.manual_seed(0)
+    z = vae.encode(images * 2 - 1).latent_dist.sample()
+    shift = vae.config.shift_factor or 0
+    torch.testing.assert_close(x_0, (z - shift) * vae.config.scaling_factor)
+    torch.testing.assert_close(policy.decode(x_0), (vae.decode(z).sample / 2 + 0.5).clamp(0, 1), atol=1e-5, rtol=0)
+
+
+def test_images_carry_gradient_back_to_the_policy(family):
+    policy = family("tiny", LoRA(rank=2))
+    state = Sampler(2, 1.0)(policy, PROMPTS, grad=torch.tensor([False, True]))
+    policy.decode(state.x).mean().backward()
+    assert any(p.grad is not None and p.grad.any() for p in policy.parameters() if p.requires_grad)
+
+
+def test_offloaded_encoders_give_the_same(family):
+    policy = family("tiny")
+    cond, images = policy.condition(PROMPTS), torch.rand(1, 3, policy.resolution, policy.resolution)
+    torch.manual_seed(0)
+    latents = policy.encode(images)
+    policy.offload_encoders()
+    torch.manual_seed(0)
+    assert torch.equal(policy.encode(images), latents)
+    assert all(torch.equal(a, b) for a, b in zip(cond.values(), policy.condition(PROMPTS).values()))
+
+
+def test_calls_count_images_and_branches():
+    policy = StableDiffusion("tiny")
+    assert Sampler(3, 1.0)(policy, PROMPTS).calls["denoise"] == 3
+    assert Sampler(3, 2.0)(policy, PROMPTS).calls["denoise"] == 6
+
+
+def test_a_pipeline_of_pickles_is_refused_unless_trusted(tmp_path):
+    policy = StableDiffusion("tiny")
+    policy.pipe.save_pretrained(tmp_path, safe_serialization=False)
+    for path in tmp_path.rglob("model.safetensors"):  # transformers always writes safetensors: make it what old repositories have
+        from safetensors.torch import load_file
+
+        torch.save(load_file(path), path.with_name("pytorch_model.bin"))
+        path.unlink()
+    with pytest.raises(ValueError, match="allow_pickle"):
+        StableDiffusion(str(tmp_path))
+
+
+def test_what_cannot_be_loaded_is_said_in_one_sentence(tmp_path):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+    with pytest.raises(ValueError, match="neither a folder|safetensors"):
+        StableDiffusion(str(tmp_path / "nowhere"))
+
+
+def test_quantization_needs_cuda(tmp_path):
+    StableDiffusion("tiny").pipe.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="needs a CUDA GPU"):
+        StableDiffusion(str(tmp_path), LoRA(), quantize="int4")
+
+
+def test_sd3_loads_without_t5_and_takes_its_length(tmp_path):
+    StableDiffusion3("tiny").pipe.save_pretrained(tmp_path)
+    long, short = StableDiffusion3(str(tmp_path)), StableDiffusion3(str(tmp_path), max_sequence_length=1, drop_t5=True)
+    assert long.condition(["x"])["text"].shape[1] == 77 + 256 and short.condition(["x"])["text"].shape[1] == 77 + 1
+
+
+def test_v_prediction_comes_from_the_scheduler(tmp_path):
+    policy = StableDiffusion("tiny")
+    policy.pipe.register_to_config()
+    policy.pipe.scheduler.register_to_config(prediction_type="v_prediction")
+    policy.pipe.save_pretrained(tmp_path)
+    v = StableDiffusion(str(tmp_path))
+    assert v.process.prediction == "v_prediction"
+    theirs = by_pipeline(v.pipe, v, noise(v))
+    torch.testing.assert_close(by_us(v, noise(v)), theirs, atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name,family,steps", [("shapes_sd", StableDiffusion, 4), ("shapes_flow", StableDiffusion3, 4)])
+def test_the_shipped_pipelines_load_in_plain_diffusers(name, family, steps, request):
+    folder = request.getfixturevalue(name)
+    extra = {"max_sequence_length": 1} if family is StableDiffusion3 else {}
+    policy, pipe = family(folder, **extra), load(family, folder)
+    pipe.set_progress_bar_config(disable=True)
+    theirs = pipe(PROMPTS, latents=noise(policy), num_inference_steps=steps, guidance_scale=2.0, output_type="pt", **extra).images
+    torch.testing.assert_close(by_us(policy, noise(policy), steps, 2.0), theirs.float(), atol=2e-3, rtol=0)
