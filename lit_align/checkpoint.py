@@ -1,6 +1,7 @@
 """Checkpoint files that are whole or absent."""
 
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes `<path>.part` beside the target, flushes it to the disk, and renames it: a full disk or a killed writer leaves
-    the previous file as it was. Weights are read with pickle switched off unless asked for."""
+    """Writes `<path>.part` beside the target, flushes it to the disk, and renames it: a full disk (OSError) or a killed
+    writer leaves the previous file as it was. Reading runs no pickled code unless asked to (weights_only=False)."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str, storage_options: Any | None = None) -> None:
         part = Path(f"{path}.part")
@@ -20,13 +21,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-        except BaseException:
+        except BaseException as error:
             part.unlink(missing_ok=True)
+            if isinstance(error, OSError):  # says which disk is full
+                error.filename = str(path)
             raise
         os.replace(part, path)
 
     def load_checkpoint(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        try:
-            return super().load_checkpoint(path, *args, **kwargs)
-        except (RuntimeError, EOFError) as error:
-            raise ValueError(f"{path} is no whole checkpoint ({error}); resume from another one.") from error
+        if os.path.isfile(path) and not zipfile.is_zipfile(path):
+            raise ValueError(
+                f"{path} is cut short (its {os.path.getsize(path)} bytes lack its end): start from another one."
+            )
+        return super().load_checkpoint(path, *args, **kwargs)

@@ -2,19 +2,26 @@
 
 import difflib
 import importlib
+import os
 import pkgutil
 import re
 import sys
+from inspect import signature
 from pathlib import Path
 
 import lightning as L
+import torch
 from jsonargparse import ActionConfigFile
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from lit_align.checkpoint import AtomicCheckpointIO
-from lit_align.paths import ROOT
+from lit_align.paths import ROOT, find
 
 CONFIGS = ROOT / "configs"
 
@@ -30,20 +37,20 @@ def import_all() -> None:
 
 
 def find_config(name: str) -> Path:
-    """The config file a name means: a path, or a file under `configs/` by its path or name there, with or without .yaml."""
+    """The config file a name means: a path, or a file anywhere under `configs/`; .yaml may be left out."""
     if Path(name).is_file():
         return Path(name).resolve()
     wanted = name if name.endswith((".yaml", ".yml", ".json")) else f"{name}.yaml"
     if (CONFIGS / wanted).is_file():
         return CONFIGS / wanted
-    known = sorted(CONFIGS.rglob("*.yaml"))
-    found = [path for path in known if path.as_posix().endswith(f"/{wanted}")]
+    known = {path.relative_to(CONFIGS).as_posix(): path for path in sorted(CONFIGS.rglob("*.yaml"))}
+    found = [key for key in known if key.endswith(f"/{wanted}")]
     if len(found) == 1:
-        return found[0]
-    names = [path.relative_to(CONFIGS).as_posix() for path in (found or known)]
-    closest = names if found else difflib.get_close_matches(wanted, names, 3, 0.3)
-    what = f"{name} is the name of several configs" if found else f"there is no config {name}"
-    raise FileNotFoundError(f"{what}; {'they are' if found else 'the closest are'} {', '.join(closest)}.")
+        return known[found[0]]
+    if found:
+        raise FileNotFoundError(f"{name} is the name of several configs: write one of {', '.join(found)}.")
+    closest = difflib.get_close_matches(wanted, known, 3, 0)
+    raise FileNotFoundError(f"there is no config {name}; the closest are {', '.join(closest)}.")
 
 
 class ConfigFile(ActionConfigFile):
@@ -54,58 +61,59 @@ class ConfigFile(ActionConfigFile):
             values = str(find_config(values))
         except FileNotFoundError as error:
             parser.error(str(error))
+        parser.reading = f"{values}: "
         super().__call__(parser, cfg, values, option_string)
+        parser.reading = ""
 
 
-def subclasses(base: type) -> set[str]:
-    return {c.__name__ for c in base.__subclasses__()}.union(*(subclasses(c) for c in base.__subclasses__()))
+def subclasses(base: type) -> set[type]:
+    return {base}.union(*(subclasses(c) for c in base.__subclasses__()))
+
+
+def no(what: str, name: str, wrong: str, known: set[str]) -> str:
+    """There is no `name`, for want of its part `wrong`: the sentence, with what was perhaps meant."""
+    matches = difflib.get_close_matches(wrong, sorted(known), 3)
+    return f"there is no {what} {name}" + (f"; did you mean {', '.join(matches)}?" if matches else ".")
 
 
 class Parser(LightningArgumentParser):
     """Says what is wrong in one sentence."""
 
-    names: tuple[type, ...] = ()  # base classes whose subclasses a config may name
+    bases: tuple[type, ...] = ()  # the classes whose subclasses a config may name
+    reading = ""  # the config file that is being read
 
     def error(self, message: str, ex: Exception | None = None):
         if not self.exit_on_error:  # a trial parse
             super().error(message, ex)
-        sys.stderr.write(f"lit_align: {self.sentence(message)}\n")
+        sys.stderr.write(f"lit_align: {self.reading}{self.sentence(message)}\n")
         raise SystemExit(2)
 
     def sentence(self, message: str) -> str:
-        """The cause out of jsonargparse's report, with the closest names that would have been right."""
-        if m := re.search(r"(?:Key|Option) '([\w.\-]+)' is not (?:expected|accepted)|[Uu]nrecognized arguments: --([\w.]+)", message):
-            key = (m[1] or m[2]).rsplit(".", 1)[-1].removesuffix("+")
-            return f"there is no option {m[1] or m[2]}{self.close(key, self.options())}."
-        if m := re.search(r"Expected a dot import path string: ([\w.]+)", message):
-            known = set().union(*(subclasses(base) for base in self.names))
-            return f"there is no class {m[1]}{self.close(m[1], known)}."
-        if found := re.findall(r'Parser key "([\w.]+)": ([^\n]+)', message):
-            key, why = found[-1]  # the innermost
-            if "Does not validate against any" not in why:
-                return f"{key}: {why}"
-        noise = ("Expected a <class 'NoneType'>", "Problem with given class_path")
-        reasons = [r for r in re.findall(r"^\s*- (.+)$", message, re.M) if not r.startswith(noise)]
-        return reasons[0] if reasons else re.sub(r"\s+", " ", message).strip()
-
-    def options(self) -> set[str]:
-        """Every option and constructor argument there is."""
-        import inspect
-
-        found = {action.dest.rsplit(".", 1)[-1] for action in self._actions}
-        for base in (*self.names, L.Trainer):
-            for cls in (base, *_all_subclasses(base)):
-                found |= set(inspect.signature(cls.__init__).parameters)
-        return found
-
-    @staticmethod
-    def close(name: str, known: set[str]) -> str:
-        matches = difflib.get_close_matches(name, sorted(known), 3, 0.5)
-        return f"; the closest are {', '.join(matches)}" if matches else ""
-
-
-def _all_subclasses(base: type) -> list[type]:
-    return [d for c in base.__subclasses__() for d in (c, *_all_subclasses(c))]
+        """The cause out of jsonargparse's nested report, with the closest names that would have been right."""
+        known = set().union(*(subclasses(base) for base in self.bases))
+        option = r"ption '([\w.]+)' is not|accept option '([\w.]+)'|unrecognized arguments: -*([\w.]+)"
+        if m := re.search(option, message):
+            options = {"model", "data", "trainer", "class_path", "init_args"}
+            options = options.union(*(signature(c.__init__).parameters for c in known))
+            option = m[1] or m[2] or m[3]
+            wrong = next((part for part in option.split(".") if part not in options), option)
+            return no("option", option, wrong, options)
+        name = r"a dot import path string: ([\w.]+)|has no attribute '(\w+)'|No module named '([\w.]+)'"
+        if m := re.search(name, message):
+            name = m[1] or m[2] or m[3]
+            return no("module" if m[3] else "class", name, name, {c.__name__ for c in known})
+        if m := re.search(r"arguments are required: (.+)", message):
+            return f"{m[1]} not given: name a file under configs/ with --config, or give --model and --data."
+        # the innermost key and the lines indented under it
+        key, lines = "", message
+        for m in re.finditer(r'^( *)Parser key "([\w.]+)":(?=((?:\n\1 .*|\n)+))', message, re.M):
+            key, lines = f"{m[2]}: ", m[3]
+        noise = "Expected a <class 'NoneType'>|Expected a path|Does not validate"
+        reasons = re.findall(rf"^ *- (?!{noise})(.+)$", lines, re.M) or [lines]
+        value = re.search(r"Given value: (?!Namespace)(.+)", lines)
+        text = " or ".join(reasons).replace("or Expected a ", "or ") + (f", got {value[1]}" if value else "")
+        text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text).replace("typing.", "").replace(". Got value:", ", got")
+        return key + " ".join(text.split())
 
 
 class CLI(LightningCLI):
@@ -118,37 +126,68 @@ class CLI(LightningCLI):
         return parser
 
     def _parse_ckpt_path(self) -> None:
-        """Lightning would let the checkpoint's values replace those typed now; here the checkpoint gives weights and state."""
+        """Lightning would let the checkpoint's values replace those typed now: here it gives weights and state."""
 
     def run_folder(self) -> str:
         """`checkpoints/<config>[+<overlay>...]` under the working directory, after the names of the --config files."""
         files = [Path(str(f)) for f in self._get(self.config, "config") or []]
-        names = [f.relative_to(CONFIGS).with_suffix("").as_posix() if f.is_relative_to(CONFIGS) else f.stem for f in files]
-        return str(Path("checkpoints", "+".join([names[0], *(n.rsplit("/", 1)[-1] for n in names[1:])]) if names else "run"))
+        if not files:
+            return "checkpoints/run"
+        inside = files[0].is_relative_to(CONFIGS)
+        first = files[0].relative_to(CONFIGS).with_suffix("") if inside else files[0].stem
+        return str(Path("checkpoints", "+".join([str(first), *(f.stem for f in files[1:])])))
+
+    def before_instantiate_classes(self) -> None:
+        trainer = self.config[self.subcommand].trainer
+        trainer.default_root_dir = trainer.default_root_dir or self.run_folder()  # so that the saved config names it
+        if self.subcommand != "fit":
+            self.save_config_callback = None  # the run folder keeps the config that trained it
 
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
-        except (ValueError, TypeError, OSError) as error:  # jsonargparse wraps what a constructor raises
+        except (ValueError, OSError, MisconfigurationException) as error:  # what a constructor says of its arguments
             self.parser.error(str(error))
 
     def instantiate_trainer(self, **kwargs):
         config = self._get(self.config_init, "trainer")
-        root = config.get("default_root_dir") or self.run_folder()
-        kwargs["default_root_dir"] = root
-        if config.get("logger") in (None, True):
-            kwargs["logger"] = TensorBoardLogger(root, name="", version="")
-        plugins = config.get("plugins") or []
-        plugins = list(plugins) if isinstance(plugins, list) else [plugins]
+        if config.logger in (None, True):
+            kwargs["logger"] = TensorBoardLogger(config.default_root_dir, name="", version="")
+        plugins = config.plugins or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(p, CheckpointIO) for p in plugins):
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
-        self._check_last(root)
         return super().instantiate_trainer(**kwargs)
 
-    def _check_last(self, root: str) -> None:
-        if self.subcommand != "fit" and self._get(self.config, "ckpt_path") == "last":
-            if not list(Path(root).glob("checkpoints/last*.ckpt")) and not list(Path(root).glob("checkpoints/last*/.metadata")):
-                self.parser.error(f"there is no checkpoint in {root}/checkpoints; run fit first or give --ckpt_path a file.")
+    def after_instantiate_classes(self) -> None:
+        """Makes a path of `--ckpt_path last|best`: a checkpoint of the run that `fit` with the same --config left."""
+        config = self.config_init[self.subcommand]
+        if self.subcommand == "fit" and config.ckpt_path == "last":
+            return  # Lightning resumes, or says that there is nothing to resume and starts: for jobs that are requeued
+        if config.ckpt_path in ("last", "best"):
+            config.ckpt_path = self.of_run(config.ckpt_path)
+        elif config.ckpt_path:
+            config.ckpt_path = find(config.ckpt_path)
+            if not Path(config.ckpt_path).exists():
+                self.parser.error(f"there is no checkpoint {config.ckpt_path}; give last, best or a file.")
+
+    def of_run(self, which: str) -> str:
+        """The path of the run folder's last checkpoint, or of the best that one knows of."""
+        callbacks = [c for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+        found = [path for c in callbacks for path in c._find_last_checkpoints(self.trainer)]
+        if not found:
+            folder = os.path.normpath(self.trainer.log_dir)
+            self.parser.error(f"there is no last checkpoint in {folder}: run fit with the same --config first.")
+        last = Path(max(found, key=os.path.getmtime))
+        if which == "last":
+            return str(last)
+        file = last / "meta.pt" if last.is_dir() else last  # a folder where the run was sharded
+        callbacks = torch.load(file, weights_only=True, mmap=True, map_location="cpu")["callbacks"]
+        states = [s for name, s in callbacks.items() if name.startswith("ModelCheckpoint") and s["best_model_path"]]
+        if not states:
+            self.parser.error(f"{last} knows of no best checkpoint: set save_top_k of ModelCheckpoint, or give last.")
+        best = max(states, key=lambda s: s["monitor"] is not None)
+        return str(last.parent / os.path.relpath(best["best_model_path"], best["dirpath"]))  # where the run lies now
 
 
 def main(args: list[str] | None = None, model_class=None, data_class=None) -> CLI:
@@ -162,7 +201,8 @@ def main(args: list[str] | None = None, model_class=None, data_class=None) -> CL
     from lit_align.rewards.reward import Reward
 
     model_class, data_class = model_class or Algorithm, data_class or AlignData
-    Parser.names = (model_class, data_class, Policy, Adapter, Reward, Transition, L.Callback)
+    own = (model_class, data_class, Policy, Adapter, Reward, Transition)
+    Parser.bases = (*own, L.Callback, L.Trainer, Optimizer, LRScheduler)
     return CLI(
         model_class,
         data_class,

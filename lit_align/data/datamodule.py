@@ -1,51 +1,14 @@
 """The base of every dataset: loaders that resume exactly, prompts to sample from, latents cached once."""
 
-from itertools import islice
+from collections.abc import Callable
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
+from torch.utils.data import DataLoader, Dataset
 
+from lit_align.data.order import Itself, ResumableSampler, Rows, Stream
 from lit_align.data.tables import read_prompts
-
-
-class Rows(torch.utils.data.Dataset):
-    """A datasets.Dataset whose rows know their number."""
-
-    def __init__(self, rows):
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict:
-        return {**self.rows[index], "index": index}
-
-
-class Stream(IterableDataset):
-    """A streamed dataset that starts behind the first `start` rows, once, and reshuffles by epoch."""
-
-    def __init__(self, rows, start: int, epoch):
-        self.rows, self.start, self.epoch = rows, start, epoch
-
-    def __iter__(self):
-        start, self.start = self.start, 0
-        self.rows.set_epoch(self.epoch())
-        for index, row in islice(enumerate(self.rows), start, None):
-            yield {**row, "index": index}
-
-
-class ResumableSampler(DistributedSampler):
-    """Rows in an order that depends on (seed, epoch) alone; the first pass leaves out the `start` rows already seen."""
-
-    def __init__(self, dataset, start: int = 0, **kwargs):
-        super().__init__(dataset, shuffle=True, drop_last=True, **kwargs)
-        self.start = start
-
-    def __iter__(self):
-        start, self.start = self.start, 0
-        return islice(super().__iter__(), start, None)
 
 
 def prompt_batch(rows: list[dict]) -> dict:
@@ -64,7 +27,8 @@ class AlignData(L.LightningDataModule):
         seed: of the order of rows.
         val_prompts, test_prompts, predict_prompts: files (.txt, .jsonl, .csv, .parquet) with a column `prompt`, and
             `skill` if results are to be grouped; predict falls back on the test prompts.
-        encode_once: encode all images and captions before training, cache them on disk, and let the encoders go to the CPU.
+        encode_once: encode all images and captions before training, cache them on disk, and let the encoders go to the
+            CPU.
     """
 
     images: tuple[str, ...] = ()  # the batch keys that hold images
@@ -86,9 +50,10 @@ class AlignData(L.LightningDataModule):
         self.resolution, self.seed, self.encode_once = resolution, seed, encode_once
         self.prompts = {"val": val_prompts, "test": test_prompts, "predict": predict_prompts or test_prompts}
         self.train = self.val = None
+        self.ends: list[int] = []  # of a stream's passes
 
     def load(self, split: str):
-        """The rows of split "train" or "val": something with len and [], a Stream's source, or None."""
+        """The rows of split "train" or "val": something with len and [], a datasets.IterableDataset, or None."""
         return None
 
     def collate(self, rows: list[dict]) -> dict:
@@ -97,37 +62,56 @@ class AlignData(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         if stage == "fit" and self.train is None:
-            self.train = self.load("train")
+            self.train = self._prepared("train")
         if stage in ("fit", "validate") and self.val is None:
-            self.val = self.load("val")
+            self.val = self._prepared("val")
         if stage == "fit" and self.encode_once:
-            self.train, self.val = self.encoded(self.train), self.encoded(self.val)
             self.trainer.lightning_module.policy.offload_encoders()
+
+    def _prepared(self, split: str):
+        rows = self.load(split)
+        return self.encoded(rows) if self.encode_once and rows is not None else rows
+
+    def state_dict(self) -> dict:
+        return {"ends": self.ends}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.ends = state["ends"]
+
+    def __getstate__(self) -> dict:  # loader workers need `collate`, not what trains
+        return vars(self) | {"trainer": None, "train": None, "val": None}
 
     # Loaders
 
     def train_dataloader(self) -> DataLoader:
-        seen = self.trainer.fit_loop.epoch_loop.batch_progress.current.completed  # this epoch, by the run that is resumed
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress.total
         ranks = self.trainer.distributed_sampler_kwargs or {"num_replicas": 1, "rank": 0}
-        options = {"batch_size": self.batch_size, "collate_fn": self._collate(), "num_workers": self.num_workers}
-        options |= {"drop_last": True, "generator": torch.Generator().manual_seed(self.seed)}  # leaves the global RNG alone
-        if not hasattr(self.train, "__len__"):
-            from datasets.distributed import split_dataset_by_node
+        data, sampler = self._training_order(lambda: progress.processed, **ranks)
+        generator = torch.Generator().manual_seed(self.seed)  # leaves the global random state alone
+        return self._loader(data, sampler=sampler, drop_last=True, generator=generator)
 
-            rows = split_dataset_by_node(self.train, ranks["rank"], ranks["num_replicas"])
-            return DataLoader(Stream(rows, seen * self.batch_size, lambda: self.trainer.current_epoch), **options)
-        batches = len(self.train) // ranks["num_replicas"] // self.batch_size
+    def _training_order(self, seen: Callable[[], int], num_replicas: int, rank: int):
+        from datasets import IterableDataset
+        from datasets.distributed import split_dataset_by_node
+
+        if isinstance(self.train, IterableDataset):
+            rows = split_dataset_by_node(self.train, rank, num_replicas)
+            return Itself(), Stream(rows, self.batch_size, seen, self.ends)
+        batches = len(self.train) // num_replicas // self.batch_size
         if not batches:
-            raise ValueError(f"{len(self.train)} training rows do not fill one batch of {self.batch_size} on each device.")
-        start = seen % batches * self.batch_size
-        return DataLoader(self.rows(self.train), sampler=ResumableSampler(self.train, start, seed=self.seed, **ranks), **options)
+            found = f"{len(self.train)} training rows do not fill one batch of {self.batch_size} on each device"
+            raise ValueError(f"{found}: lower --data.batch_size.")
+        limit = self.trainer.limit_train_batches  # a number of batches, or a share
+        batches = min(batches, limit) if isinstance(limit, int) else max(1, int(batches * limit))
+        order = {"seed": self.seed, "num_replicas": num_replicas, "rank": rank}
+        return Rows(self.train), ResumableSampler(self.train, self.batch_size, batches, seen, **order)
+
+    def _loader(self, data: Dataset, **kwargs) -> DataLoader:
+        return DataLoader(data, self.batch_size, collate_fn=self._collate, num_workers=self.num_workers, **kwargs)
 
     def val_dataloader(self) -> list[DataLoader]:
-        loaders = [self._prompt_loader("val")] if self.prompts["val"] else []
-        if self.val is not None:
-            options = {"batch_size": self.batch_size, "collate_fn": self._collate(), "num_workers": self.num_workers}
-            loaders.insert(0, DataLoader(self.rows(self.val), **options))
-        return loaders
+        pairs = [self._loader(Rows(self.val))] if self.val is not None else []
+        return pairs + ([self._prompt_loader("val")] if self.prompts["val"] else [])
 
     def test_dataloader(self) -> DataLoader:
         return self._prompt_loader("test")
@@ -135,48 +119,33 @@ class AlignData(L.LightningDataModule):
     def predict_dataloader(self) -> DataLoader:
         return self._prompt_loader("predict")
 
-    def rows(self, rows) -> torch.utils.data.Dataset:
-        return Rows(rows)
-
     def _prompt_loader(self, stage: str) -> DataLoader:
         if not self.prompts[stage]:
-            raise ValueError(f"there is nothing to sample from: set --data.{stage}_prompts to a file with a column `prompt`.")
-        return DataLoader(Rows(read_prompts(self.prompts[stage])), batch_size=self.val_batch_size, collate_fn=prompt_batch)
+            raise ValueError(f"nothing to sample from: set --data.{stage}_prompts to a file with a column `prompt`.")
+        return DataLoader(Rows(read_prompts(self.prompts[stage])), self.val_batch_size, collate_fn=prompt_batch)
 
     # Latents and embeddings, cached
 
-    def _collate(self):
-        return self._collate_encoded if self.encode_once else self.collate
-
-    def _collate_encoded(self, rows: list[dict]) -> dict:
-        columns = [k for k in rows[0] if k.startswith(("cond.", "latents."))]
-        tensors = {k: torch.stack([torch.as_tensor(row[k]) for row in rows]) for k in columns}
-        batch = {f"{k.removeprefix('latents.')}_latents": v for k, v in tensors.items() if k.startswith("latents.")}
-        batch["cond"] = {k.removeprefix("cond."): v for k, v in tensors.items() if k.startswith("cond.")}
-        return batch | {k: [row[k] for row in rows] for k in rows[0] if k not in columns}
+    def _collate(self, rows: list[dict]) -> dict:
+        return unpack(rows) if "encoded" in rows[0] else self.collate(rows)
 
     def encoded(self, rows):
         """The rows with their images as latents and their captions as embeddings, computed once and cached on disk."""
-        from datasets import Array2D, Array3D, Features, List, Value
+        from datasets import Dataset
+        from datasets.fingerprint import Hasher
 
-        if rows is None:
-            return None
+        if not isinstance(rows, Dataset):
+            raise ValueError(f"{type(self).__name__} has no table on disk to cache: set --data.encode_once false.")
         trainer, policy = self.trainer, self.trainer.lightning_module.policy
-        policy.encoder_device = trainer.strategy.root_device
-        names = list(self.collate([{**rows[0], "index": 0}]))
-        plain = [k for k in names if k not in (*self.images, "index", "prompt")]
+        device = policy.encoder_device = trainer.strategy.root_device
 
-        def encode(columns: dict, indices: list[int]) -> dict:
-            batch = self.collate([dict(zip(columns, values), index=i) for i, *values in zip(indices, *columns.values())])
-            out = {"prompt": batch["prompt"]} | {k: batch[k] for k in plain}
-            out |= {f"latents.{k}": policy.encode(batch[k]).cpu().numpy() for k in self.images}
-            with torch.no_grad():
-                return out | {f"cond.{k}": v.float().cpu().numpy() for k, v in policy.condition(batch["prompt"]).items()}
+        def encode(columns: dict[str, list], places: list[int]) -> dict[str, list]:
+            cells = zip(places, zip(*columns.values()))
+            batch = self.collate([{"index": i, **dict(zip(columns, row))} for i, row in cells])
+            with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+                torch.manual_seed(self.seed + places[0])  # the posterior's sample is the same whenever it is drawn
+                return pack(batch, policy, self.images)
 
-        sample = encode({k: [v] for k, v in rows[0].items()}, [0])
-        shape = {1: lambda s: List(Value("float32")), 2: lambda s: Array2D(s, "float32"), 3: lambda s: Array3D(s, "float32")}
-        features = {k: shape[v[0].ndim](v[0].shape) for k, v in sample.items() if k.startswith(("cond.", "latents."))}
-        features |= {"prompt": Value("string")} | {k: Value("float32") for k in plain}
         if not trainer.is_global_zero:
             trainer.strategy.barrier("encode_once")
         rank_zero_info(f"encode_once: {len(rows)} rows")
@@ -184,18 +153,39 @@ class AlignData(L.LightningDataModule):
             encode,
             batched=True,
             with_indices=True,
-            batch_size=32,
+            batch_size=ENCODED_AT_ONCE,
+            writer_batch_size=ENCODED_AT_ONCE,
             remove_columns=rows.column_names,
-            features=Features(features),
-            new_fingerprint=_hash(f"{rows._fingerprint} {policy.fingerprint} {self.resolution} {self.seed}"),
+            new_fingerprint=Hasher.hash(f"{rows._fingerprint} {policy.fingerprint} {self.resolution} {self.seed}"),
             desc="encode_once",
         )
         if trainer.is_global_zero:
             trainer.strategy.barrier("encode_once")
-        return out.with_format("numpy")
+        policy.encoder_device = None
+        return out
 
 
-def _hash(text: str) -> str:
-    from datasets.fingerprint import Hasher
+ENCODED_AT_ONCE = 32  # rows; a batch's bytes must stay below Arrow's 2 GiB
 
-    return Hasher.hash(text)
+
+def pack(batch: dict, policy, images: tuple[str, ...]) -> dict[str, list]:
+    """A batch as columns: its lists, and `encoded`, all tensors of a row in safetensors bytes."""
+    from safetensors.torch import save
+
+    tensors = {f"{k}_latents": policy.encode(batch[k]) for k in images}
+    tensors |= {f"cond.{k}": v for k, v in policy.condition(batch["prompt"]).items()}
+    tensors |= {k: v for k, v in batch.items() if torch.is_tensor(v) and k not in images}
+    tensors = {k: v.cpu().contiguous() for k, v in tensors.items()}
+    encoded = [save({k: v[i].clone() for k, v in tensors.items()}) for i in range(len(batch["prompt"]))]
+    return {k: v for k, v in batch.items() if not torch.is_tensor(v)} | {"encoded": encoded}
+
+
+def unpack(rows: list[dict]) -> dict:
+    """A batch from rows of `pack`: `<image>_latents`, `cond`, and what else the batch held."""
+    from safetensors.torch import load
+
+    batch = prompt_batch(rows)
+    encoded = [load(blob) for blob in batch.pop("encoded")]
+    tensors = {k: torch.stack([row[k] for row in encoded]) for k in encoded[0]}
+    batch["cond"] = {k.removeprefix("cond."): v for k, v in tensors.items() if k.startswith("cond.")}
+    return batch | {k: v for k, v in tensors.items() if not k.startswith("cond.")}

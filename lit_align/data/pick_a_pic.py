@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_align.data.datamodule import AlignData
 from lit_align.data.images import decode
-from lit_align.data.pairs import usable
+from lit_align.data.pairs import numbered, usable
 from lit_align.paths import find
 
 COLUMNS = ["caption", "jpg_0", "jpg_1", "label_0", "has_label", "are_different"]
@@ -19,13 +20,16 @@ class PickAPic(AlignData):
 
     The winner is image 0 where label_0 is 1 and image 1 where it is 0. Rows without a label are left out; so are ties
     (label_0 = 0.5), about 12 % of v2, as in Diffusion-DPO. What is left out is counted in the log.
+    `index` is the row in the split.
 
     Args:
-        path: a hub id, a folder of parquet files named after their split, or one parquet file.
+        path: a hub id, a folder of parquet files named after their split (train-00000-of-00645.parquet), one parquet
+            file, or a pattern of them.
         split: the training split.
-        val_split: a split of held-out pairs, for implicit accuracy (for a single file: another file's path).
+        val_split: a split of held-out pairs, for implicit accuracy (beside a file or pattern: another one).
         ties: drop them, or keep them with `label` 0.5 and image 0 as `win`, for methods that model ties.
-        streaming: read as a stream, shuffled within a buffer, in place of a local copy.
+        streaming: read the training split as a stream, shuffled within a buffer, in place of a local copy (its length
+            is unknown: set max_steps).
         buffer_size: rows of that buffer.
         on_corrupt: stop at an unreadable image, or look for them before training and leave those rows out.
     """
@@ -44,59 +48,73 @@ class PickAPic(AlignData):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.path, self.splits, self.ties = path, {"train": split, "val": val_split}, ties
+        if streaming and on_corrupt == "skip":
+            raise ValueError("a stream cannot be searched for corrupt images before training: set on_corrupt: error.")
+        self.path, self.splits = path, {"train": split, "val": val_split}
+        self.ties, self.kept = ties, (0.0, 1.0) if ties == "drop" else (0.0, 0.5, 1.0)
         self.streaming, self.buffer_size, self.on_corrupt = streaming, buffer_size, on_corrupt
 
-    def read(self, split: str):
+    def read(self, split: Literal["train", "val"]):
         """The split as a datasets.Dataset, or an IterableDataset when streaming."""
         from datasets import load_dataset
 
+        name, streaming = self.splits[split], self.streaming and split == "train"
         path = Path(find(self.path))
-        if not path.exists():
-            return load_dataset(self.path, split=split, streaming=self.streaming)
         if path.is_dir():
-            files = sorted(map(str, path.rglob(f"{split}*.parquet")))
+            files = sorted(str(f) for f in path.rglob("*.parquet") if f.stem == name or f.stem.startswith(f"{name}-"))
             if not files:
-                raise FileNotFoundError(f"{self.path} has no parquet file whose name starts with {split}; set --data.split.")
+                raise FileNotFoundError(f"{self.path} has no {name}.parquet or {name}-*.parquet; set --data.split.")
+        elif path.suffix == ".parquet":
+            files = find(self.name(split))
         else:
-            files = [str(path) if split == self.splits["train"] else find(split)]
-        return load_dataset("parquet", data_files=files, split="train", streaming=self.streaming)
+            return load_dataset(self.path, split=name, streaming=streaming)
+        return load_dataset("parquet", data_files=files, split="train", streaming=streaming)
+
+    def name(self, split: str) -> str:
+        """What messages call the split."""
+        if self.path.endswith(".parquet"):
+            return self.path if split == "train" else self.splits[split]
+        return f"{self.path} {self.splits[split]}"
 
     def load(self, split: str):
         if self.splits[split] is None:
             return None
-        rows = self.read(self.splits[split])
+        rows, name = self.read(split), self.name(split)
         missing = {"caption", "jpg_0", "jpg_1", "label_0"} - set(rows.column_names)
         if missing:
-            raise ValueError(f"column `{sorted(missing)[0]}` not found in {self.path}; columns are {', '.join(rows.column_names)}.")
+            found = ", ".join(rows.column_names)
+            raise ValueError(f"column `{sorted(missing)[0]}` not found in {name}; columns are {found}.")
         rows = rows.select_columns([c for c in COLUMNS if c in rows.column_names])
-        kept = (0.0, 1.0) if self.ties == "drop" else (0.0, 0.5, 1.0)
         if self.streaming and split == "train":
-            rows = rows.filter(lambda row: has_label(row.get("has_label", True)) and float(row["label_0"]) in kept)
+            rows = rows.map(lambda row, i: {"index": i, "file": name}, with_indices=True)
+            rows = rows.filter(lambda row: label(row) in self.kept)
             return rows.shuffle(seed=self.seed, buffer_size=self.buffer_size)
-        label = np.array([float("nan") if v in (None, "") else float(v) for v in rows["label_0"]])
-        labelled = np.array([has_label(v) for v in rows["has_label"]]) if "has_label" in rows.column_names else ~np.isnan(label)
-        keep = labelled & np.isin(label, kept)
-        same = sum(v is False for v in rows["are_different"]) if "are_different" in rows.column_names else 0
+        cells = rows.select_columns([c for c in rows.column_names if c not in ("caption", "jpg_0", "jpg_1")])
+        labels = np.array([label(row) for row in cells])
+        keep = np.isin(labels, self.kept)
+        same = sum(row.get("are_different") is False for row in cells)
         rank_zero_info(
-            f"{self.path} {self.splits[split]}: {len(rows)} rows, {int((labelled & (label == 0.5)).sum())} ties, "
-            f"{int((~labelled).sum())} without label, {same} pairs of one image twice; {int(keep.sum())} kept"
+            f"{name}: {len(rows)} rows, {(labels == 0.5).sum()} ties, {np.isnan(labels).sum()} without label, "
+            f"{same} pairs of one image twice; {keep.sum()} kept"
         )
-        return usable(rows.select(np.flatnonzero(keep)), ("jpg_0", "jpg_1"), self.on_corrupt)
+        return usable(numbered(rows, name).select(np.flatnonzero(keep)), ("jpg_0", "jpg_1"), self.on_corrupt)
 
     def collate(self, rows: list[dict]) -> dict:
-        import torch
-
-        first = [float(row["label_0"]) >= 0.5 for row in rows]
-        image = lambda row, i: decode(row[f"jpg_{i}"], self.resolution, f"row {row['index']}, column jpg_{i} of {self.path}")  # noqa: E731
+        labels = [label(row) for row in rows]
         batch = {"prompt": [row["caption"] for row in rows], "index": [row["index"] for row in rows]}
-        batch["win"] = torch.stack([image(row, 0 if f else 1) for row, f in zip(rows, first)])
-        batch["lose"] = torch.stack([image(row, 1 if f else 0) for row, f in zip(rows, first)])
+        columns = [("jpg_0", "jpg_1") if y >= 0.5 else ("jpg_1", "jpg_0") for y in labels]
+        batch["win"] = torch.stack([self._image(row, win) for row, (win, _) in zip(rows, columns)])
+        batch["lose"] = torch.stack([self._image(row, lose) for row, (_, lose) in zip(rows, columns)])
         if self.ties == "keep":
-            batch["label"] = torch.tensor([0.5 if float(row["label_0"]) == 0.5 else 1.0 for row in rows])
+            batch["label"] = torch.tensor([0.5 if y == 0.5 else 1.0 for y in labels])
         return batch
 
+    def _image(self, row: dict, column: str) -> torch.Tensor:
+        return decode(row[column], self.resolution, f"row {row['index']}, column {column} of {row['file']}")
 
-def has_label(value) -> bool:
-    """A has_label cell, which repackaged copies store as text."""
-    return str(value) == "True"
+
+def label(row: dict) -> float:
+    """label_0 of a row, nan where there is none. Repackaged copies store labels and has_label as text."""
+    if str(row.get("has_label", True)) != "True" or row["label_0"] in (None, ""):
+        return float("nan")
+    return float(row["label_0"])

@@ -7,19 +7,19 @@ import torch
 
 from lit_align.data.datamodule import AlignData
 from lit_align.data.images import decode
-from lit_align.data.pairs import usable
+from lit_align.data.pairs import numbered, usable
 from lit_align.data.tables import read_table
 from lit_align.paths import find
 
 
 class PreferencePairs(AlignData):
-    """Pairs from a .parquet, .csv or .jsonl file: batches {"prompt", "win", "lose", "index"}.
+    """Pairs from a .parquet, .csv or .jsonl file or a datasets folder: batches {"prompt", "win", "lose", "index"}.
 
-    An image cell is a path (relative to the file), encoded bytes, or a datasets Image.
+    An image cell is a path (relative to the file), encoded bytes, or a datasets Image. `index` is the row in the file.
 
     Args:
-        path: the file of training pairs.
-        val_path: a file of held-out pairs, for implicit accuracy.
+        path: the file of training pairs, or a folder that `datasets` reads (an imagefolder, say).
+        val_path: the same of held-out pairs, for implicit accuracy.
         prompt_column, win_column, lose_column: where the caption, the preferred and the other image are.
         on_corrupt: stop at an unreadable image, or look for them before training and leave those rows out.
     """
@@ -42,25 +42,32 @@ class PreferencePairs(AlignData):
         self.on_corrupt = on_corrupt
 
     def load(self, split: str):
+        from datasets import Image, Value
+
         path = self.paths[split]
         if path is None:
             return None
         rows = read_table(path)
         for key, column in self.columns.items():
             if column not in rows.column_names:
-                raise ValueError(
-                    f"column `{column}` not found in {path}; columns are {', '.join(rows.column_names)}; set --data.{key}_column."
-                )
+                found = ", ".join(rows.column_names)
+                mend = f"set --data.{key}_column"
+                raise ValueError(f"column `{column}` not found in {path}; columns are {found}; {mend}.")
         rows = rows.select_columns(list(self.columns.values()))
-        return usable(rows, (self.columns["win"], self.columns["lose"]), self.on_corrupt, self.folder(split))
-
-    def folder(self, split: str = "train") -> str:
-        return os.path.dirname(find(self.paths[split]))
+        folder = os.path.dirname(find(path))
+        for column in (self.columns[key] for key in self.images):
+            if rows.features[column] in (Value("string"), Value("large_string")):
+                rows = rows.map(lambda name: {column: name and os.path.join(folder, name)}, input_columns=column)
+            if isinstance(rows.features[column], Image):
+                rows = rows.cast_column(column, Image(decode=False))  # `decode` reads it, and knows the row
+        rows = numbered(rows, path)
+        return usable(rows, tuple(self.columns[key] for key in self.images), self.on_corrupt)
 
     def collate(self, rows: list[dict]) -> dict:
         batch = {"prompt": [row[self.columns["prompt"]] for row in rows], "index": [row["index"] for row in rows]}
         for key in self.images:
-            column = self.columns[key]
-            where = lambda row: f"row {row['index']}, column {column} of {self.paths['train']}"  # noqa: E731
-            batch[key] = torch.stack([decode(row[column], self.resolution, where(row), self.folder()) for row in rows])
+            batch[key] = torch.stack([self._image(row, self.columns[key]) for row in rows])
         return batch
+
+    def _image(self, row: dict, column: str) -> torch.Tensor:
+        return decode(row[column], self.resolution, f"row {row['index']}, column {column} of {row['file']}")

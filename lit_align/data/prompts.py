@@ -8,13 +8,14 @@ class Prompts(AlignData):
     """Training prompts for methods that sample their own images: batches {"prompt", "index", "skill"?}.
 
     Args:
-        path: a .txt, .jsonl, .csv or .parquet file.
+        path: a .txt, .jsonl, .csv or .parquet file, or a folder or hub id of a dataset.
         column: the prompts' column.
+        split: of a folder or hub dataset.
     """
 
-    def __init__(self, path: str, column: str = "prompt", **kwargs):
+    def __init__(self, path: str, column: str = "prompt", split: str = "train", **kwargs):
         super().__init__(**kwargs)
-        self.path, self.column = path, column
+        self.path, self.column, self.split = path, column, split
 
     def load(self, split: str):
-        return read_prompts(self.path, self.column) if split == "train" else None
+        return read_prompts(self.path, self.column, self.split) if split == "train" else None

