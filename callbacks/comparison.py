@@ -30,7 +30,7 @@ class Comparison(L.Callback):
     """Compares the samples of `test` with the reference's on the same prompts and seeds.
 
     Prints a table of every score (overall and per skill, before -> after) and the win rate, and writes `comparison.json`
-    with all of it and `comparison.png`, a contact sheet of pairs that differ most in the first score among the first ones.
+    with all of it and `comparison.png`, a contact sheet of pairs, those first whose first score changed.
 
     Args:
         pairs: how many pairs of pictures.

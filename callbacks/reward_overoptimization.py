@@ -14,6 +14,7 @@ class RewardOveroptimizationStopping(L.Callback):
     A validation is bad when the proxy is above its value at the best validation while the mean of the held-out metrics is
     below its best, or when diversity or KL leave their bounds. After `patience` bad validations in a row training stops,
     and the trained weights go back to those of the best held-out validation, whether training was stopped or ran out.
+    Where EMA is used, list it first.
 
     Args:
         proxy: name of the reward that is trained on, as logged.
@@ -38,7 +39,8 @@ class RewardOveroptimizationStopping(L.Callback):
         self.proxy, self.held_out, self.patience, self.min_delta = proxy, held_out, patience, min_delta
         self.diversity, self.min_diversity, self.kl, self.max_kl = diversity, min_diversity, kl, max_kl
         self.best, self.best_proxy, self.best_step, self.bad = -math.inf, -math.inf, 0, 0
-        self.weights: dict = {}
+        self.weights: dict = {}  # of the best validation
+        self.seen: dict = {}  # of this validation
 
     def _read(self, trainer, name: str) -> float:
         if name not in trainer.callback_metrics:
@@ -47,6 +49,10 @@ class RewardOveroptimizationStopping(L.Callback):
         if math.isnan(value):
             raise ValueError(f"{name} is NaN at step {trainer.global_step}: the reward failed on some image.")
         return value
+
+    def on_validation_epoch_end(self, trainer, module) -> None:
+        """Keeps what was validated, which is an average of the weights where EMA stands in for them."""
+        self.seen = {name: whole(p) for name, p in trainable(module).items()}
 
     def on_validation_end(self, trainer, module) -> None:
         if trainer.sanity_checking or not trainer.state.fn == "fit":
@@ -63,7 +69,7 @@ class RewardOveroptimizationStopping(L.Callback):
         ]
         if held_out > self.best + self.min_delta and not out_of_bounds:
             self.best, self.best_proxy, self.best_step, self.bad = held_out, proxy, trainer.global_step, 0
-            self.weights = {name: whole(p) for name, p in trainable(module).items()}
+            self.weights, self.seen = self.seen, {}
             return
         hacking = proxy > self.best_proxy and held_out < self.best - self.min_delta
         self.bad = self.bad + 1 if hacking or out_of_bounds else 0

@@ -68,14 +68,14 @@ class Algorithm(L.LightningModule):
             return self.policy.condition([p if k else "" for p, k in zip(batch["prompt"], keep.tolist())])
         if keep.all():
             return batch["cond"]
-        keep, null = keep.to(self.device), self.policy.null(len(keep))
-        return {k: torch.where(keep.view(-1, *[1] * (v.ndim - 1)), v, null[k]) for k, v in batch["cond"].items()}
+        keep, empty = keep.to(self.device), self.policy.condition([""])
+        return {k: torch.where(keep.view(-1, *[1] * (v.ndim - 1)), v, empty[k]) for k, v in batch["cond"].items()}
 
     # Training
 
     def setup(self, stage: str) -> None:
         fresh = self.trainer.global_step == 0  # after a fit in this process the weights are no reference any more
-        if self.uses_reference or (stage == "test" and fresh):
+        if self.uses_reference or (stage == "test" and fresh and not self.policy.trains_text):
             self.policy.keep_reference()
 
     def configure_model(self) -> None:

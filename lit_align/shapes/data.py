@@ -2,9 +2,11 @@
 
 import random
 
+import torch.nn.functional as F
+
 from lit_align.data.datamodule import AlignData
 from lit_align.shapes.render import render
-from lit_align.shapes.scenes import SKILLS, random_caption, random_scene
+from lit_align.shapes.scenes import SIZE, SKILLS, random_caption, random_scene
 
 
 class _Scenes:
@@ -27,10 +29,11 @@ class Shapes(AlignData):
 
     Args:
         n: rows in an epoch.
+        resolution: scenes are drawn at 64 pixels and resized to this.
     """
 
-    def __init__(self, n: int = 1_000_000, **kwargs):
-        super().__init__(**kwargs)
+    def __init__(self, n: int = 1_000_000, resolution: int = SIZE, **kwargs):
+        super().__init__(resolution=resolution, **kwargs)
         self.n = n
 
     def load(self, split: str):
@@ -38,4 +41,6 @@ class Shapes(AlignData):
 
     def collate(self, rows: list[dict]) -> dict:
         image = render([row["scene"] for row in rows])
+        if self.resolution != SIZE:
+            image = F.interpolate(image, self.resolution, mode="bilinear", antialias=True).clamp(0, 1)
         return {"image": image, "prompt": [row["prompt"] for row in rows], "index": [row["index"] for row in rows]}

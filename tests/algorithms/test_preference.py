@@ -82,7 +82,7 @@ def test_the_loss_starts_at_ln_2_and_its_gradient_is_half_beta_times_the_errors(
 def test_errors_are_the_papers_written_out():
     """An independent computation: each image by itself, noise and timestep shared within the pair, reference by hand."""
     dpo = attached(DiffusionDPO(policy=StableDiffusion("tiny", LoRA(rank=2))))
-    for p in dpo.policy.trainable_parameters() if False else [p for p in dpo.parameters() if p.requires_grad]:
+    for p in (p for p in dpo.parameters() if p.requires_grad):
         p.data += 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
     data = batch(dpo.policy)
     x = {k: torch.randn(3, *dpo.policy.latent_shape) for k in ("win", "lose")}
@@ -90,7 +90,6 @@ def test_errors_are_the_papers_written_out():
     torch.manual_seed(9)
     e = dpo.errors(data)
     torch.manual_seed(9)
-    torch.rand(3)  # caption dropout draws first
     t, eps = torch.randint(1000, (3,)), torch.randn_like(x["win"])
     unet, abar = dpo.policy.denoiser, torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
     for name in ("win", "lose"):

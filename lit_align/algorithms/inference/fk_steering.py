@@ -62,7 +62,8 @@ class Resample(Hook):
         state.extras.update(reward=zero.clone(), spent=zero.clone())  # r of the potential, log of the product so far
 
     def after_step(self, policy, state) -> None:
-        m, last = self.method, state.i == m.sampler.steps - 1
+        m = self.method
+        last = state.i == m.sampler.steps - 1
         if not last and not (m.start <= state.i <= m.end and (state.i - m.start) % m.every == 0):
             return
         images = policy.decode(state.x if last else state.x0)

@@ -1,0 +1,137 @@
+import lightning as L
+import pytest
+import torch
+
+from lit_align.algorithms.policy_gradient.advantage import Group, PerPrompt
+from lit_align.algorithms.policy_gradient.ddpo import DDPO
+from lit_align.algorithms.policy_gradient.policy_gradient import Step
+from lit_align.diffusion.sampler import Sampler
+from lit_align.diffusion.transition import DDIM, FlowSDE, Gaussian
+from lit_align.policies.adapters import LoRA
+from lit_align.policies.stable_diffusion import StableDiffusion
+from lit_align.policies.stable_diffusion3 import StableDiffusion3
+from lit_align.rewards.reward import Reward
+
+
+class Darkness(Reward):
+    name, differentiable = "darkness", True
+
+    def forward(self, images, prompts):
+        return 1 - images.mean((1, 2, 3))
+
+
+def trainer(tmp_path, **kwargs):
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    return L.Trainer(accelerator="cpu", default_root_dir=tmp_path, max_epochs=1, **(quiet | kwargs))
+
+
+def loader(n=2, rollouts=1):
+    batch = {"prompt": [f"p{i}" for i in range(n)], "index": list(range(n))}
+    return torch.utils.data.DataLoader([batch] * rollouts, batch_size=None)
+
+
+def ddpo(policy=None, **kwargs):
+    policy = policy or StableDiffusion("tiny", LoRA(rank=2))
+    rule = FlowSDE() if isinstance(policy, StableDiffusion3) else DDIM(1.0)
+    defaults = {"rollout": Sampler(3, 2.0, rule), "samples_per_prompt": 2, "minibatch": 4, "optimizer": lambda p: torch.optim.AdamW(p, lr=1e-3)}
+    return DDPO(policy=policy, reward=Darkness(), **(defaults | kwargs))
+
+
+def test_per_prompt_statistics():
+    """Buffer 4, min_count 2: a prompt seen once takes the batch's mean 3 and std 1.870829; memory lives across epochs."""
+    a, b, c = 0, 1, 2
+    tracker = PerPrompt(buffer_size=4, min_count=2)
+    first = tracker(torch.tensor([a, b, a, c]), torch.tensor([1.0, 2.0, 3.0, 6.0]))
+    torch.testing.assert_close(first, torch.tensor([-0.999999, -0.534522, 0.999999, 1.603567]), atol=1e-5, rtol=0)
+    again = PerPrompt(buffer_size=4, min_count=2)
+    again.load_state_dict(tracker.state_dict())
+    for t in (tracker, again):
+        second = t(torch.tensor([a, a, b, b]), torch.tensor([5.0, 7.0, 2.0, 4.0]))
+        torch.testing.assert_close(second, torch.tensor([0.447213, 1.341640, -0.707106, 1.414212]), atol=1e-5, rtol=0)
+
+
+def test_group_advantages():
+    prompts = torch.tensor([0] * 4 + [1] * 4 + [2] * 4)
+    reward = torch.tensor([0.0, 1, 1, 0, 0.5, 0.5, 0.5, 0.5, 1, 1, 1, 0])
+    got = Group(global_std=True)(prompts, reward)
+    want = torch.tensor([-1.250774, 1.250774, 1.250774, -1.250774, 0, 0, 0, 0, 0.625387, 0.625387, 0.625387, -1.876160])
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
+    own = Group(global_std=False)(prompts, reward)
+    assert own[:4].tolist() == pytest.approx([-0.9998, 0.9998, 0.9998, -0.9998], abs=1e-4) and not own[4:8].any()
+    assert own.view(3, 4).sum(1).abs().max() < 1e-5
+
+
+def step(log_ratio, advantage):
+    n = len(log_ratio)
+    zero = torch.zeros(n)
+    return Step(Gaussian(zero, zero), torch.tensor(log_ratio, requires_grad=True), zero, torch.tensor(advantage), zero, zero, zero, zero, {})
+
+
+@pytest.mark.parametrize("ratio,advantage,expected,slope", [
+    (1.0, 2.0, -2.0, -2.0), (1.2, 1.0, -1.1, 0.0), (0.8, 1.0, -0.8, -0.8), (1.2, -1.0, 1.2, 1.2), (0.8, -1.0, 0.9, 0.0),
+])  # fmt: skip
+def test_clipping_binds_on_the_favourable_side_alone(ratio, advantage, expected, slope):
+    method = ddpo(clip_range=0.1)
+    method.log_mean = lambda *args: None
+    s = step([torch.tensor(ratio).log().item()], [advantage])
+    loss = method.loss(s)
+    loss.sum().backward()
+    assert loss.item() == pytest.approx(expected, abs=1e-5) and s.log_prob.grad.item() == pytest.approx(slope, abs=1e-5)
+
+
+@pytest.mark.parametrize("family", [StableDiffusion, StableDiffusion3], ids=lambda c: c.__name__)
+def test_a_rollout_and_its_updates_move_the_adapter_alone(tmp_path, family):
+    method = ddpo(family("tiny", LoRA(rank=2)), updates=2)
+    before = {k: v.clone() for k, v in method.policy.denoiser.state_dict().items()}
+    ratios = []
+    revisit = method.revisit
+    method.revisit = lambda *args: (lambda s: (ratios.append(s.ratio.detach()), s)[1])(revisit(*args))
+    t = trainer(tmp_path)
+    t.fit(method, loader())
+    after = method.policy.denoiser.state_dict()
+    moved = {k for k in before if not torch.equal(before[k], after[k])}
+    assert moved and all("lora_" in k for k in moved)
+    assert t.global_step == 2  # updates
+    assert all((r == 1).all() for r in ratios[: len(ratios) // 2])  # exactly, before the first update
+    assert any((r != 1).any() for r in ratios[len(ratios) // 2 :])
+
+
+def test_one_update_is_the_policy_gradient_of_all_steps(tmp_path):
+    """DDPO-SF: the gradient is that of -mean over samples and steps of A log p, whatever the minibatch."""
+    grads = []
+    for minibatch in (2, 100):
+        method = ddpo(minibatch=minibatch, max_grad_norm=1e9, optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
+        seen = {}
+        learn = method.learn
+        method.learn = lambda trajectory, advantage, m=method: (seen.update(t=trajectory, a=advantage), learn(trajectory, advantage))[1]
+        trainer(tmp_path).fit(method, loader())
+        grads.append(torch.cat([p.grad.flatten() for p in method.parameters() if p.requires_grad]))
+        loss = 0.0
+        for i in range(seen["t"].t.shape[1]):
+            m = seen["t"].minibatch(torch.arange(4), torch.full((4,), i))
+            g, _, _ = method.rollout.gaussian(method.policy, m["x_t"], m["t"], m["s"], m["cond"])
+            loss = loss - (seen["a"] * g.log_prob(m["x_s"])).mean() / seen["t"].t.shape[1]
+        want = torch.autograd.grad(loss, [p for p in method.parameters() if p.requires_grad])
+        torch.testing.assert_close(grads[-1], torch.cat([w.flatten() for w in want]), rtol=1e-3, atol=1e-6 + 1e-3 * grads[-1].abs().max().item())
+
+
+@pytest.mark.slow
+def test_ddpo_raises_its_reward(tmp_path):
+    torch.manual_seed(0)
+    method = ddpo(StableDiffusion("tiny"), samples_per_prompt=16, minibatch=96, advantage=Group(), optimizer=lambda p: torch.optim.AdamW(p, lr=3e-3), clip_range=0.1, rollout=Sampler(4, 1.0, DDIM(1.0)))
+    rewards = []
+    log = method.log_mean
+    method.log_mean = lambda name, value, n: (rewards.append(value.item()) if name == "train/reward" else None, log(name, value, n))[1]
+    trainer(tmp_path).fit(method, loader(2, 30))
+    assert sum(rewards[-5:]) / 5 - sum(rewards[:5]) / 5 > 0.02
+
+
+def test_a_nan_reward_is_named(tmp_path):
+    class Broken(Darkness):
+        def forward(self, images, prompts):
+            return super().forward(images, prompts) * float("nan")
+
+    method = ddpo()
+    method.reward = Broken()
+    with pytest.raises(FloatingPointError, match="the reward is not finite at step 0 for 'p0'"):
+        trainer(tmp_path).fit(method, loader())
