@@ -40,7 +40,7 @@ class Comparison(L.Callback):
         self.pairs = pairs
 
     def on_test_start(self, trainer, module) -> None:
-        self.rows, self.start = [], time.time()
+        self.rows, self.start, self.last_line = [], time.time(), ""
 
     def on_test_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
         if "reference_image" not in outputs:
@@ -78,10 +78,15 @@ class Comparison(L.Callback):
         print(f"same prompts and seeds, before and after: {os.path.join(root, 'comparison.png')}")
         name, all_rows = next((name, figures["all"]) for name, figures in report.items())
         took = time.time() - self.start + self.fit_seconds(root)
-        print(
+        self.last_line = (
             f"{name} accuracy {all_rows['before']:.3f} -> {all_rows['after']:.3f}, "
             f"gain 95% CI {bracket(all_rows['gain_interval'])}, {took:.0f} s"
         )
+
+    def teardown(self, trainer, module, stage: str) -> None:
+        """Prints the result last, after Lightning's own table."""
+        if stage == "test" and self.last_line:
+            print(self.last_line)
 
     @staticmethod
     def fit_seconds(root: str) -> float:

@@ -222,7 +222,7 @@ def test_v_prediction_comes_from_the_scheduler(tmp_path):
 
 
 def test_the_shipped_pipeline_loads_in_plain_diffusers(shapes_sd):
-    policy, pipe = StableDiffusion(shapes_sd), diffusers.StableDiffusionPipeline.from_pretrained(shapes_sd, safety_checker=None)
+    policy, pipe = StableDiffusion(shapes_sd), diffusers.StableDiffusionPipeline.from_pretrained(shapes_sd, torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     theirs = pipe(PROMPTS, latents=noise(policy), num_inference_steps=4, guidance_scale=2.0, output_type="pt").images
     torch.testing.assert_close(by_us(policy, noise(policy), 4, 2.0), theirs.float(), atol=2e-3, rtol=0)
