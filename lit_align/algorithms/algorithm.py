@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lit_align.diffusion.sampler import Sampler
+from lit_align.diffusion.sampler import Sampler, State
 from lit_align.paths import find
 from lit_align.policies.policy import Policy
 from lit_align.rewards.reward import Reward
@@ -124,9 +124,9 @@ class Algorithm(L.LightningModule):
 
     # Checkpoints: what is trained, and only that
 
-    def on_save_checkpoint(self, checkpoint: dict) -> None:
-        trained = {name for name, p in self.named_parameters() if p.requires_grad}
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+    def state_dict(self, *args, **kwargs) -> dict:
+        trained = {kwargs.get("prefix", "") + name for name, p in self.named_parameters() if p.requires_grad}
+        return {k: v for k, v in super().state_dict(*args, **kwargs).items() if k in trained}
 
     def load_weights(self, path: str) -> None:
         """Loads the trained weights of a checkpoint file; ValueError when it holds none of this policy's."""
@@ -137,10 +137,14 @@ class Algorithm(L.LightningModule):
 
     # Sampling
 
+    def draw(self, batch: dict) -> State:
+        """The sampler's last state for the batch's prompts, each seeded by its row."""
+        return self.sampler(self.policy, batch["prompt"], seeds=batch["index"])
+
     @torch.no_grad()
     def sample(self, batch: dict) -> dict:
-        """Draws one image per prompt, seeded by the row: {"image" (B, 3, H, W), "scores": {name: (B,)}, "latents"}."""
-        state = self.sampler(self.policy, batch["prompt"], seeds=batch["index"])
+        """Draws one image per prompt: {"image" (B, 3, H, W), "scores": {name: (B,)}, "latents"}."""
+        state = self.draw(batch)
         image = self.policy.decode(state.x).float()
         scores = {reward.name: reward(image, batch["prompt"]).float() for reward in self.rewards}
         return {"image": image, "scores": scores, "latents": state.x}

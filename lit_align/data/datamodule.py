@@ -29,9 +29,11 @@ class AlignData(L.LightningDataModule):
             `skill` if results are to be grouped; predict falls back on the test prompts.
         encode_once: encode all images and captions before training, cache them on disk, and let the encoders go to the
             CPU.
+        smoke: a dataset with a published schema reads a few rows of it that ship with the library, in place of `path`.
     """
 
     images: tuple[str, ...] = ()  # the batch keys that hold images
+    example: str  # those few rows
 
     def __init__(
         self,
@@ -44,13 +46,18 @@ class AlignData(L.LightningDataModule):
         test_prompts: str | None = None,
         predict_prompts: str | None = None,
         encode_once: bool = False,
+        smoke: bool = False,
     ):
         super().__init__()
         self.batch_size, self.val_batch_size, self.num_workers = batch_size, val_batch_size, num_workers
-        self.resolution, self.seed, self.encode_once = resolution, seed, encode_once
+        self.resolution, self.seed, self.encode_once, self.smoke = resolution, seed, encode_once, smoke
         self.prompts = {"val": val_prompts, "test": test_prompts, "predict": predict_prompts or test_prompts}
         self.train = self.val = None
         self.ends: list[int] = []  # of a stream's passes
+
+    def source(self, path: str) -> str:
+        """Where the training rows are: `path`, or the few that ship."""
+        return self.example if self.smoke else path
 
     def load(self, split: str):
         """The rows of split "train" or "val": something with len and [], a datasets.IterableDataset, or None."""
@@ -70,6 +77,8 @@ class AlignData(L.LightningDataModule):
 
     def _prepared(self, split: str):
         rows = self.load(split)
+        if self.smoke and rows is not None:
+            rows = rows.select(range(8))
         return self.encoded(rows) if self.encode_once and rows is not None else rows
 
     def state_dict(self) -> dict:
@@ -173,7 +182,8 @@ def pack(batch: dict, policy, images: tuple[str, ...]) -> dict[str, list]:
     from safetensors.torch import save
 
     tensors = {f"{k}_latents": policy.encode(batch[k]) for k in images}
-    tensors |= {f"cond.{k}": v for k, v in policy.condition(batch["prompt"]).items()}
+    if not policy.trains_text:
+        tensors |= {f"cond.{k}": v for k, v in policy.condition(batch["prompt"]).items()}
     tensors |= {k: v for k, v in batch.items() if torch.is_tensor(v) and k not in images}
     tensors = {k: v.cpu().contiguous() for k, v in tensors.items()}
     encoded = [save({k: v[i].clone() for k, v in tensors.items()}) for i in range(len(batch["prompt"]))]
@@ -187,5 +197,6 @@ def unpack(rows: list[dict]) -> dict:
     batch = prompt_batch(rows)
     encoded = [load(blob) for blob in batch.pop("encoded")]
     tensors = {k: torch.stack([row[k] for row in encoded]) for k in encoded[0]}
-    batch["cond"] = {k.removeprefix("cond."): v for k, v in tensors.items() if k.startswith("cond.")}
+    if cond := {k.removeprefix("cond."): v for k, v in tensors.items() if k.startswith("cond.")}:
+        batch["cond"] = cond
     return batch | {k: v for k, v in tensors.items() if not k.startswith("cond.")}

@@ -1,5 +1,6 @@
 """Pick-a-Pic (arXiv 2305.01569), v1 and v2."""
 
+from collections import defaultdict
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +13,7 @@ from lit_align.data.images import decode
 from lit_align.data.pairs import numbered, usable
 from lit_align.paths import find
 
-COLUMNS = ["caption", "jpg_0", "jpg_1", "label_0", "has_label", "are_different"]
+COLUMNS = ["caption", "jpg_0", "jpg_1", "label_0", "has_label", "are_different", "image_0_uid", "image_1_uid"]
 
 
 class PickAPic(AlignData):
@@ -21,6 +22,9 @@ class PickAPic(AlignData):
     The winner is image 0 where label_0 is 1 and image 1 where it is 0. Rows without a label are left out; so are ties
     (label_0 = 0.5), about 12 % of v2, as in Diffusion-DPO. What is left out is counted in the log.
     `index` is the row in the split.
+
+    With `binary` the same rows give single images, each once: {"image", "label", "prompt", "index"}, label 1 for an image
+    that was preferred in any row, 0 for one that only ever lost (Diffusion-KTO's rule, arXiv 2404.04465); ties have no say.
 
     Args:
         path: a hub id, a folder of parquet files named after their split (train-00000-of-00645.parquet), one parquet
@@ -31,10 +35,11 @@ class PickAPic(AlignData):
         streaming: read the training split as a stream, shuffled within a buffer, in place of a local copy (its length
             is unknown: set max_steps).
         buffer_size: rows of that buffer.
+        binary: single images with a label in place of pairs.
         on_corrupt: stop at an unreadable image, or look for them before training and leave those rows out.
     """
 
-    images = ("win", "lose")
+    example = "checkpoints/shapes-sd/pairs/train.parquet"
 
     def __init__(
         self,
@@ -44,13 +49,17 @@ class PickAPic(AlignData):
         ties: Literal["drop", "keep"] = "drop",
         streaming: bool = False,
         buffer_size: int = 1000,
+        binary: bool = False,
         on_corrupt: Literal["error", "skip"] = "error",
         **kwargs,
     ):
         super().__init__(**kwargs)
         if streaming and on_corrupt == "skip":
             raise ValueError("a stream cannot be searched for corrupt images before training: set on_corrupt: error.")
-        self.path, self.splits = path, {"train": split, "val": val_split}
+        if binary and (streaming or val_split or ties == "keep"):
+            raise ValueError("binary labels are counted over all training rows: set streaming: false, val_split: null, ties: drop.")
+        self.path, self.splits = self.source(path), {"train": split, "val": None if self.smoke else val_split}
+        self.binary, self.images = binary, ("image",) if binary else ("win", "lose")
         self.ties, self.kept = ties, (0.0, 1.0) if ties == "drop" else (0.0, 0.5, 1.0)
         self.streaming, self.buffer_size, self.on_corrupt = streaming, buffer_size, on_corrupt
 
@@ -89,7 +98,7 @@ class PickAPic(AlignData):
             rows = rows.map(lambda row, i: {"index": i, "file": name}, with_indices=True)
             rows = rows.filter(lambda row: label(row) in self.kept)
             return rows.shuffle(seed=self.seed, buffer_size=self.buffer_size)
-        cells = rows.select_columns([c for c in rows.column_names if c not in ("caption", "jpg_0", "jpg_1")])
+        cells = rows.select_columns([c for c in ("label_0", "has_label", "are_different") if c in rows.column_names])
         labels = np.array([label(row) for row in cells])
         keep = np.isin(labels, self.kept)
         same = sum(row.get("are_different") is False for row in cells)
@@ -97,9 +106,12 @@ class PickAPic(AlignData):
             f"{name}: {len(rows)} rows, {(labels == 0.5).sum()} ties, {np.isnan(labels).sum()} without label, "
             f"{same} pairs of one image twice; {keep.sum()} kept"
         )
-        return usable(numbered(rows, name).select(np.flatnonzero(keep)), ("jpg_0", "jpg_1"), self.on_corrupt)
+        rows = usable(numbered(rows, name).select(np.flatnonzero(keep)), ("jpg_0", "jpg_1"), self.on_corrupt)
+        return singles(rows) if self.binary else rows
 
     def collate(self, rows: list[dict]) -> dict:
+        if self.binary:
+            return self._collate_singles(rows)
         labels = [label(row) for row in rows]
         batch = {"prompt": [row["caption"] for row in rows], "index": [row["index"] for row in rows]}
         columns = [("jpg_0", "jpg_1") if y >= 0.5 else ("jpg_1", "jpg_0") for y in labels]
@@ -108,6 +120,14 @@ class PickAPic(AlignData):
         if self.ties == "keep":
             batch["label"] = torch.tensor([0.5 if y == 0.5 else 1.0 for y in labels])
         return batch
+
+    def _collate_singles(self, rows: list[dict]) -> dict:
+        return {
+            "prompt": [row["caption"] for row in rows],
+            "index": [row["index"] for row in rows],
+            "image": torch.stack([self._image(row, row["column"]) for row in rows]),
+            "label": torch.tensor([row["good"] for row in rows]),
+        }
 
     def _image(self, row: dict, column: str) -> torch.Tensor:
         return decode(row[column], self.resolution, f"row {row['index']}, column {column} of {row['file']}")
@@ -118,3 +138,19 @@ def label(row: dict) -> float:
     if str(row.get("has_label", True)) != "True" or row["label_0"] in (None, ""):
         return float("nan")
     return float(row["label_0"])
+
+
+def singles(rows):
+    """Every image of the pairs once: the rows it is taken from, with `column` and `good`, 1.0 if it ever won."""
+    if "image_0_uid" not in rows.column_names:
+        raise ValueError("binary labels need the columns image_0_uid and image_1_uid, by which images are told apart.")
+    first, good = {}, defaultdict(float)  # uid -> (row, column), label
+    for i, row in enumerate(rows.select_columns(["image_0_uid", "image_1_uid", "label_0"])):
+        for k, won in ((0, float(row["label_0"]) == 1), (1, float(row["label_0"]) == 0)):
+            uid = row[f"image_{k}_uid"]
+            first.setdefault(uid, (i, f"jpg_{k}"))
+            good[uid] = max(good[uid], float(won))
+    places, columns = zip(*first.values())
+    labels = [good[uid] for uid in first]
+    rank_zero_info(f"{len(first)} images, {sum(labels):.0f} of them preferred at least once")
+    return rows.select(places).add_column("column", list(columns)).add_column("good", labels)

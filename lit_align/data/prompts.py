@@ -13,9 +13,11 @@ class Prompts(AlignData):
         split: of a folder or hub dataset.
     """
 
+    example = "configs/shapes/prompts/val.jsonl"
+
     def __init__(self, path: str, column: str = "prompt", split: str = "train", **kwargs):
         super().__init__(**kwargs)
-        self.path, self.column, self.split = path, column, split
+        self.path, self.column, self.split = self.source(path), column, split
 
     def load(self, split: str):
         return read_prompts(self.path, self.column, self.split) if split == "train" else None

@@ -61,7 +61,7 @@ class Policy(nn.Module):
         self.process = Process.from_scheduler({**self.pipe.scheduler.config, "_class_name": type(self.pipe.scheduler).__name__})
         self.denoiser = getattr(self.pipe, self.denoiser_name)
         self._frozen: nn.Module | None = None
-        self._in_reference = False
+        self.in_reference = False  # whether `reference` is entered
         self.encoder_device: torch.device | None = None  # where encoders run; None: where the denoiser is
         self._null: dict[str, Tensor] | None = None
         self.calls = Counter()
@@ -172,7 +172,7 @@ class Policy(nn.Module):
     def offload_encoders(self) -> None:
         """Keeps text encoders and VAE encoder on the CPU from now on (everything they were for is cached)."""
         self.encoder_device = torch.device("cpu")
-        for part in (*self._encoders(), self.pipe.vae.encoder):
+        for part in (*(() if self.trains_text else self._encoders()), self.pipe.vae.encoder):
             part.to("cpu")
 
     def _place(self, *parts: nn.Module | None, encoder: bool = True) -> torch.device:
@@ -193,7 +193,7 @@ class Policy(nn.Module):
     def condition(self, prompts: list[str]) -> dict[str, Tensor]:
         """Conditioning of prompts: a dict of tensors (B, ...). Text beyond the encoders' length is cut off, with a warning."""
         with torch.set_grad_enabled(self.trains_text and torch.is_grad_enabled()):
-            cond = self.embed(prompts, self._place(*self._encoders()))
+            cond = self.embed(prompts, self._place(*self._encoders(), encoder=not self.trains_text))
         return {k: v.to(self.device) for k, v in cond.items()}
 
     def unconditional(self) -> dict[str, Tensor]:
@@ -209,7 +209,9 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Scaled latents (B, C, h, w), sampled from the posterior, of images (B, 3, H, W) in [0, 1]."""
+        """Scaled latents (..., C, h, w), sampled from the posterior, of images (..., 3, H, W) in [0, 1]."""
+        if images.ndim > 4:
+            return self.encode(images.flatten(0, -4)).unflatten(0, images.shape[:-3])
         vae = self.pipe.vae
         device = self._place(vae.encoder, vae.quant_conv)
         with torch.autocast(device.type, enabled=False):
@@ -270,17 +272,17 @@ class Policy(nn.Module):
         """Inside, the policy is its reference p_ref."""
         if not self.has_reference:
             raise RuntimeError("a fully trained policy has no reference until keep_reference() has been called.")
-        if self._in_reference:
+        if self.in_reference:
             yield
             return
-        self._in_reference = True
+        self.in_reference = True
         lora = isinstance(self.adapter, LoRA)
         self.denoiser.disable_adapters() if lora else self._swap()
         try:
             yield
         finally:
             self.denoiser.enable_adapters() if lora else self._swap()
-            self._in_reference = False
+            self.in_reference = False
 
     def _swap(self) -> None:
         self.denoiser, self._frozen = self._frozen, self.denoiser

@@ -1,22 +1,31 @@
 """Simulated annotators: preferences over pairs of Shapes images, noisy, biased and in disagreement."""
 
+import numpy as np
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from lit_align.shapes.judge import see
-from lit_align.shapes.scenes import Object, parse, satisfies
+from lit_align.shapes.scenes import Caption, Object, parse, satisfies
 
 
 def qualities(scene: list[Object], prompt: str) -> dict[str, float]:
-    """What an annotator can care about, each in [0, 1]: does the image match (the exact judge), how large and how red
-    are its objects, and how few are there."""
+    """What an annotator can care about, each in [0, 1]: does the image match (the exact judge), what share of its objects
+    is as asked for, how large and how red are they, and how few."""
     n = max(len(scene), 1)
     return {
         "correct": float(satisfies(scene, parse(prompt))),
+        "partial": matched(scene, parse(prompt)),
         "large": sum(o.size == "large" for o in scene) / n,
         "red": sum(o.color == "red" for o in scene) / n,
         "sparse": 1 / n,
     }
+
+
+def matched(scene: list[Object], caption: Caption) -> float:
+    """Objects that fit the caption's, each counted for one of them, over the larger of the two numbers."""
+    fits = np.array([[spec.fits(o) for o in scene] for spec in caption.objects]).reshape(len(caption.objects), len(scene))
+    pairs = linear_sum_assignment(fits, maximize=True)
+    return float(fits[pairs].sum()) / max(fits.shape)
 
 
 class Annotator:
@@ -34,9 +43,8 @@ class Annotator:
         self.temperature, self.tie = temperature, tie
         self.generator = torch.Generator().manual_seed(seed)
 
-    def utility(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """u(c, x) of images (B, 3, 64, 64): (B,)."""
-        found = [qualities(scene, prompt) for scene, prompt in zip(see(images), prompts, strict=True)]
+    def utility(self, found: list[dict[str, float]]) -> Tensor:
+        """u(c, x) of images from their `qualities`: (B,)."""
         return torch.tensor([sum(w * q[name] for name, w in self.weights.items()) for q in found])
 
     def prefer(self, u_0: Tensor, u_1: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Shapes as a dataset: an endless supply of scenes with captions, drawn anew from their row number."""
+"""Shapes as a dataset: scenes with captions, each drawn from its row number."""
 
 import random
 
@@ -6,22 +6,20 @@ import torch.nn.functional as F
 
 from lit_align.data.datamodule import AlignData
 from lit_align.shapes.render import render
-from lit_align.shapes.scenes import SIZE, SKILLS, random_caption, random_scene
+from lit_align.shapes.scenes import SIZE, SKILLS, Caption, Object, random_caption, random_scene
 
 
-class _Scenes:
-    """Row i is a caption and a scene drawn from the seed (seed, i)."""
+def draw(seed: int, index: int) -> tuple[Caption, list[Object]]:
+    """The caption and the scene of a row."""
+    rng = random.Random(f"{seed}-{index}")
+    caption = random_caption(rng.choice(SKILLS), rng)
+    return caption, random_scene(caption, rng)
 
-    def __init__(self, n: int, seed: int):
-        self.n, self.seed = n, seed
 
-    def __len__(self) -> int:
-        return self.n
-
-    def __getitem__(self, index: int) -> dict:
-        rng = random.Random(f"{self.seed}-{index}")
-        caption = random_caption(rng.choice(SKILLS), rng)
-        return {"prompt": str(caption), "scene": random_scene(caption, rng), "index": index}
+def captions(n: int, seed: int):
+    """The rows of the table."""
+    for index in range(n):
+        yield {"prompt": str(draw(seed, index)[0]), "index": index}
 
 
 class Shapes(AlignData):
@@ -32,15 +30,19 @@ class Shapes(AlignData):
         resolution: scenes are drawn at 64 pixels and resized to this.
     """
 
-    def __init__(self, n: int = 1_000_000, resolution: int = SIZE, **kwargs):
+    images = ("image",)
+
+    def __init__(self, n: int = 24_000, resolution: int = SIZE, **kwargs):
         super().__init__(resolution=resolution, **kwargs)
         self.n = n
 
     def load(self, split: str):
-        return _Scenes(self.n, self.seed) if split == "train" else None
+        from datasets import Dataset
+
+        return Dataset.from_generator(captions, gen_kwargs={"n": self.n, "seed": self.seed}) if split == "train" else None
 
     def collate(self, rows: list[dict]) -> dict:
-        image = render([row["scene"] for row in rows])
+        image = render([draw(self.seed, row["index"])[1] for row in rows])
         if self.resolution != SIZE:
             image = F.interpolate(image, self.resolution, mode="bilinear", antialias=True).clamp(0, 1)
         return {"image": image, "prompt": [row["prompt"] for row in rows], "index": [row["index"] for row in rows]}

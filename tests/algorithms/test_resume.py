@@ -19,7 +19,8 @@ from lit_align.checkpoint import AtomicCheckpointIO
 from lit_align.data.pick_a_pic import PickAPic
 from lit_align.policies.adapters import Full, LoRA
 from lit_align.policies.stable_diffusion import StableDiffusion
-from lit_align.shapes.pairs import jpeg, row
+from lit_align.shapes.lists import jpeg
+from lit_align.shapes.pairs import row
 
 ROOT = Path(__file__).parents[2]
 

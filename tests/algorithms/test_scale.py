@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from callbacks import EMA
 from callbacks.trainable import whole
 from lit_align.algorithms.preference.dpo import DiffusionDPO
+from lit_align.data.datamodule import AlignData
 from lit_align.policies.adapters import Full, LoRA
 from lit_align.policies.stable_diffusion import StableDiffusion
 
@@ -39,8 +40,12 @@ class Pairs(torch.utils.data.Dataset):
         return dict(prompt=f"p{{i}}", index=i, win_latents=win, lose_latents=lose)
 
 
-def collate(rows):
-    return {{k: torch.stack([r[k] for r in rows]) if "latents" in k else [r[k] for r in rows] for k in rows[0]}}
+class Data(AlignData):
+    def load(self, split):
+        return Pairs() if split == "train" else None
+
+    def collate(self, rows):
+        return {{k: torch.stack([r[k] for r in rows]) if "latents" in k else [r[k] for r in rows] for k in rows[0]}}
 
 
 class Fixed(DiffusionDPO):
@@ -85,8 +90,7 @@ if __name__ == "__main__":
     trainer = L.Trainer(accelerator="cpu", devices=world, strategy=chosen() if callable(chosen) else chosen, precision=precision, max_steps=steps,
                         max_epochs=-1, logger=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=out, gradient_clip_val=1.0,
                         callbacks=[EMA(0.9), ModelCheckpoint(out + "/checkpoints", save_last=True, every_n_train_steps=2)])
-    loader = torch.utils.data.DataLoader(Pairs(), batch_size=4 // world, collate_fn=collate, shuffle=False)
-    trainer.fit(module, loader, ckpt_path=ckpt, weights_only=False)
+    trainer.fit(module, Data(batch_size=4 // world), ckpt_path=ckpt, weights_only=False)
 '''
 
 

@@ -12,13 +12,17 @@ from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
+from lit_align.algorithms.preference.lipo import LiPO
 from lit_align.data.datamodule import AlignData
 from lit_align.data.images import decode
 from lit_align.data.order import ResumableSampler
 from lit_align.data.pick_a_pic import PickAPic
 from lit_align.data.preference_pairs import PreferencePairs
 from lit_align.data.prompts import Prompts
+from lit_align.data.rankings import Rankings
 from lit_align.data.tables import read_prompts
+from lit_align.policies.adapters import LoRA
+from lit_align.policies.stable_diffusion import StableDiffusion
 from lit_align.shapes.pairs import row
 
 
@@ -82,6 +86,61 @@ def test_ties_kept_carry_their_label(tmp_path):
     rows = data.load("train")
     batch = data.collate([{**rows[i], "index": i} for i in range(2)])
     assert batch["label"].tolist() == [0.5, 1.0] and batch["win"][0, 0].mean() == 1
+
+
+def test_pairs_as_single_images_each_once(tmp_path):
+    """An image that won anywhere is good, one that only ever lost is bad, ties say nothing."""
+    green = picture((0, 255, 0))
+    shown = [(RED, BLUE, 1.0), (BLUE, green, 1.0), (green, RED, 0.0), (RED, green, 0.5)]
+    rows = [row(f"prompt {i}", a, b, label, "m", i, 0) for i, (a, b, label) in enumerate(shown)]
+    Dataset.from_list(rows).to_parquet(str(tmp_path / "train.parquet"))
+    data = PickAPic(str(tmp_path / "train.parquet"), resolution=16, batch_size=3, binary=True)
+    table = data.load("train")
+    batch = data.collate([table[i] for i in range(3)])
+    colors = [("red", "green", "blue")[image.mean((1, 2)).argmax()] for image in batch["image"]]
+    assert dict(zip(colors, batch["label"].tolist())) == {"red": 1.0, "blue": 1.0, "green": 0.0}
+    assert batch["prompt"] == ["prompt 0", "prompt 0", "prompt 1"] and set(batch) == {"image", "label", "prompt", "index"}
+    with pytest.raises(ValueError, match="binary labels are counted over all training rows"):
+        PickAPic(str(tmp_path / "train.parquet"), binary=True, streaming=True)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_rankings_from_a_file(tmp_path, kind):
+    images = [RED, BLUE, picture((0, 255, 0))]
+    if kind == "jsonl":
+        for name, data in zip("abc", images):
+            (tmp_path / name).write_bytes(data)
+    cells = images if kind == "parquet" else ["a", "b", "c"]
+    rows = [{"prompt": f"p{i}", "images": cells, "taste": [3.0, 1.0, 2.0], "truth": [0.0, i, 1.0]} for i in range(2)]
+    path = tmp_path / f"lists.{kind}"
+    Dataset.from_list(rows).to_parquet(path) if kind == "parquet" else path.write_text("\n".join(map(json.dumps, rows)))
+    data = Rankings(str(path), score_columns=["taste", "truth"], resolution=16, batch_size=2)
+    table = data.load("train")
+    batch = data.collate([table[i] for i in range(2)])
+    assert batch["images"].shape == (2, 3, 3, 16, 16) and batch["images"][1, 1, 2].mean() == 1  # the second is blue
+    assert batch["scores"].tolist() == [[[3, 0], [1, 0], [2, 1]], [[3, 0], [1, 1], [2, 1]]]
+    with pytest.raises(ValueError, match="column `scores` not found in .*; columns are images, prompt, taste, truth|columns are prompt, images"):
+        Rankings(str(path)).load("train")
+
+
+def test_lists_of_unequal_length_are_named(tmp_path):
+    rows = [{"prompt": "p", "images": [RED] * n, "scores": [1.0] * n} for n in (3, 2)]
+    Dataset.from_list(rows).to_parquet(tmp_path / "lists.parquet")
+    data = Rankings(str(tmp_path / "lists.parquet"), resolution=16)
+    table = data.load("train")
+    with pytest.raises(ValueError, match=r"row 1 of .*lists.parquet has lists of \[2\] entries; 3 are due"):
+        data.collate([table[0], table[1]])
+
+
+def test_lists_are_encoded_once(tmp_path):
+    policy = StableDiffusion("tiny", LoRA(rank=2))
+    rows = [{"prompt": f"p{i}", "images": [RED, BLUE], "scores": [1.0, 0.0]} for i in range(4)]
+    Dataset.from_list(rows).to_parquet(tmp_path / "lists.parquet")
+    data = Rankings(str(tmp_path / "lists.parquet"), resolution=policy.resolution, batch_size=2, encode_once=True)
+    module = LiPO(policy=policy)
+    trainer(tmp_path, max_steps=2).fit(module, data)
+    batch = next(iter(data.train_dataloader()))
+    assert batch["images_latents"].shape == (2, 2, *policy.latent_shape) and batch["scores"].tolist() == [[[1], [0]]] * 2
 
 
 def test_unlabelled_rows_and_text_labels(tmp_path):

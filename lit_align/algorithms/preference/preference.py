@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from lit_align.algorithms.algorithm import Algorithm
+from lit_align.algorithms.preference.errors import denoised
 
 
 class Errors(NamedTuple):
-    """Denoising errors of a pair, each (B,): mean over the sample of (prediction - target)^2, in float32.
+    """Denoising errors of B pairs, each (B,): mean over the sample of (prediction - target)^2, in float32.
 
     `ref_win` and `ref_lose` are the reference's, without gradient; zeros for a method without a reference.
     """
@@ -19,11 +20,28 @@ class Errors(NamedTuple):
     lose: Tensor
     ref_win: Tensor
     ref_lose: Tensor
+    # what few methods ask for besides
+    t: Tensor | None = None  # (B,) the timestep both images were seen at
+    prediction: Tensor | None = None  # (2B, ...) the policy's, winners first
+    target: Tensor | None = None  # (2B, ...)
+    reference: Tensor | None = None  # (2B, ...) the reference's prediction
+    batch: dict | None = None
 
     @property
     def gap(self) -> Tensor:
         """D = (ref_win - win) - (ref_lose - lose): positive where the policy improved more on x^w than on x^l."""
         return (self.ref_win - self.win) - (self.ref_lose - self.lose)
+
+
+def safeguarded(e: Errors, mu: float) -> Errors:
+    """Diffusion-SDPO (arXiv 2511.03317): scales each loser's gradient by lambda = (1 - mu) |g_w|^2 / <g_l, g_w>, clipped
+    to [0, 1] (1 where the product is not positive), g the gradients of the two errors in the predictions. To first order
+    the winner's error then falls by mu |g_w|^2 at least; no value changes."""
+    (g,) = torch.autograd.grad((e.win + e.lose).sum(), e.prediction, retain_graph=True)
+    g_w, g_l = g.flatten(1).chunk(2)  # (B, CHW)
+    dot = (g_l * g_w).sum(1)
+    scale = ((1 - mu) * g_w.square().sum(1) / (dot + 1e-9)).clamp(0, 1).where(dot > 0, 1.0)
+    return e._replace(lose=e.lose.detach() + scale * (e.lose - e.lose.detach()))
 
 
 class Preference(Algorithm):
@@ -38,33 +56,39 @@ class Preference(Algorithm):
 
     Args:
         timestep_law: how t is drawn: uniform, logit_normal or mode (the last two for flow matching, arXiv 2403.03206).
+        safeguard: mu of Diffusion-SDPO in [0, 1], which keeps the winner's error from rising; none: off.
     """
 
     feedback = ("win", "lose")
     uses_reference = True
 
-    def __init__(self, timestep_law: Literal["uniform", "logit_normal", "mode"] = "uniform", **kwargs):
+    def __init__(
+        self,
+        timestep_law: Literal["uniform", "logit_normal", "mode"] = "uniform",
+        safeguard: float | None = None,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
-        self.timestep_law = timestep_law
+        self.timestep_law, self.safeguard = timestep_law, safeguard
 
     @abstractmethod
     def loss(self, e: Errors) -> Tensor:
         """The method's equation: (B,) from errors of shape (B,) each."""
 
+    def noise(self, x_0: Tensor, cond: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Timesteps (2B,) and noises (2B, ...) for the images x_0 (2B, ...), winners first: the pair's own, drawn once."""
+        n = len(x_0) // 2
+        t = self.policy.process.sample_timesteps(n, self.timestep_law, device=x_0.device)
+        eps = torch.randn_like(x_0[:n])
+        return torch.cat([t, t]), torch.cat([eps, eps])
+
     def errors(self, batch: dict) -> Errors:
-        win, lose = self.latents(batch, "win"), self.latents(batch, "lose")
-        process, n = self.policy.process, len(win)
-        t = process.sample_timesteps(n, self.timestep_law, device=win.device).repeat(2)
-        eps = torch.randn_like(win).repeat(2, 1, 1, 1)
-        x_0 = torch.cat([win, lose])  # (2B, C, h, w)
-        x_t, target = process.add_noise(x_0, eps, t), process.target(x_0, eps, t)
+        x_0 = torch.cat([self.latents(batch, "win"), self.latents(batch, "lose")])  # (2B, C, h, w)
         cond = {k: torch.cat([v, v]) for k, v in self.cond(batch).items()}
-        error = self.policy.error(self.policy.denoise(x_t, t, cond), target)
-        reference = torch.zeros_like(error)
-        if self.uses_reference:
-            with torch.no_grad(), self.policy.reference():
-                reference = self.policy.error(self.policy.denoise(x_t, t, cond), target)
-        return Errors(*error.chunk(2), *reference.chunk(2))
+        t, eps = self.noise(x_0, cond)
+        d = denoised(self.policy, x_0, t, eps, cond, self.uses_reference)
+        t = t[: len(t) // 2]
+        return Errors(*d.error.chunk(2), *d.ref_error.chunk(2), t, d.prediction, d.target, d.reference, batch)
 
     def step(self, batch: dict) -> Tensor:
         return self.measure(batch, "train")
@@ -76,8 +100,10 @@ class Preference(Algorithm):
             gap = e.gap
             self.log_mean(f"{stage}/implicit_accuracy", (gap > 0).float().mean() + 0.5 * (gap == 0).float().mean(), len(gap))
             self.log_mean(f"{stage}/margin", gap.mean(), len(gap))
-            for name, error in e._asdict().items():
-                self.log_mean(f"{stage}/error/{name}", error.mean(), len(gap))
+            for name in ("win", "lose", "ref_win", "ref_lose"):
+                self.log_mean(f"{stage}/error/{name}", getattr(e, name).mean(), len(gap))
+        if self.safeguard is not None and torch.is_grad_enabled():
+            e = safeguarded(e, self.safeguard)
         return self.loss(e).mean()
 
     def on_validation_start(self) -> None:

@@ -1,0 +1,27 @@
+"""Conservative DPO: label smoothing for pairs of which a share is labelled wrong."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_align.algorithms.preference.preference import Errors, Preference
+
+
+class CDPO(Preference):
+    """Conservative DPO (Mitchell 2023, a note; label smoothing): -(1 - e) log sigmoid(x) - e log sigmoid(-x), x = beta D.
+
+    Its minimum lies at x = ln((1 - e) / e), so no pair pushes without end. The port to diffusion is ours.
+
+    Args:
+        beta: coefficient of D.
+        flip_rate: e, the share of wrong labels, in [0, 0.5).
+    """
+
+    def __init__(self, beta: float = 2500.0, flip_rate: float = 0.1, **kwargs):
+        super().__init__(**kwargs)
+        if not 0 <= flip_rate < 0.5:
+            raise ValueError(f"flip_rate is {flip_rate}; it must lie in [0, 0.5).")
+        self.beta, self.flip_rate = beta, flip_rate
+
+    def loss(self, e: Errors) -> Tensor:
+        x, flip = self.beta * e.gap, self.flip_rate
+        return -(1 - flip) * F.logsigmoid(x) - flip * F.logsigmoid(-x)

@@ -1,0 +1,21 @@
+"""Diffusion-IPO: a squared distance of the gap to a fixed margin, which bounds how far a pair can push."""
+
+from torch import Tensor
+
+from lit_align.algorithms.preference.preference import Errors, Preference
+
+
+class DiffusionIPO(Preference):
+    """Azar et al. 2023, arXiv 2310.12036, eq. 17, (h - 1 / (2 tau))^2 with h the difference of log-ratios; the port to
+    diffusion is ours: h is the error gap D, tau = beta / 2, and the loss is written free of units, (beta D - 1)^2.
+
+    Args:
+        beta: coefficient of D; the margin that D is drawn to is 1 / beta.
+    """
+
+    def __init__(self, beta: float = 2500.0, **kwargs):
+        super().__init__(**kwargs)
+        self.beta = beta
+
+    def loss(self, e: Errors) -> Tensor:
+        return (self.beta * e.gap - 1).square()

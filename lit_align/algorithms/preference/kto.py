@@ -1,0 +1,65 @@
+"""Diffusion-KTO: a utility of single images that are marked good or bad."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_align.algorithms.algorithm import Algorithm
+from lit_align.algorithms.preference.errors import denoised
+
+UTILITIES = {
+    "kahneman_tversky": torch.sigmoid,
+    "loss_averse": F.logsigmoid,
+    "risk_seeking": lambda m: -F.logsigmoid(-m),
+}
+
+
+class DiffusionKTO(Algorithm):
+    """Li et al. 2024, arXiv 2404.04465, eq. 13: lambda (1 - U(y beta (h - z))), y = +1 for good images and -1 for bad ones.
+
+    h = reference error - error. z, the reference point, is the mean h of the batch on all ranks, at least 0 and
+    without gradient. Timestep and noise are each image's own.
+
+    Logs `train/h/good`, `train/h/bad` and `train/z`.
+
+    Args:
+        beta: coefficient of h - z.
+        utility: kahneman_tversky (sigmoid), loss_averse (log-sigmoid) or risk_seeking (its mirror).
+        weight_good, weight_bad: lambda of each kind.
+        timestep_law: how t is drawn: uniform, logit_normal or mode.
+    """
+
+    feedback = ("image", "label")
+    uses_reference = True
+
+    def __init__(
+        self,
+        beta: float = 5000.0,
+        utility: Literal["kahneman_tversky", "loss_averse", "risk_seeking"] = "kahneman_tversky",
+        weight_good: float = 1.0,
+        weight_bad: float = 1.0,
+        timestep_law: Literal["uniform", "logit_normal", "mode"] = "uniform",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.beta, self.utility, self.timestep_law = beta, utility, timestep_law
+        self.weight_good, self.weight_bad = weight_good, weight_bad
+
+    def step(self, batch: dict) -> Tensor:
+        x_0, good = self.latents(batch, "image"), batch["label"].to(self.device) > 0.5
+        t = self.policy.process.sample_timesteps(len(x_0), self.timestep_law, device=x_0.device)
+        d = denoised(self.policy, x_0, t, torch.randn_like(x_0), self.cond(batch))
+        h = d.ref_error - d.error
+        z = self.all_gather(h.detach()).mean().clamp(min=0)
+        for name, rows in (("good", good), ("bad", ~good)):
+            if rows.any():
+                self.log_mean(f"train/h/{name}", h[rows].detach().mean(), int(rows.sum()))
+        self.log("train/z", z)
+        return self.loss(h, good, z).mean()
+
+    def loss(self, h: Tensor, good: Tensor, z: Tensor) -> Tensor:
+        """(B,) from h (B,), the mark of each image (B,) bool, and z ()."""
+        y, weight = torch.where(good, 1.0, -1.0), torch.where(good, self.weight_good, self.weight_bad)
+        return weight * (1 - UTILITIES[self.utility](y * self.beta * (h - z)))

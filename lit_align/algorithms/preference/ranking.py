@@ -1,0 +1,109 @@
+"""Rankings: K images of a prompt with scores -> one t per list -> `loss(ranking)`."""
+
+from abc import abstractmethod
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lit_align.algorithms.algorithm import Algorithm
+from lit_align.algorithms.preference.errors import denoised
+
+
+class Ranked(NamedTuple):
+    """B lists of K images."""
+
+    error: Tensor  # (B, K) of the policy
+    ref_error: Tensor  # (B, K) of the reference, without gradient; zeros for a method without one
+    scores: Tensor  # (B, K, R) of R rewards, higher is better
+    t: Tensor  # (B,) the timestep the list was seen at
+
+    @property
+    def h(self) -> Tensor:
+        """(B, K) reference error - error: how much the policy improved on each image."""
+        return self.ref_error - self.error
+
+    @property
+    def score(self) -> Tensor:
+        """(B, K) mean over the rewards."""
+        return self.scores.mean(2)
+
+
+def better(score: Tensor) -> Tensor:
+    """(B, K, K) 1 where image i is scored above image j; ties are 0 both ways."""
+    return (score[:, :, None] > score[:, None, :]).float()
+
+
+def gaps(a: Tensor) -> Tensor:
+    """(B, K, K) a_i - a_j of a (B, K)."""
+    return a[:, :, None] - a[:, None, :]
+
+
+def ranks(a: Tensor) -> Tensor:
+    """(B, K) the rank of each entry, 1 for the largest; ties share their mean rank."""
+    above = better(a).sum(1)  # how many entries are larger
+    equal = (gaps(a) == 0).float().sum(1) - 1
+    return 1 + above + equal / 2
+
+
+def plackett_luce(a: Tensor, score: Tensor) -> Tensor:
+    """Negative log-likelihood (B,) that scores (B, K) give to log-weights a (B, K): each image against all that are
+    scored below it, -sum_k log [exp a_k / (exp a_k + sum over lower j of exp a_j)]. Tied images do not compete; without
+    ties this is the Plackett-Luce model, and for two images Bradley-Terry."""
+    lower = better(score) + torch.eye(a.shape[1], device=a.device)
+    others = a[:, None, :].masked_fill(lower == 0, -torch.inf).logsumexp(2)
+    return (others - a).sum(1)
+
+
+def best(score: Tensor) -> Tensor:
+    """(B, K) weights that pick the best image of each list; several best ones share."""
+    top = (score == score.amax(1, keepdim=True)).float()
+    return top / top.sum(1, keepdim=True)
+
+
+def lambdas(gain: Tensor, rank: Tensor) -> Tensor:
+    """NDCG's weights (B, K, K) |G_i - G_j| |1 / D(i) - 1 / D(j)|, D = ln(1 + rank), from gains and ranks (B, K)."""
+    return gaps(gain).abs() * gaps(1 / rank.log1p()).abs()
+
+
+class Ranking(Algorithm):
+    """Base of the methods that learn from lists: batches {"images" (B, K, 3, H, W), "scores" (B, K, R), "prompt"}.
+
+    The images of a list share the timestep; the noise is each image's own. Errors are means over the sample, as in
+    `Preference`. A method overrides `loss`. Images with equal scores are never compared with each other.
+
+    Logs `train/implicit_accuracy`: of the image pairs of a list that are scored differently, the share that the
+    policy's improvement orders the same way.
+
+    Args:
+        timestep_law: how t is drawn: uniform, logit_normal or mode (the last two for flow matching, arXiv 2403.03206).
+    """
+
+    feedback = ("images", "scores")
+    uses_reference = True
+
+    def __init__(self, timestep_law: Literal["uniform", "logit_normal", "mode"] = "uniform", **kwargs):
+        super().__init__(**kwargs)
+        self.timestep_law = timestep_law
+
+    @abstractmethod
+    def loss(self, r: Ranked) -> Tensor:
+        """The method's equation: (B,) from lists."""
+
+    def ranked(self, batch: dict) -> Ranked:
+        x_0 = self.latents(batch, "images")  # (B, K, C, h, w)
+        b, k = x_0.shape[:2]
+        t = self.policy.process.sample_timesteps(b, self.timestep_law, device=x_0.device)
+        cond = {key: v.repeat_interleave(k, 0) for key, v in self.cond(batch).items()}
+        x_0 = x_0.flatten(0, 1)
+        d = denoised(self.policy, x_0, t.repeat_interleave(k), torch.randn_like(x_0), cond, self.uses_reference)
+        return Ranked(d.error.view(b, k), d.ref_error.view(b, k), batch["scores"].to(x_0.device), t)
+
+    def step(self, batch: dict) -> Tensor:
+        r = self.ranked(batch)
+        with torch.no_grad():
+            pairs, margin = better(r.score), gaps(r.h)
+            right = (margin > 0).float() + 0.5 * (margin == 0).float()
+            self.log_mean("train/implicit_accuracy", (pairs * right).sum() / pairs.sum().clamp(min=1), len(r.t))
+            self.log_mean("train/error", r.error.mean(), len(r.t))
+        return self.loss(r).mean()
