@@ -1,7 +1,17 @@
 PYTHON ?= python3
 RUN = . .venv/bin/activate &&
+METHODS ?= all
+SEEDS ?= 1 2 3
 
-.PHONY: quickstart test test-fast clean
+.PHONY: help quickstart test test-fast lint results clean
+
+help:
+	@echo "make quickstart   set up, align a small model by Diffusion-DPO, compare it with what it was"
+	@echo "make test         set up, run the whole suite"
+	@echo "make test-fast    the suite without its slow tests"
+	@echo "make lint         ruff"
+	@echo "make results      docs/results.md: METHODS='dpo ipo' SEEDS='1 2' (default: every config in configs/shapes, three seeds)"
+	@echo "make clean        remove .venv"
 
 .venv/ready: pyproject.toml constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv
@@ -18,6 +28,12 @@ test: .venv/ready
 
 test-fast: .venv/ready
 	$(RUN) python -m pytest -m 'not slow'
+
+lint: .venv/ready
+	$(RUN) ruff check . && ruff format --check lit_align callbacks
+
+results: .venv/ready
+	$(RUN) python -m lit_align.results --methods $(METHODS) --seeds $(SEEDS)
 
 clean:
 	rm -rf .venv *.egg-info

@@ -29,8 +29,9 @@ def bracket(bounds: tuple[float, float] | None, sign: str = "+") -> str:
 class Comparison(L.Callback):
     """Compares the samples of `test` with the reference's on the same prompts and seeds.
 
-    Prints a table of every score (overall and per skill, before -> after) and the win rate, and writes `comparison.json`
-    with all of it and `comparison.png`, a contact sheet of pairs, those first whose first score changed.
+    Prints a table of every score (overall and per skill, before -> after) and the win rate, and writes
+    `comparison.json` with all of it and `comparison.png`, a contact sheet of pairs, those first whose first score
+    changed.
 
     Args:
         pairs: how many pairs of pictures.
@@ -105,8 +106,11 @@ class Comparison(L.Callback):
 
     @staticmethod
     def figures(rows: list[dict], name: str) -> dict:
-        """Of one score: for all rows and each skill n, before, after, the 95 % interval of the gain, and the win rate."""
-        groups = {"all": rows} | {s: [r for r in rows if r["skill"] == s] for s in sorted({r["skill"] for r in rows}) if s}
+        """Of one score: for all rows and each skill n, before, after, the 95 % interval of the gain, and the win
+        rate."""
+        groups = {"all": rows} | {
+            s: [r for r in rows if r["skill"] == s] for s in sorted({r["skill"] for r in rows}) if s
+        }
         out = {}
         for group, members in groups.items():
             before, after = (torch.tensor([r[when][name] for r in members]) for when in ("before", "after"))
@@ -132,11 +136,11 @@ class Comparison(L.Callback):
         print(f"win rate against the reference, ties half: {figures['all']['win_rate']:.3f} {bounds}")
 
     def sheet(self, rows: list[dict], name: str, path: str) -> None:
-        gain = lambda row: row["after"][name] - row["before"][name]  # noqa: E731
+        gain = lambda row: row["after"][name] - row["before"][name]
         shown = [row for row in rows if row["images"]]
         changed = sorted((row for row in shown if gain(row)), key=lambda row: row["index"])
         shown = (changed + [row for row in shown if not gain(row)])[: self.pairs]
-        score = lambda row: f"{name} {row['before'][name]:.3g} -> {row['after'][name]:.3g}"  # noqa: E731
+        score = lambda row: f"{name} {row['before'][name]:.3g} -> {row['after'][name]:.3g}"
         colors = ["green" if gain(r) > 0 else "red" if gain(r) < 0 else "lightgray" for r in shown]
         cells = [row["images"] for row in shown]
         save_png(grid(cells, [f"{r['prompt']} | {score(r)}" for r in shown], colors, ["before", "after"]), path)

@@ -10,8 +10,8 @@ from callbacks.trainable import laid_out_like, trainable, whole, write
 class EMA(L.Callback):
     """ema <- decay ema + (1 - decay) theta after every optimizer step, over trainable tensors only.
 
-    The average stands in for the weights during validation, test and predict, and while the module saves what it trained
-    (its `on_train_end`).
+    The average stands in for the weights during validation, test and predict, and while the module saves what it
+    trained (its `on_train_end`).
     Checkpoints hold both: the weights, and the average in this callback's state. Works on sharded tensors (FSDP2).
 
     Args:

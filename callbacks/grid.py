@@ -8,7 +8,8 @@ from torch import Tensor
 
 
 def to_pil(image: Tensor, least: int = 1, most: int | None = None) -> Image.Image:
-    """An image (3, H, W) in [0, 1], enlarged by a whole factor to at least `least` pixels in height, shrunk to `most`."""
+    """An image (3, H, W) in [0, 1], enlarged by a whole factor to at least `least` pixels in height, shrunk to
+    `most`."""
     pixels = (image.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     factor = max(1, math.ceil(least / pixels.shape[0]))
     size = (pixels.shape[1] * factor, pixels.shape[0] * factor)
@@ -25,7 +26,9 @@ def save_png(image: Image.Image, path: str) -> None:
     os.replace(f"{path}.part", path)
 
 
-def grid(rows: list[list[Image.Image]], captions: list[str], colors: list[str] | None = None, heads: list[str] | None = None) -> Image.Image:
+def grid(
+    rows: list[list[Image.Image]], captions: list[str], colors: list[str] | None = None, heads: list[str] | None = None
+) -> Image.Image:
     """A sheet of cells, each a row of images side by side over its caption; up to four cells in a line.
 
     Args:

@@ -34,5 +34,7 @@ class ImageGrid(L.Callback):
         save_png(sheet, os.path.join(trainer.default_root_dir, "samples", f"step_{trainer.global_step:06d}.png"))
         for logger in trainer.loggers:
             if isinstance(logger, L.pytorch.loggers.TensorBoardLogger):
-                pixels = torch.frombuffer(bytearray(sheet.tobytes()), dtype=torch.uint8).view(sheet.height, sheet.width, 3)
+                pixels = torch.frombuffer(bytearray(sheet.tobytes()), dtype=torch.uint8).view(
+                    sheet.height, sheet.width, 3
+                )
                 logger.experiment.add_image("val/images", pixels, trainer.global_step, dataformats="HWC")

@@ -54,7 +54,9 @@ class LoRAScaling(L.Callback):
 
     def on_fit_start(self, trainer, module) -> None:
         if not lora_layers(module):
-            raise ValueError("LoRAScaling found no LoRA layer; set the policy's adapter to LoRA or leave the callback out.")
+            raise ValueError(
+                "LoRAScaling found no LoRA layer; set the policy's adapter to LoRA or leave the callback out."
+            )
 
     def _enter(self, module: nn.Module, scale: float) -> None:
         if scale != 1:
@@ -83,7 +85,9 @@ class LoRAScaling(L.Callback):
             with scaled(module, scale):
                 for name, value in self._validate(trainer, module).items():
                     for logger in trainer.loggers:
-                        logger.log_metrics({name.replace("val/", f"val_lora_{scale:g}/", 1): value}, trainer.global_step)
+                        logger.log_metrics(
+                            {name.replace("val/", f"val_lora_{scale:g}/", 1): value}, trainer.global_step
+                        )
 
     @torch.no_grad()
     def _validate(self, trainer, module) -> dict[str, float]:
@@ -94,7 +98,9 @@ class LoRAScaling(L.Callback):
         )
         try:
             module.on_validation_start()
-            loaders = trainer.val_dataloaders if isinstance(trainer.val_dataloaders, list) else [trainer.val_dataloaders]
+            loaders = (
+                trainer.val_dataloaders if isinstance(trainer.val_dataloaders, list) else [trainer.val_dataloaders]
+            )
             for number, loader in enumerate(loaders):
                 for i, batch in zip(range(int(min(trainer.num_val_batches[number], 10**9))), loader):
                     batch = move_data_to_device(batch, module.device)

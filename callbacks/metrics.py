@@ -8,8 +8,9 @@ import torch
 
 
 class Throughput(L.Callback):
-    """Logs `perf/images_per_s` (prompts or pairs of all devices, validation left out), `perf/step_ms`, `perf/data_ms` (waiting
-    for the loader), and `perf/peak_memory_mb` (the GPU's allocated peak, or the process's resident peak on a CPU)."""
+    """Logs `perf/images_per_s` (prompts or pairs of all devices, validation left out), `perf/step_ms`, `perf/data_ms`
+    (waiting for the loader), and `perf/peak_memory_mb` (the GPU's allocated peak, or the process's resident peak on a
+    CPU)."""
 
     def __init__(self):
         self.end_of_last = self.start = None

@@ -11,10 +11,10 @@ from callbacks.trainable import trainable, whole, write
 class RewardOveroptimizationStopping(L.Callback):
     """Stops when the trained-on reward still rises but what it stands for does not (Gao et al. 2022, arXiv 2210.10760).
 
-    A validation is bad when the proxy is above its value at the best validation while the mean of the held-out metrics is
-    below its best, or when diversity or KL leave their bounds. After `patience` bad validations in a row training stops,
-    and the trained weights go back to those of the best held-out validation, whether training was stopped or ran out.
-    Where EMA is used, list it first.
+    A validation is bad when the proxy is above its value at the best validation while the mean of the held-out
+    metrics is below its best, or when diversity or KL leave their bounds. After `patience` bad validations in a row
+    training stops, and the trained weights go back to those of the best held-out validation, whether training was
+    stopped or ran out. Where EMA is used, list it first.
 
     Args:
         proxy: name of the reward that is trained on, as logged.
@@ -44,7 +44,10 @@ class RewardOveroptimizationStopping(L.Callback):
 
     def _read(self, trainer, name: str) -> float:
         if name not in trainer.callback_metrics:
-            raise ValueError(f"RewardOveroptimizationStopping watches {name}, which is not logged; logged are {', '.join(sorted(trainer.callback_metrics))}.")
+            logged = ", ".join(sorted(trainer.callback_metrics))
+            raise ValueError(
+                f"RewardOveroptimizationStopping watches {name}, which is not logged; logged are {logged}."
+            )
         value = float(trainer.callback_metrics[name])
         if math.isnan(value):
             raise ValueError(f"{name} is NaN at step {trainer.global_step}: the reward failed on some image.")
@@ -75,8 +78,10 @@ class RewardOveroptimizationStopping(L.Callback):
         self.bad = self.bad + 1 if hacking or out_of_bounds else 0
         if self.bad >= self.patience:
             trainer.should_stop = True
-            why = f"{', '.join(out_of_bounds)} out of bounds" if out_of_bounds else (
-                f"{self.proxy} rose to {proxy:.4g} while held-out fell from {self.best:.4g} to {held_out:.4g}"
+            why = (
+                f"{', '.join(out_of_bounds)} out of bounds"
+                if out_of_bounds
+                else (f"{self.proxy} rose to {proxy:.4g} while held-out fell from {self.best:.4g} to {held_out:.4g}")
             )
             rank_zero_info(f"stopped at step {trainer.global_step}: {why}")
 

@@ -9,7 +9,8 @@ from callbacks.grid import save_png, to_pil
 
 
 class SampleWriter(L.Callback):
-    """`predict` writes `<folder>/<index>.png` and one line of `metadata.jsonl` for each: file_name, prompt, seed and scores.
+    """`predict` writes `<folder>/<index>.png` and one line of `metadata.jsonl` for each: file_name, prompt, seed and
+    scores.
 
     A line is written after its image, batch by batch: an interrupted run keeps what it has. Further ranks write
     `metadata_<rank>.jsonl`.

@@ -26,4 +26,8 @@ def laid_out_like(tensor: Tensor, like: Tensor) -> Tensor:
 def write(values: dict[str, Tensor], module: nn.Module) -> None:
     """Copies values into the trained tensors of their names."""
     for name, target in trainable(module).items():
-        target.copy_(laid_out_like(values[name], target) if isinstance(target, DTensor) and not isinstance(values[name], DTensor) else values[name])
+        target.copy_(
+            laid_out_like(values[name], target)
+            if isinstance(target, DTensor) and not isinstance(values[name], DTensor)
+            else values[name]
+        )

@@ -23,7 +23,8 @@ class Algorithm(L.LightningModule):
         sampler: how images are drawn at validation, test and predict (default: 50 DDIM steps, guidance 7.5).
         rewards: scores of those images, logged as `val/reward/<name>`; the first is the headline of `test`.
         init_from: a checkpoint of this library whose weights training starts from (weights only: step, optimizer and
-            random state start afresh; resuming is Lightning's `--ckpt_path`). A fully trained reference starts there too.
+            random state start afresh; resuming is Lightning's `--ckpt_path`). A fully trained reference starts there
+            too.
         caption_dropout: share of training captions replaced by the empty one, in [0, 1].
     """
 

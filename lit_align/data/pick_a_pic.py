@@ -23,8 +23,9 @@ class PickAPic(AlignData):
     (label_0 = 0.5), about 12 % of v2, as in Diffusion-DPO. What is left out is counted in the log.
     `index` is the row in the split.
 
-    With `binary` the same rows give single images, each once: {"image", "label", "prompt", "index"}, label 1 for an image
-    that was preferred in any row, 0 for one that only ever lost (Diffusion-KTO's rule, arXiv 2404.04465); ties have no say.
+    With `binary` the same rows give single images, each once: {"image", "label", "prompt", "index"}, label 1 for an
+    image that was preferred in any row, 0 for one that only ever lost (Diffusion-KTO's rule, arXiv 2404.04465); ties
+    have no say.
 
     Args:
         path: a hub id, a folder of parquet files named after their split (train-00000-of-00645.parquet), one parquet
@@ -57,7 +58,9 @@ class PickAPic(AlignData):
         if streaming and on_corrupt == "skip":
             raise ValueError("a stream cannot be searched for corrupt images before training: set on_corrupt: error.")
         if binary and (streaming or val_split or ties == "keep"):
-            raise ValueError("binary labels are counted over all training rows: set streaming: false, val_split: null, ties: drop.")
+            raise ValueError(
+                "binary labels are counted over all training rows: set streaming: false, val_split: null, ties: drop."
+            )
         self.path, self.splits = self.source(path), {"train": split, "val": None if self.smoke else val_split}
         self.binary, self.images = binary, ("image",) if binary else ("win", "lose")
         self.ties, self.kept = ties, (0.0, 1.0) if ties == "drop" else (0.0, 0.5, 1.0)

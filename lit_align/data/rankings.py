@@ -44,7 +44,9 @@ class Rankings(AlignData):
         rows = read_table(self.path)
         for column in self.columns:
             if column not in rows.column_names:
-                raise ValueError(f"column `{column}` not found in {self.path}; columns are {', '.join(rows.column_names)}.")
+                raise ValueError(
+                    f"column `{column}` not found in {self.path}; columns are {', '.join(rows.column_names)}."
+                )
         self.size = len(rows[0][self.columns[1]])
         return numbered(rows.select_columns(self.columns), self.path)
 
@@ -54,7 +56,9 @@ class Rankings(AlignData):
         for row in rows:
             lengths = {len(row[column]) for column in (images, *scores)}
             if lengths != {self.size}:
-                raise ValueError(f"row {row['index']} of {row['file']} has lists of {sorted(lengths)} entries; {self.size} are due.")
+                raise ValueError(
+                    f"row {row['index']} of {row['file']} has lists of {sorted(lengths)} entries; {self.size} are due."
+                )
         batch["images"] = torch.stack([self._images(row, images) for row in rows])
         batch["scores"] = torch.tensor([[row[column] for column in scores] for row in rows]).transpose(1, 2).float()
         return batch

@@ -124,7 +124,11 @@ class VP(Process):
         table = torch.cat([alphas_cumprod.double(), torch.ones(1, dtype=torch.float64)])  # index -1 is clean data
         self.register_buffer("alphas", table.sqrt().float(), persistent=False)
         self.register_buffer("sigmas", (1 - table).sqrt().float(), persistent=False)
-        self.timestep_spacing, self.steps_offset, self.set_alpha_to_one = timestep_spacing, steps_offset, set_alpha_to_one
+        self.timestep_spacing, self.steps_offset, self.set_alpha_to_one = (
+            timestep_spacing,
+            steps_offset,
+            set_alpha_to_one,
+        )
 
     @classmethod
     def from_scheduler(cls, config: dict) -> "VP":
@@ -157,7 +161,11 @@ class VP(Process):
         """n timesteps; laws over u in [0, 1] are read as fractions of T."""
         if law == "uniform":
             return torch.randint(self.num_train_timesteps, (n,), device=device, generator=generator)
-        return (_fractions(n, law, device, generator) * self.num_train_timesteps).long().clamp(max=self.num_train_timesteps - 1)
+        return (
+            (_fractions(n, law, device, generator) * self.num_train_timesteps)
+            .long()
+            .clamp(max=self.num_train_timesteps - 1)
+        )
 
 
 class Flow(Process):
@@ -175,7 +183,9 @@ class Flow(Process):
     @classmethod
     def from_scheduler(cls, config: dict) -> "Flow":
         if config.get("use_dynamic_shifting"):
-            raise ValueError("this scheduler shifts by resolution (use_dynamic_shifting); set it to false and give `shift`.")
+            raise ValueError(
+                "this scheduler shifts by resolution (use_dynamic_shifting); set it to false and give `shift`."
+            )
         return cls(config.get("shift", 1.0), config.get("num_train_timesteps", 1000))
 
     def alpha(self, t: Tensor) -> Tensor:

@@ -74,7 +74,8 @@ class State:
     trajectory: Trajectory | None = None
 
     def reindex(self, idx: Tensor) -> None:
-        """Particle p becomes what particle idx[p] was, in everything; a second copy continues with a fresh noise stream."""
+        """Particle p becomes what particle idx[p] was, in everything; a second copy continues with a fresh noise
+        stream."""
         idx, seen = idx.tolist(), set()
         parents = self.generators
         for f in fields(self):
@@ -97,8 +98,8 @@ class Hook:
         """Before the first step: the initial noise is in state.x."""
 
     def predict(self, policy, state: State, sampler: "Sampler") -> None:
-        """Sets state.x0 and state.eps from state.x at state.t. eps is the direction noise is put back along, which CFG++,
-        for one, takes from another prediction than x0. A method that needs the gradient in x enables it here."""
+        """Sets state.x0 and state.eps from state.x at state.t. eps is the direction noise is put back along, which
+        CFG++, for one, takes from another prediction than x0. A method that needs the gradient in x enables it here."""
         t = state.t.expand(len(state.x))
         state.x0, state.eps = sampler.predict(policy, state.x, t, state.cond, state.keep)
 
@@ -123,7 +124,8 @@ def last_k(n: int, k: int) -> Tensor:
 
 
 def random_steps(n: int) -> Tensor:
-    """Gradient in step i with probability (i + 1) / (n + 1), independently (AlignProp as released, arXiv 2310.03739)."""
+    """Gradient in step i with probability (i + 1) / (n + 1), independently (AlignProp as released, arXiv
+    2310.03739)."""
     return torch.randint(n + 1, (n,)) <= torch.arange(n)
 
 
@@ -231,7 +233,7 @@ class Sampler:
 
     def _trajectory(self, state: State) -> Trajectory:
         steps = state.history
-        column = lambda key: torch.stack([step[key] for step in steps], 1)  # noqa: E731
+        column = lambda key: torch.stack([step[key] for step in steps], 1)
         x = torch.cat([column("x_t"), steps[-1]["x_s"][:, None]], 1)
         cond = {k: v.detach() for k, v in state.cond.items()}
         return Trajectory(x, column("t"), column("s"), column("log_prob"), cond, state.prompts)

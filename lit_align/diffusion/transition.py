@@ -33,7 +33,9 @@ class Gaussian(NamedTuple):
     def log_prob(self, x: Tensor, reduction: Reduction = "mean") -> Tensor:
         """log density of x (B, ...): (B,). ValueError where the step is deterministic."""
         if (self.std <= 0).any():
-            raise ValueError("a deterministic step has no likelihood: use eta > 0, and leave out the last step where its noise is 0.")
+            raise ValueError(
+                "a deterministic step has no likelihood: use eta > 0, and leave out the last step where its noise is 0."
+            )
         z = (x.detach().float() - self.mean) / self.std
         return _reduce(-0.5 * z.square() - self.std.log() - 0.5 * math.log(2 * math.pi), reduction)
 
@@ -45,7 +47,8 @@ class Gaussian(NamedTuple):
 
 
 class Transition(ABC):
-    """A rule for the step. It needs only where x_0 and eps are thought to be, so guidance and prediction type stay outside."""
+    """A rule for the step. It needs only where x_0 and eps are thought to be, so guidance and prediction type stay
+    outside."""
 
     @abstractmethod
     def __call__(self, process: Process, x_t: Tensor, x_0: Tensor, eps: Tensor, t: Tensor, s: Tensor) -> Gaussian:
@@ -53,8 +56,8 @@ class Transition(ABC):
 
 
 class DDIM(Transition):
-    """Song et al. 2021, arXiv 2010.02502, eq. 12: eta 0 is deterministic (for a flow: the Euler step), 1 has the variance of
-    q(x_s | x_t, x_0), as in DDPM. Eq. 16's sigma is written for any (alpha, sigma)."""
+    """Song et al. 2021, arXiv 2010.02502, eq. 12: eta 0 is deterministic (for a flow: the Euler step), 1 has the
+    variance of q(x_s | x_t, x_0), as in DDPM. Eq. 16's sigma is written for any (alpha, sigma)."""
 
     def __init__(self, eta: float = 0.0):
         self.eta = eta
@@ -95,7 +98,8 @@ class DanceSDE(Transition):
 
 
 class CPS(Transition):
-    """Coefficients-preserving sampling (arXiv 2509.05952): the noise after the step is s exactly, a part sin(a pi / 2) of it fresh.
+    """Coefficients-preserving sampling (arXiv 2509.05952): the noise after the step is s exactly, a part sin(a pi /
+    2) of it fresh.
 
     The official code takes -mean (x_s - mean)^2 for the log-probability, without 1 / (2 std^2): rescale its clip range.
     """

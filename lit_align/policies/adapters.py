@@ -19,7 +19,9 @@ class LoRA(Adapter):
         init: of the A matrices; B starts at zero, so that the policy starts as its reference.
     """
 
-    def __init__(self, rank: int = 8, alpha: float | None = None, target_modules: list[str] | None = None, init: str = "gaussian"):
+    def __init__(
+        self, rank: int = 8, alpha: float | None = None, target_modules: list[str] | None = None, init: str = "gaussian"
+    ):
         self.rank, self.alpha, self.init = rank, alpha or rank, init
         self.target_modules = list(target_modules or ATTENTION)
 
@@ -28,7 +30,9 @@ class LoRA(Adapter):
         from peft import LoraConfig
 
         denoiser.add_adapter(
-            LoraConfig(r=self.rank, lora_alpha=self.alpha, init_lora_weights=self.init, target_modules=self.target_modules)
+            LoraConfig(
+                r=self.rank, lora_alpha=self.alpha, init_lora_weights=self.init, target_modules=self.target_modules
+            )
         )
         for p in denoiser.parameters():
             if p.requires_grad:

@@ -17,9 +17,9 @@ from lit_align.policies.adapters import Adapter, Full, LoRA
 class Policy(nn.Module):
     """Base of the model families. A family says how a prompt is encoded and how its denoiser is called.
 
-    Only what may be trained, its frozen copy and the process are submodules. Text encoders and VAE stay in `self.pipe`, the
-    diffusers pipeline: no optimizer, checkpoint or sharding strategy sees them, and they follow the denoiser's device.
-    Everything is always in eval mode: a policy has no dropout, so that a recorded step has ratio 1.
+    Only what may be trained, its frozen copy and the process are submodules. Text encoders and VAE stay in
+    `self.pipe`, the diffusers pipeline: no optimizer, checkpoint or sharding strategy sees them, and they follow the
+    denoiser's device. Everything is always in eval mode: a policy has no dropout, so that a recorded step has ratio 1.
 
     Args:
         pretrained: hub id or folder of a diffusers pipeline; "tiny" for random weights of a tiny model of the family.
@@ -54,11 +54,17 @@ class Policy(nn.Module):
         super().__init__()
         self.adapter = adapter or Full()
         self.dtype = getattr(torch, dtype)
-        self.pipe = self._tiny() if pretrained == "tiny" else self._load(pretrained, quantize, vae, variant, revision, allow_pickle)
+        self.pipe = (
+            self._tiny()
+            if pretrained == "tiny"
+            else self._load(pretrained, quantize, vae, variant, revision, allow_pickle)
+        )
         for part in self.pipe.components.values():
             if isinstance(part, nn.Module):
                 part.eval().requires_grad_(False)
-        self.process = Process.from_scheduler({**self.pipe.scheduler.config, "_class_name": type(self.pipe.scheduler).__name__})
+        self.process = Process.from_scheduler(
+            {**self.pipe.scheduler.config, "_class_name": type(self.pipe.scheduler).__name__}
+        )
         self.denoiser = getattr(self.pipe, self.denoiser_name)
         self._frozen: nn.Module | None = None
         self.in_reference = False  # whether `reference` is entered
@@ -84,7 +90,12 @@ class Policy(nn.Module):
         import diffusers
 
         pipeline, where = getattr(diffusers, self.pipeline_class), find(pretrained)
-        source = {"variant": variant, "revision": revision, "torch_dtype": self.dtype, "use_safetensors": not allow_pickle}
+        source = {
+            "variant": variant,
+            "revision": revision,
+            "torch_dtype": self.dtype,
+            "use_safetensors": not allow_pickle,
+        }
         try:
             index = pipeline.load_config(where, revision=revision)
             absent = {name: None for name, value in index.items() if value in ([None, None], (None, None))}
@@ -92,14 +103,20 @@ class Policy(nn.Module):
             absent |= {name: None for name in ("safety_checker", "feature_extractor", "image_encoder") if name in index}
             parts = absent | ({"requires_safety_checker": False} if "safety_checker" in absent else {})
             if vae:
-                parts["vae"] = diffusers.AutoencoderKL.from_pretrained(find(vae), torch_dtype=self.dtype, use_safetensors=not allow_pickle)
+                parts["vae"] = diffusers.AutoencoderKL.from_pretrained(
+                    find(vae), torch_dtype=self.dtype, use_safetensors=not allow_pickle
+                )
             if quantize:
                 parts[self.denoiser_name] = self._quantized(diffusers, index, where, quantize, source)
             pipe = pipeline.from_pretrained(where, **parts, **source)
         except OSError as error:
             if "safetensors" in str(error):
-                raise ValueError(f"{pretrained} has no safetensors weights; set allow_pickle: true if you trust its pickled ones.") from error
-            raise ValueError(f"{pretrained} is neither a folder with a diffusers pipeline nor a hub repository that can be reached.") from error
+                raise ValueError(
+                    f"{pretrained} has no safetensors weights; set allow_pickle: true if you trust its pickled ones."
+                ) from error
+            raise ValueError(
+                f"{pretrained} is neither a folder with a diffusers pipeline nor a hub repository that can be reached."
+            ) from error
         if self.dtype == torch.float16 and pipe.vae.config.force_upcast:
             pipe.vae.float()  # this VAE overflows in float16
         return pipe
@@ -109,7 +126,10 @@ class Policy(nn.Module):
             raise ValueError(f"quantize: {quantize} needs a CUDA GPU; on a CPU leave it out.")
         if not isinstance(self.adapter, LoRA):
             raise ValueError(f"quantize: {quantize} freezes the denoiser; train it through adapter: LoRA.")
-        bits = {"int8": {"load_in_8bit": True}, "int4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": self.dtype}}
+        bits = {
+            "int8": {"load_in_8bit": True},
+            "int4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": self.dtype},
+        }
         config = diffusers.BitsAndBytesConfig(**bits[quantize])
         model = getattr(diffusers, index[self.denoiser_name][1])
         return model.from_pretrained(where, subfolder=self.denoiser_name, quantization_config=config, **source)
@@ -123,7 +143,8 @@ class Policy(nn.Module):
             return getattr(tiny, self.pipeline_class)().to(self.dtype)
 
     def save(self, folder: str) -> None:
-        """Writes what plain diffusers loads: LoRA weights for `load_lora_weights`, or a whole pipeline for `from_pretrained`.
+        """Writes what plain diffusers loads: LoRA weights for `load_lora_weights`, or a whole pipeline for
+        `from_pretrained`.
 
         Under FSDP2 all ranks call it: weights are gathered and rank 0 writes.
         """
@@ -133,7 +154,9 @@ class Policy(nn.Module):
         sharded = isinstance(self.denoiser, FSDPModule)
         state = self.denoiser.state_dict()
         if sharded:
-            state = get_model_state_dict(self.denoiser, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+            state = get_model_state_dict(
+                self.denoiser, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+            )
         if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
             return
         if isinstance(self.adapter, LoRA):
@@ -191,7 +214,8 @@ class Policy(nn.Module):
         """What the denoiser is conditioned on, by text encoders that lie on `device`: every tensor (B, ...)."""
 
     def condition(self, prompts: list[str]) -> dict[str, Tensor]:
-        """Conditioning of prompts: a dict of tensors (B, ...). Text beyond the encoders' length is cut off, with a warning."""
+        """Conditioning of prompts: a dict of tensors (B, ...). Text beyond the encoders' length is cut off, with a
+        warning."""
         with torch.set_grad_enabled(self.trains_text and torch.is_grad_enabled()):
             cond = self.embed(prompts, self._place(*self._encoders(), encoder=not self.trains_text))
         return {k: v.to(self.device) for k, v in cond.items()}
@@ -288,7 +312,8 @@ class Policy(nn.Module):
         self.denoiser, self._frozen = self._frozen, self.denoiser
 
     def shard(self, mesh) -> None:
-        """Shards the denoiser (and its frozen copy) over a device mesh block by block (FSDP2); calling it again is harmless."""
+        """Shards the denoiser (and its frozen copy) over a device mesh block by block (FSDP2); calling it again is
+        harmless."""
         from torch.distributed.fsdp import FSDPModule, fully_shard
 
         for model in filter(None, (self.denoiser, self._frozen)):

@@ -9,8 +9,9 @@ from lit_align.policies.policy import Policy
 class StableDiffusionXL(Policy):
     """A UNet with two CLIP text encoders, a pooled embedding, and size and crop conditioning (arXiv 2307.01952).
 
-    Time ids are [H, W, 0, 0, H, W] for every image, as in Diffusion-DPO's official code and at sampling. Dropped captions
-    are the encoded empty string; guidance leads away from zeros where the pipeline says so (force_zeros_for_empty_prompt).
+    Time ids are [H, W, 0, 0, H, W] for every image, as in Diffusion-DPO's official code and at sampling. Dropped
+    captions are the encoded empty string; guidance leads away from zeros where the pipeline says so
+    (force_zeros_for_empty_prompt).
     """
 
     pipeline_class = "StableDiffusionXLPipeline"

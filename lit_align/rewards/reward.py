@@ -8,7 +8,8 @@ from torch import Tensor, nn
 class Reward(nn.Module):
     """A reward model or rule.
 
-    Attributes: `name` labels it in logs (`val/reward/<name>`), `differentiable` says whether gradients reach the images.
+    Attributes: `name` labels it in logs (`val/reward/<name>`), `differentiable` says whether gradients reach the
+    images.
     """
 
     name: str

@@ -9,8 +9,8 @@ from lit_align.shapes.scenes import Caption, Object, parse, satisfies
 
 
 def qualities(scene: list[Object], prompt: str) -> dict[str, float]:
-    """What an annotator can care about, each in [0, 1]: does the image match (the exact judge), what share of its objects
-    is as asked for, how large and how red are they, and how few."""
+    """What an annotator can care about, each in [0, 1]: does the image match (the exact judge), what share of its
+    objects is as asked for, how large and how red are they, and how few."""
     n = max(len(scene), 1)
     return {
         "correct": float(satisfies(scene, parse(prompt))),
@@ -23,7 +23,9 @@ def qualities(scene: list[Object], prompt: str) -> dict[str, float]:
 
 def matched(scene: list[Object], caption: Caption) -> float:
     """Objects that fit the caption's, each counted for one of them, over the larger of the two numbers."""
-    fits = np.array([[spec.fits(o) for o in scene] for spec in caption.objects]).reshape(len(caption.objects), len(scene))
+    fits = np.array([[spec.fits(o) for o in scene] for spec in caption.objects]).reshape(
+        len(caption.objects), len(scene)
+    )
     pairs = linear_sum_assignment(fits, maximize=True)
     return float(fits[pairs].sum()) / max(fits.shape)
 
@@ -38,7 +40,9 @@ class Annotator:
         seed: of the noise.
     """
 
-    def __init__(self, weights: dict[str, float] | None = None, temperature: float = 0.0, tie: float = 1e-6, seed: int = 0):
+    def __init__(
+        self, weights: dict[str, float] | None = None, temperature: float = 0.0, tie: float = 1e-6, seed: int = 0
+    ):
         self.weights = weights or {"correct": 1.0}
         self.temperature, self.tie = temperature, tie
         self.generator = torch.Generator().manual_seed(seed)

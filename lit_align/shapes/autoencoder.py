@@ -1,4 +1,5 @@
-"""Trains the VAE that both Shapes pipelines share: `python -m lit_align.shapes.autoencoder --out checkpoints/shapes-sd/vae`."""
+"""Trains the VAE that both Shapes pipelines share: `python -m lit_align.shapes.autoencoder --out
+checkpoints/shapes-sd/vae`."""
 
 import argparse
 import random
@@ -33,7 +34,8 @@ def images(n: int, rng: random.Random) -> torch.Tensor:
 
 
 def train(steps: int, batch_size: int, lr: float, kl_weight: float, seed: int):
-    """L1 reconstruction plus a light KL term, AdamW with a one-cycle learning rate; sets scaling_factor to 1 / latent std."""
+    """L1 reconstruction plus a light KL term, AdamW with a one-cycle learning rate; sets scaling_factor to 1 / latent
+    std."""
     torch.manual_seed(seed)
     rng, vae = random.Random(seed), autoencoder().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=lr, weight_decay=0.0)
@@ -55,7 +57,8 @@ def train(steps: int, batch_size: int, lr: float, kl_weight: float, seed: int):
     with torch.no_grad():
         latents = vae.encode(images(512, rng)).latent_dist.sample()
     vae.register_to_config(scaling_factor=1 / latents.std().item())
-    # The KL term leaves the posterior a standard deviation of 0.36, to which the decoder is used but which drowns a small
+    # The KL term leaves the posterior a standard deviation of 0.36, to which the decoder is used but which drowns a
+    # small
     # denoiser's loss in noise: from here on latents are nearly the posterior's mean.
     vae.quant_conv.bias.data[vae.config.latent_channels :] -= 4.0
     return vae.eval()

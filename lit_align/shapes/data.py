@@ -39,7 +39,9 @@ class Shapes(AlignData):
     def load(self, split: str):
         from datasets import Dataset
 
-        return Dataset.from_generator(captions, gen_kwargs={"n": self.n, "seed": self.seed}) if split == "train" else None
+        return (
+            Dataset.from_generator(captions, gen_kwargs={"n": self.n, "seed": self.seed}) if split == "train" else None
+        )
 
     def collate(self, rows: list[dict]) -> dict:
         image = render([draw(self.seed, row["index"])[1] for row in rows])

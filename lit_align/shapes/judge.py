@@ -35,7 +35,8 @@ def _unmix(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _patches(k: np.ndarray, solid: np.ndarray) -> tuple[np.ndarray, int]:
-    """Labels the connected patches of one colour in every image: (B, H, W) of 0 or the patch's number, and their count."""
+    """Labels the connected patches of one colour in every image: (B, H, W) of 0 or the patch's number, and their
+    count."""
     structure = np.zeros((3, 3, 3), dtype=int)
     structure[1] = ndimage.generate_binary_structure(2, 1)
     labels, count = np.zeros(k.shape, dtype=np.int32), 0
@@ -48,7 +49,8 @@ def _patches(k: np.ndarray, solid: np.ndarray) -> tuple[np.ndarray, int]:
 
 @torch.no_grad()
 def see(images: Tensor) -> list[list[Object]]:
-    """Reads images (B, 3, H, W) in [0, 1] back into their objects, in no particular order; other sizes are resized to 64x64.
+    """Reads images (B, 3, H, W) in [0, 1] back into their objects, in no particular order; other sizes are resized to
+    64x64.
 
     A patch that is none of our shapes or colours is returned with None in its place: it is an object all the same.
     Area and centroid are taken from the soft coverage, so that blur does not move them.
@@ -73,7 +75,7 @@ def see(images: Tensor) -> list[list[Object]]:
     offset = torch.arange(WINDOW) - WINDOW // 2
     px = ((left + right) // 2)[:, None] + offset  # (N, WINDOW)
     py = ((top + bottom) // 2)[:, None] + offset
-    inside = lambda p, low, high: (p >= low[:, None] - 2) & (p < high[:, None] + 2) & (p >= 0) & (p < SIZE)  # noqa: E731
+    inside = lambda p, low, high: (p >= low[:, None] - 2) & (p < high[:, None] + 2) & (p >= 0) & (p < SIZE)
     window = inside(py, top, bottom)[:, :, None] & inside(px, left, right)[:, None, :]
     at = (owner[:, None, None], py.clamp(0, SIZE - 1)[:, :, None], px.clamp(0, SIZE - 1)[:, None, :])
     patch = torch.from_numpy(labels)[at]  # (N, WINDOW, WINDOW)
@@ -91,7 +93,9 @@ def see(images: Tensor) -> list[list[Object]]:
     overlaps, radii = [], []
     for shape in range(len(SHAPES)):
         r = (mass / AREA[shape]).sqrt()
-        ideal = coverage(torch.full_like(color, shape), *(z.view(-1, 1, 1) for z in (cx, cy - DROP[shape] * r, r)), fx, fy)
+        ideal = coverage(
+            torch.full_like(color, shape), *(z.view(-1, 1, 1) for z in (cx, cy - DROP[shape] * r, r)), fx, fy
+        )
         overlaps.append(torch.minimum(ideal, cover).sum((1, 2)) / torch.maximum(ideal, cover).sum((1, 2)))
         radii.append(r)
     overlap, shape = torch.stack(overlaps).max(0)

@@ -1,12 +1,13 @@
 """Makes preference pairs from lists of samples, in Pick-a-Pic's schema.
 
-`python -m lit_align.shapes.pairs --lists checkpoints/shapes-sd/lists/train.parquet --out checkpoints/shapes-sd/pairs/train.parquet`
+`python -m lit_align.shapes.pairs --lists checkpoints/shapes-sd/lists/train.parquet --out
+checkpoints/shapes-sd/pairs/train.parquet`
 """
 
 import argparse
 import hashlib
 import os
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 import torch
 
@@ -22,7 +23,7 @@ def row(caption: str, image_0: bytes, image_1: bytes, label_0: float, model: str
         "are_different": image_0 != image_1,
         "best_image_uid": best,
         "caption": caption,
-        "created_at": datetime(2026, 1, 1, tzinfo=timezone.utc).replace(tzinfo=None),
+        "created_at": datetime(2026, 1, 1, tzinfo=UTC).replace(tzinfo=None),
         "has_label": True,
         "image_0_uid": uid_0,
         "image_0_url": "",
@@ -43,8 +44,8 @@ def row(caption: str, image_0: bytes, image_1: bytes, label_0: float, model: str
 def make_pairs(lists, annotators: list[Annotator], model: str, seed: int, keep_ties: bool = False, flip: float = 0.0):
     """Yields Pick-a-Pic rows: each list ordered by an annotator's utility and matched from both ends (best with worst).
 
-    Lists are shared among the annotators in turn; each pair is labelled by its list's annotator, and a share `flip` of the
-    labels is then turned round.
+    Lists are shared among the annotators in turn; each pair is labelled by its list's annotator, and a share `flip`
+    of the labels is then turned round.
     """
     number, random = 0, torch.Generator().manual_seed(seed)
     for i, one in enumerate(lists):
@@ -79,7 +80,9 @@ def main() -> None:
         for i, text in enumerate(args.weights)
     ]
     model = os.path.basename(os.path.dirname(os.path.dirname(os.path.abspath(args.lists))))
-    dataset = Dataset.from_list(list(make_pairs(read_table(args.lists), annotators, model, args.seed, args.keep_ties, args.flip)))
+    dataset = Dataset.from_list(
+        list(make_pairs(read_table(args.lists), annotators, model, args.seed, args.keep_ties, args.flip))
+    )
     os.makedirs(os.path.dirname(os.path.abspath(args.out)), exist_ok=True)
     dataset.to_parquet(args.out)
     print(f"{len(dataset)} pairs in {args.out}")

@@ -29,7 +29,11 @@ def tokenizer():
     bpe.train_from_iterator(
         captions,
         trainers.BpeTrainer(
-            vocab_size=1000, special_tokens=special, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+            vocab_size=1000,
+            special_tokens=special,
+            initial_alphabet=alphabet,
+            end_of_word_suffix="</w>",
+            show_progress=False,
         ),
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -76,7 +80,12 @@ def shapes_sd(vae):
         attention_head_dim=4,  # diffusers reads this as the number of heads
     )
     scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
     )
     return StableDiffusionPipeline(
         vae, CLIPTextModel(text_config(words, 64, 2)), words, unet, scheduler, None, None, requires_safety_checker=False

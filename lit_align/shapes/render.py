@@ -20,9 +20,7 @@ def coverage(shape: Tensor, x: Tensor, y: Tensor, r: Tensor, px: Tensor, py: Ten
     square = torch.maximum(u.abs(), v.abs()) - r
     slope = 5**-0.5  # the triangle fills its box: apex (0, -r), base from (-r, r) to (r, r)
     triangle = torch.maximum(v - r, slope * (2 * u.abs() - v - r))
-    cross = torch.minimum(
-        torch.maximum(u.abs() - arm, v.abs() - r), torch.maximum(u.abs() - r, v.abs() - arm)
-    )
+    cross = torch.minimum(torch.maximum(u.abs() - arm, v.abs() - r), torch.maximum(u.abs() - r, v.abs() - arm))
     distance = torch.stack([circle, square, triangle, cross], dim=1)  # (N, 4, H, W)
     index = shape.view(-1, 1, 1, 1).expand(-1, 1, *distance.shape[2:])
     return (0.5 - distance.gather(1, index).squeeze(1)).clamp(0, 1)

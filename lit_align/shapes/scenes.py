@@ -116,7 +116,7 @@ def satisfies(objects: list[Object], caption: Caption) -> bool:
 def random_caption(skill: str, rng: random.Random) -> Caption:
     """A caption of one skill, uniform over the grammar's choices."""
     color, shape = (lambda: rng.choice(list(COLORS))), (lambda: rng.choice(SHAPES))
-    size = lambda: rng.choice((None, None, *RADII))  # noqa: E731
+    size = lambda: rng.choice((None, None, *RADII))
     if skill == "single_object":
         return Caption((Spec(size(), None, shape()),))
     if skill == "colors":

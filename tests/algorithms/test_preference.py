@@ -95,7 +95,7 @@ def test_errors_are_the_papers_written_out():
     for name in ("win", "lose"):
         a = abar[t].view(-1, 1, 1, 1)
         x_t = (a.sqrt() * x[name] + (1 - a).sqrt() * eps).float()
-        error = lambda: (unet(x_t, t, data["cond"]["text"]).sample - eps).square().mean((1, 2, 3))  # noqa: E731
+        error = lambda: (unet(x_t, t, data["cond"]["text"]).sample - eps).square().mean((1, 2, 3))
         torch.testing.assert_close(getattr(e, name), error(), rtol=1e-3, atol=1e-5)
         unet.disable_adapters()
         torch.testing.assert_close(getattr(e, f"ref_{name}"), error(), rtol=1e-3, atol=1e-5)
@@ -182,7 +182,7 @@ def test_dropped_captions_are_the_empty_one(tmp_path):
     dpo = attached(DiffusionDPO(policy=StableDiffusion("tiny", LoRA(rank=2)), caption_dropout=0.5))
     data = batch(dpo.policy, 40)
     cond, empty, full = dpo.cond(data), dpo.policy.condition([""] * 40), dpo.policy.condition(data["prompt"])
-    same = lambda a, b: [torch.allclose(x, y, atol=1e-5) for x, y in zip(a["text"], b["text"])]  # noqa: E731
+    same = lambda a, b: [torch.allclose(x, y, atol=1e-5) for x, y in zip(a["text"], b["text"])]
     dropped, kept = same(cond, empty), same(cond, full)
     assert all(d != k for d, k in zip(dropped, kept)) and 8 < sum(dropped) < 32
     cached = dpo.cond(data | {"cond": full})

@@ -133,7 +133,7 @@ def test_a_flip_rate_that_means_nothing_is_refused(policy, rate):
 
 def test_alpha_divergence_runs_from_forward_to_reverse_kl(policy):
     e = logs(0.6, -0.4)
-    near = lambda alpha: FDPO(policy=policy, beta=1.0, divergence="alpha", alpha=alpha).loss(e).item()  # noqa: E731
+    near = lambda alpha: FDPO(policy=policy, beta=1.0, divergence="alpha", alpha=alpha).loss(e).item()
     assert near(1e-6) == pytest.approx(0.32890987, abs=1e-5) and near(1 - 1e-5) == pytest.approx(0.31326169, abs=1e-4)
 
 
@@ -263,13 +263,13 @@ def test_other_kernels_written_out():
     p, e, r = torch.randn(3, 4, 2, 3, 3)
     errors = Errors(*torch.zeros(4, 2), prediction=p, target=e, reference=r)
     got = DPOKernels(policy=policy, beta=2.0, kernel="polynomial", degree=3, divergence="js").loss(errors)
-    log_k = lambda a: 3 * math.log(1 + max(-0.99, sum((x * y).item() for x, y in zip(a[0].flatten(), a[1].flatten())) / 18))  # noqa: E731
+    log_k = lambda a: 3 * math.log(1 + max(-0.99, sum((x * y).item() for x, y in zip(a[0].flatten(), a[1].flatten())) / 18))
     u = [2 * (log_k((p[i], e[i])) - log_k((r[i], e[i]))) for i in range(4)]
-    ls = lambda x: -math.log1p(math.exp(-x))  # noqa: E731
+    ls = lambda x: -math.log1p(math.exp(-x))
     assert got.tolist() == pytest.approx([-ls(ls(u[i]) - ls(u[i + 2])) for i in range(2)], abs=1e-5)
     got = DPOKernels(policy=policy, beta=2.0, kernel="mahalanobis").loss(errors)
     var = ((r - e) ** 2).mean(0)
-    d = lambda a: ((a - e) ** 2 / var * var.mean()).mean((1, 2, 3))  # noqa: E731
+    d = lambda a: ((a - e) ** 2 / var * var.mean()).mean((1, 2, 3))
     u = 2 * (d(r) - d(p))
     torch.testing.assert_close(got, -F.logsigmoid(u[:2] - u[2:]))
 
@@ -295,7 +295,7 @@ def test_flow_dpo_in_velocities_is_dpo_in_noise_when_time_dependent():
     x_0, t = torch.randn_like(e.target), torch.cat([e.t, e.t])
     eps = e.target + x_0  # v = eps - x_0
     x_t = policy.process.add_noise(x_0, eps, t)
-    in_noise = lambda v: (policy.process.to_eps(v, x_t, t) - eps).square().mean((1, 2, 3))  # noqa: E731
+    in_noise = lambda v: (policy.process.to_eps(v, x_t, t) - eps).square().mean((1, 2, 3))
     error, ref = in_noise(e.prediction), in_noise(e.reference)
     d = (ref - error)[:3] - (ref - error)[3:]
     torch.testing.assert_close(flow.loss(e), -F.logsigmoid(20.0 * d), atol=1e-4, rtol=1e-3)
@@ -337,7 +337,7 @@ def test_inversion_of_a_mixed_batch_is_each_images_own(family):
 
 def test_smooth_labels_shrink_close_pairs(policy):
     smpo = build(SmPO, policy, beta=1.0)
-    bright = lambda *values: torch.stack([torch.full(policy.latent_shape, v) for v in values])  # noqa: E731
+    bright = lambda *values: torch.stack([torch.full(policy.latent_shape, v) for v in values])
     smpo.policy.decode, keep = lambda z: z[:, :3], smpo.policy.decode
     try:
         data = {"prompt": ["a", "b"], "index": [0, 1], "win_latents": bright(1.0, 0.5), "lose_latents": bright(0.0, 0.4)}

@@ -102,7 +102,7 @@ t.run({folder!r}, {pairs!r}, {steps}, lambda: LoRA(rank=2), ckpt_path={ckpt!r}, 
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, pairs):
-    adapter = lambda: LoRA(rank=2)  # noqa: E731
+    adapter = lambda: LoRA(rank=2)
     run(tmp_path / "whole", pairs, 8, adapter, every=2)
     code = SCRIPT.format(root=str(ROOT), tests=str(Path(__file__).parent), folder=str(tmp_path / "killed"), pairs=pairs, steps=10_000, ckpt=None)
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -154,7 +154,7 @@ def test_comparison_sheet_stays_small_for_large_images(trainer, tmp_path):
     class Large(Paints):
         def test_step(self, rows, i):
             out = super().test_step(rows, i)
-            grow = lambda image: image.repeat_interleave(64, 2).repeat_interleave(64, 3)  # noqa: E731
+            grow = lambda image: image.repeat_interleave(64, 2).repeat_interleave(64, 3)
             return out | {key: grow(out[key]) for key in ("image", "reference_image")}
 
     trainer([Comparison()]).test(Large(), verbose=False)

@@ -299,7 +299,7 @@ def test_a_resumed_run_sees_the_rows_the_whole_run_would_have(tmp_path, many, op
 def test_a_run_resumed_from_a_checkpoint_of_its_midst_ends_like_the_whole_run(tmp_path, many, accumulate, workers):
     keep = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
     options = {"max_epochs": 3, "accumulate_grad_batches": accumulate}
-    data = lambda: Prompts(many, batch_size=2, num_workers=workers)  # noqa: E731
+    data = lambda: Prompts(many, batch_size=2, num_workers=workers)
     whole, _ = fit(data(), tmp_path, callbacks=[keep], enable_checkpointing=True, **options)
     per_pass = -(-11 // accumulate)  # steps; the last of a pass accumulates what is left
     for step in (3, per_pass, per_pass + 2):

@@ -50,7 +50,7 @@ def test_error_identities_between_predictions():
     x_0, eps, t = draw(flow)
     x_t, v = flow.add_noise(x_0, eps, t), flow.target(x_0, eps, t)
     wrong = v + torch.randn_like(v)
-    mse = lambda a, b: (a - b).square().flatten(1).mean(1)  # noqa: E731
+    mse = lambda a, b: (a - b).square().flatten(1).mean(1)
     torch.testing.assert_close(mse(flow.to_eps(wrong, x_t, t), eps), (1 - t) ** 2 * mse(wrong, v), rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(mse(flow.to_x0(wrong, x_t, t), x_0), t**2 * mse(wrong, v), rtol=1e-3, atol=1e-5)
 

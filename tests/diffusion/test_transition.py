@@ -84,7 +84,7 @@ def test_flow_sde_table(i, sigma, s, slope, cps):
     grid = flow.timesteps(10)
     times = grid[i : i + 1], grid[i + 1 : i + 2]
     assert times[0].item() == pytest.approx(sigma, abs=1e-6)
-    at = lambda rule, v: rule(flow, x_t, flow.to_x0(v, x_t, times[0]), flow.to_eps(v, x_t, times[0]), *times)  # noqa: E731
+    at = lambda rule, v: rule(flow, x_t, flow.to_x0(v, x_t, times[0]), flow.to_eps(v, x_t, times[0]), *times)
     g = at(FlowSDE(0.7), v)
     assert g.std.item() == pytest.approx(s, abs=2e-6)
     assert (at(FlowSDE(0.7), v + 1).mean - g.mean).mean().item() == pytest.approx(slope, abs=1e-5)
@@ -142,7 +142,7 @@ def test_gaussian_agrees_with_torch(reduction):
     a, b, x = tensors()
     std = torch.tensor([0.5, 1.0, 2.0]).view(3, 1, 1, 1)
     p, q = Gaussian(a, std), Gaussian(b, 2 * std)
-    reduce = lambda v: getattr(v.flatten(1), reduction)(1)  # noqa: E731
+    reduce = lambda v: getattr(v.flatten(1), reduction)(1)
     torch.testing.assert_close(p.log_prob(x, reduction), reduce(Normal(a, std).log_prob(x)))
     torch.testing.assert_close(p.kl(q, reduction), reduce(kl_divergence(Normal(a, std), Normal(b, 2 * std))))
     assert p.kl(p).abs().max() == 0
@@ -152,7 +152,7 @@ def test_equal_std_kl_is_the_weighted_error_of_eps():
     """KL = (d mean / d eps)^2 / (2 sigma^2) x MSE(eps, eps_ref); at t = 501 the factor is 0.07113."""
     vp, (x_t, eps, ref) = Process.from_scheduler(SD), tensors()
     t, p = torch.full((3,), 501), torch.full((3,), 481)
-    at = lambda e: DDIM(1.0)(vp, x_t, vp.to_x0(e, x_t, t), e, t, p)  # noqa: E731
+    at = lambda e: DDIM(1.0)(vp, x_t, vp.to_x0(e, x_t, t), e, t, p)
     mse = (eps - ref).square().flatten(1).mean(1)
     torch.testing.assert_close(at(eps).kl(at(ref)), 0.07113 * mse, rtol=2e-4, atol=0)
 

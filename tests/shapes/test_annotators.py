@@ -51,7 +51,7 @@ def test_pairs_match_best_with_worst_and_leave_ties_out():
 
 def test_two_annotators_disagree_and_labels_flip():
     rows = list(make_pairs(lists(40), [Annotator(), Annotator({"red": 1.0})], "m", seed=0))
-    wins = lambda user: {r["jpg_0"] if r["label_0"] == 1 else r["jpg_1"] for r in rows if r["user_id"] == user}  # noqa: E731
+    wins = lambda user: {r["jpg_0"] if r["label_0"] == 1 else r["jpg_1"] for r in rows if r["user_id"] == user}
     assert wins(0) == {b"b", b"d"} and wins(1) == {b"a"}
     clean, flipped = (list(make_pairs(lists(500), [Annotator()], "m", 0, flip=f)) for f in (0.0, 0.3))
     assert sum(a["label_0"] != b["label_0"] for a, b in zip(clean, flipped)) / len(clean) == pytest.approx(0.3, abs=0.04)

@@ -19,7 +19,7 @@ def draw(n, seed=0):
 
 
 def same(a, b):
-    key = lambda o: (o.color, o.shape, o.size)  # noqa: E731
+    key = lambda o: (o.color, o.shape, o.size)
     return len(a) == len(b) and all(
         any(key(o) == key(p) and abs(o.x - p.x) < 1 and abs(o.y - p.y) < 1 and abs(o.r - p.r) < 1 for p in b) for o in a
     )

@@ -4,7 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from lit_align.shapes.scenes import GAP, RADII, SKILLS, Object, is_held_out, parse, prompts, random_caption, random_scene, satisfies
+from lit_align.shapes.scenes import (
+    GAP,
+    RADII,
+    SKILLS,
+    Object,
+    is_held_out,
+    parse,
+    prompts,
+    random_caption,
+    random_scene,
+    satisfies,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,8 +49,8 @@ def test_scenes_satisfy_their_caption_and_keep_apart():
 
 def test_relations_follow_genevals_rule():
     square, circle = Object("blue", "square", 32, 32, 7), "a circle {} a square"
-    at = lambda x, y: [Object("red", "circle", x, y, 7), square]  # noqa: E731
-    holds = lambda relation, x, y: satisfies(at(x, y), parse(circle.format(relation)))  # noqa: E731
+    at = lambda x, y: [Object("red", "circle", x, y, 7), square]
+    holds = lambda relation, x, y: satisfies(at(x, y), parse(circle.format(relation)))
     assert holds("left of", 10, 32) and not holds("right of", 10, 32) and not holds("above", 10, 32)
     assert holds("above", 32, 10) and holds("below", 32, 54)
     assert holds("left of", 12, 12) and holds("above", 12, 12)  # on the diagonal both hold

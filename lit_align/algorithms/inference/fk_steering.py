@@ -10,14 +10,16 @@ from lit_align.diffusion.sampler import Hook
 
 
 def systematic(log_w: Tensor) -> Tensor:
-    """Systematic resampling in each row of log-weights (G, K): the ancestors' columns (G, K), floor or ceil of K w each."""
+    """Systematic resampling in each row of log-weights (G, K): the ancestors' columns (G, K), floor or ceil of K w
+    each."""
     w = log_w.softmax(1)
     points = (torch.arange(w.shape[1], device=w.device) + torch.rand(len(w), 1, device=w.device)) / w.shape[1]
     return torch.searchsorted(w.cumsum(1).contiguous(), points).clamp(max=w.shape[1] - 1)
 
 
 class FKSteering(Inference):
-    """Singhal et al. 2025, arXiv 2501.06848: Feynman-Kac potentials on r(c, x_0-hat), resampled when the weights degenerate.
+    """Singhal et al. 2025, arXiv 2501.06848: Feynman-Kac potentials on r(c, x_0-hat), resampled when the weights
+    degenerate.
 
     Weights that did not lead to resampling are kept and multiply the next ones, and at the last step the potentials are
     completed so that their product is exp(lambda r(c, x_0)): particles follow p(x_0 | c) exp(lambda r) as K grows.

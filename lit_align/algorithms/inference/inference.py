@@ -32,7 +32,9 @@ class Inference(Algorithm):
     def best(self, batch: dict, latents: torch.Tensor) -> dict:
         """The best particle of each prompt by the steering reward, as `sample` returns it."""
         image = self.policy.decode(latents).float()
-        reward = self.reward(image, [p for p in batch["prompt"] for _ in range(self.particles)]).view(-1, self.particles)
+        reward = self.reward(image, [p for p in batch["prompt"] for _ in range(self.particles)]).view(
+            -1, self.particles
+        )
         pick = reward.argmax(1) + torch.arange(len(reward), device=reward.device) * self.particles
         scores = {r.name: r(image[pick], batch["prompt"]).float() for r in self.rewards}
         return {"image": image[pick], "scores": scores, "latents": latents[pick]}

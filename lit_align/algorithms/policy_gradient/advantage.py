@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 
 class PerPrompt(nn.Module):
-    """DDPO's per-prompt statistics (arXiv 2305.13301, section 4.3): A = (r - mean) / (std + 1e-6) over the prompt's last rewards.
+    """DDPO's per-prompt statistics (arXiv 2305.13301, section 4.3): A = (r - mean) / (std + 1e-6) over the prompt's
+    last rewards.
 
-    The new rewards are appended first; a prompt with fewer than `min_count` remembered rewards is normalised by the whole
-    batch instead. The memory lives across steps and in the checkpoint.
+    The new rewards are appended first; a prompt with fewer than `min_count` remembered rewards is normalised by the
+    whole batch instead. The memory lives across steps and in the checkpoint.
 
     Args:
         buffer_size: rewards remembered per prompt.
@@ -23,7 +24,8 @@ class PerPrompt(nn.Module):
         self.memory: dict[int, deque] = defaultdict(lambda: deque(maxlen=buffer_size))
 
     def forward(self, prompt_id: Tensor, reward: Tensor) -> Tensor:
-        """Advantages (N,) of all samples of an epoch, from their prompts' ids (N,) and rewards (N,), gathered from all ranks."""
+        """Advantages (N,) of all samples of an epoch, from their prompts' ids (N,) and rewards (N,), gathered from
+        all ranks."""
         advantage = torch.empty_like(reward)
         for prompt in prompt_id.unique().tolist():
             rows = prompt_id == prompt

@@ -1,4 +1,5 @@
-"""The policy-gradient family: prompts -> recorded rollouts -> rewards -> advantages -> `loss(step)` on single denoising steps."""
+"""The policy-gradient family: prompts -> recorded rollouts -> rewards -> advantages -> `loss(step)` on single
+denoising steps."""
 
 import zlib
 from abc import abstractmethod
@@ -125,7 +126,17 @@ class PolicyGradient(Algorithm):
         m = trajectory.minibatch(rows, steps)
         gaussian, _, _ = self.rollout.gaussian(self.policy, m["x_t"], m["t"], m["s"], m["cond"])
         log_prob = gaussian.log_prob(m["x_s"])
-        step = Step(gaussian, log_prob, m["log_prob"], advantage[rows.to(advantage.device)], m["x_t"], m["x_s"], m["t"], m["s"], m["cond"])
+        step = Step(
+            gaussian,
+            log_prob,
+            m["log_prob"],
+            advantage[rows.to(advantage.device)],
+            m["x_t"],
+            m["x_s"],
+            m["t"],
+            m["s"],
+            m["cond"],
+        )
         with torch.no_grad():
             self.log_mean("train/ratio", step.ratio.mean(), len(rows))
             self.log_mean("train/approx_kl", 0.5 * (step.log_prob - step.old_log_prob).square().mean(), len(rows))

@@ -21,8 +21,8 @@ def front(scores: Tensor) -> Tensor:
 
 
 class CaPO(Ranking):
-    """Lee et al. 2025, arXiv 2502.02588: (R_ca(x+) - R_ca(x-) - beta w(t) (h(x+) - h(x-)))^2, x+ drawn from the upper Pareto
-    front and x- from the lower one, R_ca the mean calibrated reward, w(t) = sigmoid(bias - log SNR).
+    """Lee et al. 2025, arXiv 2502.02588: (R_ca(x+) - R_ca(x-) - beta w(t) (h(x+) - h(x-)))^2, x+ drawn from the upper
+    Pareto front and x- from the lower one, R_ca the mean calibrated reward, w(t) = sigmoid(bias - log SNR).
 
     A list whose images are all equal teaches nothing: both gaps are 0 when x+ = x- (it is then its own pair).
 
@@ -39,6 +39,6 @@ class CaPO(Ranking):
         reward = calibrated(r.scores).mean(2)  # (B, K)
         plus = torch.multinomial(front(r.scores).float(), 1)  # (B, 1)
         minus = torch.multinomial(front(-r.scores).float(), 1)
-        gap = lambda x: (x.gather(1, plus) - x.gather(1, minus)).squeeze(1)  # noqa: E731
+        gap = lambda x: (x.gather(1, plus) - x.gather(1, minus)).squeeze(1)
         w = torch.sigmoid(self.bias - self.policy.process.snr(r.t).log())
         return (gap(reward) - self.beta * w * gap(r.h)).square()

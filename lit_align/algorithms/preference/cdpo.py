@@ -7,7 +7,8 @@ from lit_align.algorithms.preference.preference import Errors, Preference
 
 
 class CDPO(Preference):
-    """Conservative DPO (Mitchell 2023, a note; label smoothing): -(1 - e) log sigmoid(x) - e log sigmoid(-x), x = beta D.
+    """Conservative DPO (Mitchell 2023, a note; label smoothing): -(1 - e) log sigmoid(x) - e log sigmoid(-x), x =
+    beta D.
 
     Its minimum lies at x = ln((1 - e) / e), so no pair pushes without end. The port to diffusion is ours.
 

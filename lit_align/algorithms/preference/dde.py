@@ -9,10 +9,11 @@ from lit_align.algorithms.preference.preference import Errors, Preference
 class DDE(Preference):
     """After Shi et al. 2024, arXiv 2411.14871 (direct distributional estimation): -log sigmoid(beta w(t) D).
 
-    The paper's credit to step t peaks in the middle of the trajectory; its coefficients are not public, so the weight is our
-    reconstruction, not a reproduction. A step's error moves the estimate of x_0 by sigma / alpha (the single-shot
-    estimator), and what it says of x_0 survives the later steps in the share alpha (the stepwise one); in variance
-    the product is (sigma / alpha)^2 alpha^4 = sigma^2 alpha^2: unimodal, zero at both ends, scaled to mean 1 over t.
+    The paper's credit to step t peaks in the middle of the trajectory; its coefficients are not public, so the weight
+    is our reconstruction, not a reproduction. A step's error moves the estimate of x_0 by sigma / alpha (the
+    single-shot estimator), and what it says of x_0 survives the later steps in the share alpha (the stepwise one); in
+    variance the product is (sigma / alpha)^2 alpha^4 = sigma^2 alpha^2: unimodal, zero at both ends, scaled to mean 1
+    over t.
 
     Args:
         beta: coefficient of D where w = 1.
@@ -25,7 +26,7 @@ class DDE(Preference):
     def weight(self, t: Tensor) -> Tensor:
         """w (B,) at times t (B,)."""
         process = self.policy.process
-        product = lambda t: (process.sigma(t) * process.alpha(t)).square()  # noqa: E731
+        product = lambda t: (process.sigma(t) * process.alpha(t)).square()
         return product(t) / product(process.timesteps(process.num_train_timesteps)[:-1]).mean()
 
     def loss(self, e: Errors) -> Tensor:

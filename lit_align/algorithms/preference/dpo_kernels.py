@@ -10,12 +10,13 @@ from lit_align.algorithms.preference.preference import Errors, Preference
 
 
 class DPOKernels(Preference):
-    """After Das et al. 2025, arXiv 2501.03271: the log-ratio is a difference of log-kernels, and the divergence is f-DPO's.
+    """After Das et al. 2025, arXiv 2501.03271: the log-ratio is a difference of log-kernels, and the divergence is
+    f-DPO's.
 
     The port to diffusion is ours. With p the prediction, e its target and N their size, log k(p, e) is
     rbf: -||p - e||^2 / N (Diffusion-DPO); polynomial: degree x log(1 + <p, e> / N);
-    mahalanobis: the squared error in units of the reference's mean squared residual at each latent coordinate in the batch.
-    u = beta (log k(p, e) - log k(p_ref, e)), and the loss is f-DPO's on u.
+    mahalanobis: the squared error in units of the reference's mean squared residual at each latent coordinate in the
+    batch. u = beta (log k(p, e) - log k(p_ref, e)), and the loss is f-DPO's on u.
 
     Args:
         beta: coefficient of the log-kernels.

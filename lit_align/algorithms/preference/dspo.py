@@ -7,7 +7,8 @@ from lit_align.algorithms.preference.preference import Errors, Preference
 
 
 class DSPO(Preference):
-    """Zhu et al., ICLR 2025 (the SD 1.5 code): mean ||(eps_w - e) - lambda w (eps_w - eps_ref,w)||^2, w = 1 - sigmoid(beta D).
+    """Zhu et al., ICLR 2025 (the SD 1.5 code): mean ||(eps_w - e) - lambda w (eps_w - eps_ref,w)||^2, w = 1 -
+    sigmoid(beta D).
 
     eps_w is the policy's prediction on x^w, e the target, the reference's prediction a constant; w is not.
 

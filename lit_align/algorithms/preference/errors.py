@@ -18,7 +18,9 @@ class Denoised(NamedTuple):
     reference: Tensor | None  # (N, ...) the reference's prediction
 
 
-def denoised(policy: Policy, x_0: Tensor, t: Tensor, eps: Tensor, cond: dict[str, Tensor], reference: bool = True) -> Denoised:
+def denoised(
+    policy: Policy, x_0: Tensor, t: Tensor, eps: Tensor, cond: dict[str, Tensor], reference: bool = True
+) -> Denoised:
     """Noises x_0 (N, C, h, w) with eps to times t (N,), and lets the policy, and if asked its reference, predict."""
     x_t, target = policy.process.add_noise(x_0, eps, t), policy.process.target(x_0, eps, t)
     prediction, ref_prediction = policy.denoise(x_t, t, cond), None

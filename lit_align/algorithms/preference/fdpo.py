@@ -24,8 +24,9 @@ def link(u: Tensor, divergence: Divergence, alpha: float) -> Tensor:
 class FDPO(Preference):
     """Wang et al. 2023, arXiv 2309.16240, eq. 10: -log sigmoid(f'(u_w) - f'(u_l)); the port to diffusion is ours.
 
-    The log-ratio of an image is u = beta (reference error - error): beta acts inside f', which is not linear. Reverse KL
-    is Diffusion-DPO; alpha runs from forward KL at 0 to reverse KL at 1 (papers that call it 1 - alpha have the reverse).
+    The log-ratio of an image is u = beta (reference error - error): beta acts inside f', which is not linear. Reverse
+    KL is Diffusion-DPO; alpha runs from forward KL at 0 to reverse KL at 1 (papers that call it 1 - alpha have the
+    reverse).
 
     Args:
         beta: coefficient of the errors.

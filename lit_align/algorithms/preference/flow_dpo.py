@@ -19,7 +19,8 @@ class FlowDPO(Preference):
     def __init__(self, beta: float = 250.0, time_dependent: bool = False, **kwargs):
         super().__init__(**kwargs)
         if self.policy.process.prediction != "flow":
-            raise ValueError(f"FlowDPO needs a policy that predicts velocities; {type(self.policy).__name__} does not: use DiffusionDPO.")
+            name = type(self.policy).__name__
+            raise ValueError(f"FlowDPO needs a policy that predicts velocities; {name} does not: use DiffusionDPO.")
         self.beta, self.time_dependent = beta, time_dependent
 
     def loss(self, e: Errors) -> Tensor:

@@ -17,7 +17,8 @@ CONVEX = {
 
 
 class GPO(Preference):
-    """Tang et al. 2024, arXiv 2402.05749, eq. 4: f(x) with f convex and f'(0) < 0; x = beta D, the port to diffusion is ours.
+    """Tang et al. 2024, arXiv 2402.05749, eq. 4: f(x) with f convex and f'(0) < 0; x = beta D, the port to diffusion
+    is ours.
 
     Args:
         beta: coefficient of D.

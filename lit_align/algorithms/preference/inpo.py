@@ -8,7 +8,8 @@ from lit_align.algorithms.preference.preference import Errors, Preference
 
 
 class InPO(Preference):
-    """Lu et al. 2025, arXiv 2503.18454 (DDIM-InPO): Diffusion-DPO with x_t from inverting x_0 in place of forward noising.
+    """Lu et al. 2025, arXiv 2503.18454 (DDIM-InPO): Diffusion-DPO with x_t from inverting x_0 in place of forward
+    noising.
 
     Inversion runs under the present policy, without gradient or guidance, along a grid of `inversion_steps` to a grid
     time drawn for each pair; the target is the noise that leads there, eps = (x_t - alpha x_0) / sigma. (The official
@@ -21,7 +22,9 @@ class InPO(Preference):
         refinements: fixed-point corrections of each step (ReNoise, arXiv 2403.14602).
     """
 
-    def __init__(self, beta: float = 2500.0, inversion_steps: int = 10, eta: float = 0.1, refinements: int = 0, **kwargs):
+    def __init__(
+        self, beta: float = 2500.0, inversion_steps: int = 10, eta: float = 0.1, refinements: int = 0, **kwargs
+    ):
         super().__init__(**kwargs)
         self.beta, self.inversion_steps, self.eta, self.refinements = beta, inversion_steps, eta, refinements
 

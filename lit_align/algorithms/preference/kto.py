@@ -17,7 +17,8 @@ UTILITIES = {
 
 
 class DiffusionKTO(Algorithm):
-    """Li et al. 2024, arXiv 2404.04465, eq. 13: lambda (1 - U(y beta (h - z))), y = +1 for good images and -1 for bad ones.
+    """Li et al. 2024, arXiv 2404.04465, eq. 13: lambda (1 - U(y beta (h - z))), y = +1 for good images and -1 for bad
+    ones.
 
     h = reference error - error. z, the reference point, is the mean h of the batch on all ranks, at least 0 and
     without gradient. Timestep and noise are each image's own.

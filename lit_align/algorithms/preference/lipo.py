@@ -7,9 +7,9 @@ from lit_align.algorithms.preference.ranking import Ranked, Ranking, better, gap
 
 
 class LiPO(Ranking):
-    """Liu et al. 2024, arXiv 2402.01878 (LiPO-lambda, eq. 13): sum over i better than j of Delta_ij -log sigmoid(u_i - u_j),
-    u = beta h, gains 2^score, ranks by the policy's own u (all equal at the start: there the list's order decides).
-    The port to diffusion is ours.
+    """Liu et al. 2024, arXiv 2402.01878 (LiPO-lambda, eq. 13): sum over i better than j of Delta_ij -log sigmoid(u_i
+    - u_j), u = beta h, gains 2^score, ranks by the policy's own u (all equal at the start: there the list's order
+    decides). The port to diffusion is ours.
 
     Args:
         beta: coefficient of h.

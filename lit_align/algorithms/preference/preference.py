@@ -34,9 +34,9 @@ class Errors(NamedTuple):
 
 
 def safeguarded(e: Errors, mu: float) -> Errors:
-    """Diffusion-SDPO (arXiv 2511.03317): scales each loser's gradient by lambda = (1 - mu) |g_w|^2 / <g_l, g_w>, clipped
-    to [0, 1] (1 where the product is not positive), g the gradients of the two errors in the predictions. To first order
-    the winner's error then falls by mu |g_w|^2 at least; no value changes."""
+    """Diffusion-SDPO (arXiv 2511.03317): scales each loser's gradient by lambda = (1 - mu) |g_w|^2 / <g_l, g_w>,
+    clipped to [0, 1] (1 where the product is not positive), g the gradients of the two errors in the predictions. To
+    first order the winner's error then falls by mu |g_w|^2 at least; no value changes."""
     (g,) = torch.autograd.grad((e.win + e.lose).sum(), e.prediction, retain_graph=True)
     g_w, g_l = g.flatten(1).chunk(2)  # (B, CHW)
     dot = (g_l * g_w).sum(1)
@@ -76,7 +76,8 @@ class Preference(Algorithm):
         """The method's equation: (B,) from errors of shape (B,) each."""
 
     def noise(self, x_0: Tensor, cond: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Timesteps (2B,) and noises (2B, ...) for the images x_0 (2B, ...), winners first: the pair's own, drawn once."""
+        """Timesteps (2B,) and noises (2B, ...) for the images x_0 (2B, ...), winners first: the pair's own, drawn
+        once."""
         n = len(x_0) // 2
         t = self.policy.process.sample_timesteps(n, self.timestep_law, device=x_0.device)
         eps = torch.randn_like(x_0[:n])
@@ -98,7 +99,9 @@ class Preference(Algorithm):
         e = self.errors(batch)
         with torch.no_grad():
             gap = e.gap
-            self.log_mean(f"{stage}/implicit_accuracy", (gap > 0).float().mean() + 0.5 * (gap == 0).float().mean(), len(gap))
+            self.log_mean(
+                f"{stage}/implicit_accuracy", (gap > 0).float().mean() + 0.5 * (gap == 0).float().mean(), len(gap)
+            )
             self.log_mean(f"{stage}/margin", gap.mean(), len(gap))
             for name in ("win", "lose", "ref_win", "ref_lose"):
                 self.log_mean(f"{stage}/error/{name}", getattr(e, name).mean(), len(gap))

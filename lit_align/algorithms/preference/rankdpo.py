@@ -7,8 +7,8 @@ from lit_align.algorithms.preference.ranking import Ranked, Ranking, better, gap
 
 
 class RankDPO(Ranking):
-    """Karthik et al. 2024, arXiv 2410.18013, eqs. 7-9: as LiPO, with gains 2^phi - 1 and ranks both by phi, an image's share
-    of pairwise wins over all rewards (ties count half).
+    """Karthik et al. 2024, arXiv 2410.18013, eqs. 7-9: as LiPO, with gains 2^phi - 1 and ranks both by phi, an
+    image's share of pairwise wins over all rewards (ties count half).
 
     Args:
         beta: coefficient of h (not stated in the paper).
