@@ -30,6 +30,7 @@ class Algorithm(L.LightningModule):
 
     feedback: tuple[str, ...] = ()  # the batch keys the method learns from
     uses_reference = False  # whether training compares with the reference policy
+    moves_reference = False  # whether the method refreshes it
 
     def __init__(
         self,
@@ -77,7 +78,7 @@ class Algorithm(L.LightningModule):
     def setup(self, stage: str) -> None:
         fresh = self.trainer.global_step == 0  # after a fit in this process the weights are no reference any more
         if self.uses_reference or (stage == "test" and fresh and not self.policy.trains_text):
-            self.policy.keep_reference()
+            self.policy.keep_reference(moving=self.moves_reference)
 
     def configure_model(self) -> None:
         """Shards the denoiser under a ModelParallelStrategy (FSDP2); otherwise nothing."""
@@ -101,13 +102,17 @@ class Algorithm(L.LightningModule):
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         self.check(batch)
-        loss = self.step(batch)
+        loss = self.finite(self.step(batch), batch)
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        return loss
+
+    def finite(self, loss: Tensor, batch: dict) -> Tensor:
+        """The loss; FloatingPointError where it is not finite."""
         if not loss.isfinite():
             raise FloatingPointError(
                 f"the loss is {loss.item()} at step {self.global_step} on rows {batch['index']}: "
                 "lower the learning rate, use bf16 in place of fp16, or look at those rows."
             )
-        self.log("train/loss", loss.detach(), prog_bar=True)
         return loss
 
     def check(self, batch: dict) -> None:
@@ -126,8 +131,9 @@ class Algorithm(L.LightningModule):
     # Checkpoints: what is trained, and only that
 
     def state_dict(self, *args, **kwargs) -> dict:
-        trained = {kwargs.get("prefix", "") + name for name, p in self.named_parameters() if p.requires_grad}
-        return {k: v for k, v in super().state_dict(*args, **kwargs).items() if k in trained}
+        prefix, own = kwargs.get("prefix", ""), {n for n, p in self.named_parameters() if p.requires_grad}
+        kept = {prefix + name for name in own | {f"policy.{name}" for name in self.policy.state_names()}}
+        return {k: v for k, v in super().state_dict(*args, **kwargs).items() if k in kept or k.endswith("_extra_state")}
 
     def load_weights(self, path: str) -> None:
         """Loads the trained weights of a checkpoint file; ValueError when it holds none of this policy's."""
@@ -166,10 +172,14 @@ class Algorithm(L.LightningModule):
         sample, n = self.sample(batch), len(batch["prompt"])
         for name, score in sample["scores"].items():
             self.log_mean(f"val/reward/{name}", score.mean(), n)
-        if n > 1:  # mean distance between two samples, per latent dimension
-            x = sample["latents"].float().flatten(1)
-            self.log_mean("val/diversity", torch.pdist(x).mean() / x.shape[1] ** 0.5, n)
+        self.log_diversity("val", sample["latents"])
         return self.outputs(batch, sample)
+
+    def log_diversity(self, stage: str, latents: Tensor) -> None:
+        """Mean distance between two samples, per latent dimension."""
+        if len(latents) > 1:
+            x = latents.float().flatten(1)
+            self.log_mean(f"{stage}/diversity", torch.pdist(x).mean() / x.shape[1] ** 0.5, len(x))
 
     def test_step(self, batch: dict, batch_idx: int, dataloader_idx: int = 0) -> dict:
         """Samples and the baseline's samples on the same prompts and seeds."""
@@ -177,7 +187,10 @@ class Algorithm(L.LightningModule):
         out = self.outputs(batch, sample)
         for name, score in sample["scores"].items():
             self.log_mean(f"test/reward/{name}", score.mean(), len(score))
+        self.log_diversity("test", sample["latents"])
         if before := self.baseline(batch):
+            drift = self.policy.error(sample["latents"], before["latents"]).sqrt()  # (B,)
+            self.log_mean("test/drift", drift.mean(), len(drift))
             out |= {"reference_image": before["image"].cpu(), "reference_scores": before["scores"]}
         return out
 

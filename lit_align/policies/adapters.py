@@ -25,18 +25,20 @@ class LoRA(Adapter):
         self.rank, self.alpha, self.init = rank, alpha or rank, init
         self.target_modules = list(target_modules or ATTENTION)
 
-    def attach(self, denoiser: nn.Module) -> None:
-        """Adds the adapters to a frozen diffusers model: they alone are trained, in float32, without dropout."""
+    def attach(self, denoiser: nn.Module, name: str = "default") -> None:
+        """Adds adapters to a frozen diffusers model, in float32 and without dropout; the one called "default" is
+        trained and in use."""
         from peft import LoraConfig
 
-        denoiser.add_adapter(
-            LoraConfig(
-                r=self.rank, lora_alpha=self.alpha, init_lora_weights=self.init, target_modules=self.target_modules
-            )
+        config = LoraConfig(
+            r=self.rank, lora_alpha=self.alpha, init_lora_weights=self.init, target_modules=self.target_modules
         )
-        for p in denoiser.parameters():
-            if p.requires_grad:
+        denoiser.add_adapter(config, name)
+        denoiser.set_adapter("default")
+        for key, p in denoiser.named_parameters():
+            if f".{name}." in key:
                 p.data = p.data.float()
+                p.requires_grad_(name == "default")
 
 
 class Full(Adapter):

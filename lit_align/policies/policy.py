@@ -13,6 +13,8 @@ from lit_align.diffusion.process import Process
 from lit_align.paths import find
 from lit_align.policies.adapters import Adapter, Full, LoRA
 
+REFERENCE = "reference"  # the LoRA adapter of a reference that moves
+
 
 class Policy(nn.Module):
     """Base of the model families. A family says how a prompt is encoded and how its denoiser is called.
@@ -27,6 +29,7 @@ class Policy(nn.Module):
         dtype: of frozen weights; what is trained is float32.
         resolution: height and width of images, pixels (default: the model's own).
         gradient_checkpointing: recompute the denoiser's activations in backward.
+        compile: run the denoiser through torch.compile (the first steps take minutes).
         quantize: load the frozen denoiser in 8 or 4 bits (bitsandbytes; needs CUDA and LoRA).
         vae: hub id or folder of another VAE, for instance one that is safe in float16.
         variant, revision: which files of the hub repository.
@@ -45,6 +48,7 @@ class Policy(nn.Module):
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
         resolution: int | None = None,
         gradient_checkpointing: bool = False,
+        compile: bool = False,
         quantize: Literal["int8", "int4"] | None = None,
         vae: str | None = None,
         variant: str | None = None,
@@ -67,6 +71,7 @@ class Policy(nn.Module):
         )
         self.denoiser = getattr(self.pipe, self.denoiser_name)
         self._frozen: nn.Module | None = None
+        self.moving = False  # whether the reference can be refreshed
         self.in_reference = False  # whether `reference` is entered
         self.encoder_device: torch.device | None = None  # where encoders run; None: where the denoiser is
         self._null: dict[str, Tensor] | None = None
@@ -79,6 +84,9 @@ class Policy(nn.Module):
                 self.text_encoders = nn.ModuleList(e.float().requires_grad_(True) for e in self._encoders())
         if gradient_checkpointing:
             self.denoiser.enable_gradient_checkpointing()
+        self.compiles = compile
+        if compile:
+            self.denoiser.compile()  # in place: names and files stay as they are
         factor = 2 ** (len(self.pipe.vae.config.block_out_channels) - 1)
         self.resolution = resolution or self.denoiser.config.sample_size * factor
         self.latent_shape = (self.denoiser.config.in_channels, self.resolution // factor, self.resolution // factor)
@@ -283,13 +291,46 @@ class Policy(nn.Module):
     def has_reference(self) -> bool:
         return isinstance(self.adapter, LoRA) or self._frozen is not None
 
-    def keep_reference(self) -> None:
-        """Makes the policy as it is now the reference; later calls change nothing. (With LoRA the base model is.)"""
-        if self.has_reference:
+    def keep_reference(self, moving: bool = False) -> None:
+        """Makes the policy as it is now the reference; later calls change nothing. (With LoRA the base model is.)
+
+        A `moving` reference can be refreshed; it is a second copy (with LoRA, a second adapter) and part of
+        checkpoints.
+        """
+        self.moving = self.moving or moving
+        if isinstance(self.adapter, LoRA):
+            if self.moving and REFERENCE not in self.denoiser.peft_config:
+                self.adapter.attach(self.denoiser, REFERENCE)
+                self.refresh_reference()
+            return
+        if self._frozen is not None:
             return
         if self.trains_text:
             raise ValueError("a policy whose text encoders are trained has no reference: set text_encoder: false.")
         self._frozen = copy.deepcopy(self.denoiser).requires_grad_(False)
+        if self.compiles:
+            self._frozen.compile()
+
+    @torch.no_grad()
+    def refresh_reference(self) -> None:
+        """Moves the reference to where the policy is now."""
+        if not self.moving:
+            raise RuntimeError("this reference does not move: call keep_reference(moving=True) first.")
+        source, target = self.denoiser, self._frozen
+        pairs = zip(source.parameters(), target.parameters()) if target is not None else self._adapter_pairs()
+        for now, then in pairs:
+            then.copy_(now)
+
+    def _adapter_pairs(self):
+        named = dict(self.denoiser.named_parameters())
+        for name, then in named.items():
+            if f".{REFERENCE}." in name:
+                yield named[name.replace(f".{REFERENCE}.", ".default.")], then
+
+    def state_names(self) -> set[str]:
+        """The parameters that a checkpoint must hold: what is trained, and a reference that moves."""
+        kept = lambda name: self.moving and (name.startswith("_frozen.") or f".{REFERENCE}." in name)
+        return {name for name, p in self.named_parameters() if p.requires_grad or kept(name)}
 
     @contextmanager
     def reference(self):
@@ -300,16 +341,20 @@ class Policy(nn.Module):
             yield
             return
         self.in_reference = True
-        lora = isinstance(self.adapter, LoRA)
-        self.denoiser.disable_adapters() if lora else self._swap()
+        self._swap(True)
         try:
             yield
         finally:
-            self.denoiser.enable_adapters() if lora else self._swap()
+            self._swap(False)
             self.in_reference = False
 
-    def _swap(self) -> None:
-        self.denoiser, self._frozen = self._frozen, self.denoiser
+    def _swap(self, to_reference: bool) -> None:
+        if not isinstance(self.adapter, LoRA):
+            self.denoiser, self._frozen = self._frozen, self.denoiser
+        elif self.moving:
+            self.denoiser.set_adapter(REFERENCE if to_reference else "default")
+        else:
+            self.denoiser.disable_adapters() if to_reference else self.denoiser.enable_adapters()
 
     def shard(self, mesh) -> None:
         """Shards the denoiser (and its frozen copy) over a device mesh block by block (FSDP2); calling it again is

@@ -58,8 +58,7 @@ def train(steps: int, batch_size: int, lr: float, kl_weight: float, seed: int):
         latents = vae.encode(images(512, rng)).latent_dist.sample()
     vae.register_to_config(scaling_factor=1 / latents.std().item())
     # The KL term leaves the posterior a standard deviation of 0.36, to which the decoder is used but which drowns a
-    # small
-    # denoiser's loss in noise: from here on latents are nearly the posterior's mean.
+    # small denoiser's loss in noise: from here on latents are nearly the posterior's mean.
     vae.quant_conv.bias.data[vae.config.latent_channels :] -= 4.0
     return vae.eval()
 

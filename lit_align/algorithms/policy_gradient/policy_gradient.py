@@ -27,6 +27,12 @@ class Step(NamedTuple):
     t: Tensor
     s: Tensor
     cond: dict[str, Tensor]
+    reference: Gaussian | None = None  # p_ref(x_s | x_t, c), without gradient, for a method that uses the reference
+
+    @property
+    def log_ref_ratio(self) -> Tensor:
+        """log p_theta / p_ref of the x_s that was drawn, (M,)."""
+        return self.log_prob - self.reference.log_prob(self.x_s)
 
     @property
     def ratio(self) -> Tensor:
@@ -55,6 +61,7 @@ class PolicyGradient(Algorithm):
     """
 
     feedback = ("prompt",)
+    together = 1  # how many successive trajectories `loss` sees at once, all at the same step
 
     def __init__(
         self,
@@ -79,12 +86,16 @@ class PolicyGradient(Algorithm):
 
     @abstractmethod
     def loss(self, step: Step) -> Tensor:
-        """The method's equation: (M,) from M denoising steps."""
+        """The method's equation: (M / together,) from M denoising steps."""
+
+    def start(self, n: int) -> Tensor | None:
+        """The initial noise of n trajectories; None: each draws its own."""
+        return None
 
     def training_step(self, batch: dict, batch_idx: int) -> None:
         self.check(batch)
         prompts = [p for p in batch["prompt"] for _ in range(self.samples_per_prompt)]
-        state = self.rollout(self.policy, prompts, record=True)
+        state = self.rollout(self.policy, prompts, x=self.start(len(prompts)), record=True)
         with torch.no_grad():
             reward = self.reward(self.policy.decode(state.x), prompts).float()
         if not reward.isfinite().all():
@@ -102,16 +113,18 @@ class PolicyGradient(Algorithm):
 
     def learn(self, trajectory, advantage: Tensor) -> None:
         """The update loop: every optimizer step sees all denoising steps of its trajectories."""
-        optimizer, n, steps = self.optimizers(), len(advantage), self.trained_steps(trajectory)
+        optimizer, steps = self.optimizers(), self.trained_steps(trajectory)
+        groups = torch.arange(len(advantage)).view(-1, self.together)
         for _ in range(self.inner_epochs):
-            for rows in torch.randperm(n).chunk(self.updates):
-                pairs = torch.cartesian_prod(rows, steps)
-                pairs = pairs[torch.randperm(len(pairs))]
+            for part in torch.randperm(len(groups)).chunk(self.updates):
+                cells = torch.cartesian_prod(part, steps)
+                cells = cells[torch.randperm(len(cells))]
                 optimizer.zero_grad()
-                for row, i in (part.unbind(1) for part in pairs.split(self.minibatch)):
-                    loss = self.loss(self.revisit(trajectory, advantage, row, i))
-                    self.manual_backward(loss.sum() / len(pairs))
-                    self.log_mean("train/loss", loss.detach().mean(), len(row))
+                for group, i in (c.unbind(1) for c in cells.split(max(1, self.minibatch // self.together))):
+                    rows, i = groups[group].flatten(), i.repeat_interleave(self.together)
+                    loss = self.loss(self.revisit(trajectory, advantage, rows, i))
+                    self.manual_backward(loss.sum() / len(cells))
+                    self.log_mean("train/loss", loss.detach().mean(), len(loss))
                 self.clip_gradients(optimizer, self.max_grad_norm, "norm")
                 optimizer.step()
         if scheduler := self.lr_schedulers():
@@ -125,7 +138,10 @@ class PolicyGradient(Algorithm):
         """Trajectory rows' steps (M,) under the present policy, through the code that drew them."""
         m = trajectory.minibatch(rows, steps)
         gaussian, _, _ = self.rollout.gaussian(self.policy, m["x_t"], m["t"], m["s"], m["cond"])
-        log_prob = gaussian.log_prob(m["x_s"])
+        log_prob, reference = gaussian.log_prob(m["x_s"]), None
+        if self.uses_reference:
+            with torch.no_grad(), self.policy.reference():
+                reference, _, _ = self.rollout.gaussian(self.policy, m["x_t"], m["t"], m["s"], m["cond"])
         step = Step(
             gaussian,
             log_prob,
@@ -136,6 +152,7 @@ class PolicyGradient(Algorithm):
             m["t"],
             m["s"],
             m["cond"],
+            reference,
         )
         with torch.no_grad():
             self.log_mean("train/ratio", step.ratio.mean(), len(rows))

@@ -1,0 +1,47 @@
+"""D3PO: Diffusion-DPO's logistic loss on every denoising step of two of the policy's own trajectories."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, Step
+
+
+def preferred(reward: Tensor) -> Tensor:
+    """+1 and -1 for the better and the worse of successive samples, 0 and 0 for a tie: (N,) from rewards (N,)."""
+    a, b = reward.view(-1, 2).unbind(1)
+    return torch.stack([(a - b).sign(), (b - a).sign()], 1).flatten()
+
+
+class D3PO(PolicyGradient):
+    """Yang et al. 2023, arXiv 2311.13231, eq. 15: -log sigmoid(beta log rho_a - beta log rho_b) at each step of the
+    better trajectory a and the worse one b of a prompt, rho = clip(p_theta / p_ref of the step, 1 - e, 1 + e).
+
+    Both start from the same noise. A tie is constant and teaches nothing. The log-probability is a mean over the
+    sample.
+
+    Args:
+        beta: coefficient of the log-ratios.
+        clip_range: e.
+    """
+
+    uses_reference = True
+    together = 2
+
+    def __init__(self, beta: float = 0.1, clip_range: float = 0.1, samples_per_prompt: int = 2, **kwargs):
+        super().__init__(samples_per_prompt=samples_per_prompt, **kwargs)
+        if samples_per_prompt % 2:
+            raise ValueError(
+                f"samples_per_prompt is {samples_per_prompt}; trajectories are compared in pairs: give an even number."
+            )
+        self.beta, self.clip_range = beta, clip_range
+
+    def start(self, n: int) -> Tensor:
+        return torch.randn(n // 2, *self.policy.latent_shape, device=self.policy.device).repeat_interleave(2, 0)
+
+    def advantages(self, prompts: list[str], reward: Tensor) -> Tensor:
+        return preferred(reward)
+
+    def loss(self, step: Step) -> Tensor:
+        log_rho = step.log_ref_ratio.exp().clamp(1 - self.clip_range, 1 + self.clip_range).log()
+        return -F.logsigmoid(self.beta * (step.advantage * log_rho).view(-1, 2).sum(1))

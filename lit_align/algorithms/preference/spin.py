@@ -1,0 +1,33 @@
+"""SPIN-Diffusion: good images against the previous iterate's own."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_align.algorithms.preference.online import Online
+from lit_align.algorithms.preference.preference import Errors
+
+
+class SPINDiffusion(Online):
+    """Yuan et al. 2024, arXiv 2402.10210, eq. 10: Diffusion-DPO's loss with a data image as winner and, as loser, a
+    sample of the reference for the same caption; every `refresh_every` steps the policy becomes the next reference.
+
+    Needs winners only (`win`). (The paper draws all losers of an iteration beforehand and starts its optimizer anew;
+    here losers are drawn as batches come, and the optimizer goes on.)
+
+    Args:
+        beta: coefficient of D.
+    """
+
+    feedback = ("win",)
+
+    def __init__(self, beta: float = 500.0, refresh_every: int = 50, **kwargs):
+        super().__init__(refresh_every=refresh_every, **kwargs)
+        self.beta = beta
+
+    def collect(self, batch: dict) -> dict:
+        with self.policy.reference():
+            lose = self.draw_latents(batch["prompt"])
+        return batch | {"win_latents": self.latents(batch, "win"), "lose_latents": lose}
+
+    def loss(self, e: Errors) -> Tensor:
+        return -F.logsigmoid(self.beta * e.gap)
