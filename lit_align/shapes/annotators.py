@@ -5,6 +5,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from lit_align.rewards.reward import Reward
+from lit_align.shapes.judge import see
 from lit_align.shapes.scenes import Caption, Object, parse, satisfies
 
 
@@ -57,3 +59,22 @@ class Annotator:
         p = torch.sigmoid(gap / self.temperature) if self.temperature else (gap > 0).float()
         label = (torch.rand(gap.shape, generator=self.generator) < p).float()
         return torch.where(gap.abs() < self.tie, 0.5, label)
+
+
+class ShapesUtility(Reward):
+    """What an annotator thinks of an image, as a black-box reward: the weighted sum of its `qualities`.
+
+    Args:
+        weights: quality -> weight.
+    """
+
+    name = "utility"
+    differentiable = False
+
+    def __init__(self, weights: dict[str, float]):
+        super().__init__()
+        self.annotator = Annotator(weights)
+
+    def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
+        found = [qualities(scene, prompt) for scene, prompt in zip(see(images), prompts, strict=True)]
+        return self.annotator.utility(found).to(images.device)

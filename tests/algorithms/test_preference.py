@@ -90,6 +90,7 @@ def test_errors_are_the_papers_written_out():
     torch.manual_seed(9)
     e = dpo.errors(data)
     torch.manual_seed(9)
+    torch.rand(3)  # whether captions are dropped
     t, eps = torch.randint(1000, (3,)), torch.randn_like(x["win"])
     unet, abar = dpo.policy.denoiser, torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
     for name in ("win", "lose"):
@@ -160,7 +161,7 @@ def test_sft_is_the_denoising_loss(tmp_path):
 
 
 def test_sft_on_winners_reads_a_pair_set(tmp_path):
-    sft = SFT(policy=StableDiffusion("tiny", LoRA(rank=2)), on="win")
+    sft = SFT(policy=StableDiffusion("tiny", LoRA(rank=2)), learns_from="win")
     trainer(tmp_path).fit(sft, loader([batch(sft.policy)]))
 
 

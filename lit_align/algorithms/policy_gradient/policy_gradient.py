@@ -125,10 +125,13 @@ class PolicyGradient(Algorithm):
                     loss = self.loss(self.revisit(trajectory, advantage, rows, i))
                     self.manual_backward(loss.sum() / len(cells))
                     self.log_mean("train/loss", loss.detach().mean(), len(loss))
-                self.clip_gradients(optimizer, self.max_grad_norm, "norm")
                 optimizer.step()
         if scheduler := self.lr_schedulers():
             scheduler.step()
+
+    def on_before_optimizer_step(self, optimizer) -> None:
+        """Clips gradients, here because an fp16 scaler has undone its scaling by now."""
+        self.clip_gradients(optimizer, self.max_grad_norm, "norm")
 
     def trained_steps(self, trajectory) -> Tensor:
         """Indices of the denoising steps that are learnt from: those with noise, hence with a likelihood."""

@@ -52,14 +52,19 @@ class Online(Preference):
         self.log_mean("train/pairs", torch.tensor(float(len(pairs["prompt"]) if pairs else 0)), 1)
         for _ in range(self.updates):
             optimizer.zero_grad()
-            if pairs:
-                loss = self.measure(pairs, "train")
-                self.finite(loss, batch)
-                self.manual_backward(loss)
-                self.log("train/loss", loss.detach(), prog_bar=True)
-                self.clip_gradients(optimizer, self.max_grad_norm, "norm")
-                optimizer.step()
+            loss = self.finite(self.measure(pairs, "train") if pairs else self.nothing(), batch)
+            self.manual_backward(loss)
+            optimizer.step()
+            self.log("train/loss", loss.detach(), prog_bar=True)
         if scheduler := self.lr_schedulers():
             scheduler.step()
         if self.refresh_every and (self.trainer.fit_loop.epoch_loop.total_batch_idx + 1) % self.refresh_every == 0:
             self.policy.refresh_reference()
+
+    def nothing(self) -> Tensor:
+        """A loss of 0 that reaches every trained tensor: a rank without pairs keeps step with the others."""
+        return 0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
+
+    def on_before_optimizer_step(self, optimizer) -> None:
+        """Clips gradients, here because an fp16 scaler has undone its scaling by now."""
+        self.clip_gradients(optimizer, self.max_grad_norm, "norm")

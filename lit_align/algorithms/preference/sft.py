@@ -11,21 +11,21 @@ from lit_align.algorithms.algorithm import Algorithm
 class SFT(Algorithm):
     """Denoising score matching or flow matching (survey section 2.1): mean ||prediction - target||^2.
 
-    Learns from `image`, or from the winners of a pair set (set `on: win`).
+    Learns from `image`, or from the winners of a pair set (set `learns_from: win`).
 
     Args:
-        on: the batch key to learn from.
+        learns_from: the batch key.
         timestep_law: how t is drawn: uniform, logit_normal or mode (the last two for flow matching, arXiv 2403.03206).
     """
 
     def __init__(
         self,
-        on: Literal["image", "win"] = "image",
+        learns_from: Literal["image", "win"] = "image",
         timestep_law: Literal["uniform", "logit_normal", "mode"] = "uniform",
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.feedback = (on,)
+        self.feedback = (learns_from,)
         self.timestep_law = timestep_law
 
     def step(self, batch: dict) -> Tensor:
