@@ -87,6 +87,8 @@ class Comparison(L.Callback):
     def teardown(self, trainer, module, stage: str) -> None:
         """Prints the result last, after Lightning's own table."""
         if stage == "test" and self.last_line:
+            if bar := trainer.progress_bar_callback:  # it draws itself once more when it ends: before the result
+                bar.teardown(trainer, module, stage)
             print(self.last_line)
 
     @staticmethod

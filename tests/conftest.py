@@ -9,3 +9,8 @@ ROOT = Path(__file__).parents[1]
 def shapes_sd():
     return str(ROOT / "checkpoints/shapes-sd")
 
+
+
+@pytest.fixture(scope="session")
+def shapes_flow():
+    return str(ROOT / "checkpoints/shapes-flow")

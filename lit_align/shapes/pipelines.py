@@ -98,6 +98,7 @@ def shapes_flow(vae):
     from transformers import CLIPTextModelWithProjection
 
     words = tokenizer()
+    vae.register_to_config(shift_factor=0.0)  # the pipeline wants a number
     transformer = SD3Transformer2DModel(
         sample_size=8,
         patch_size=1,

@@ -226,3 +226,12 @@ def test_the_shipped_pipeline_loads_in_plain_diffusers(shapes_sd):
     pipe.set_progress_bar_config(disable=True)
     theirs = pipe(PROMPTS, latents=noise(policy), num_inference_steps=4, guidance_scale=2.0, output_type="pt").images
     torch.testing.assert_close(by_us(policy, noise(policy), 4, 2.0), theirs.float(), atol=2e-3, rtol=0)
+
+
+def test_the_shipped_flow_pipeline_loads_in_plain_diffusers(shapes_flow):
+    policy = StableDiffusion3(shapes_flow, max_sequence_length=1)
+    pipe = diffusers.StableDiffusion3Pipeline.from_pretrained(shapes_flow, torch_dtype=torch.float32, text_encoder_3=None, tokenizer_3=None)
+    pipe.set_progress_bar_config(disable=True)
+    size = {"height": 64, "width": 64, "max_sequence_length": 1}
+    theirs = pipe(PROMPTS, latents=noise(policy), num_inference_steps=4, guidance_scale=2.0, output_type="pt", **size).images
+    torch.testing.assert_close(by_us(policy, noise(policy), 4, 2.0), theirs.float(), atol=2e-3, rtol=0)

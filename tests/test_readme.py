@@ -1,0 +1,43 @@
+"""What the README tells a newcomer to type works as it stands there."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from lit_align.cli import main
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+
+
+@pytest.fixture
+def hinge(tmp_path, monkeypatch):
+    """The README's method, at the import path the README gives it."""
+    import lit_align.algorithms.preference as package
+
+    (tmp_path / "hinge.py").write_text(blocks("python")[0])
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    sys.modules.pop("lit_align.algorithms.preference.hinge", None)
+
+
+def test_the_method_of_the_readme_passes_its_test_and_trains_from_its_yaml(hinge):
+    (hinge / "test_hinge.py").write_text(blocks("python")[1])
+    assert pytest.main(["-q", "-p", "no:cacheprovider", "--rootdir", str(hinge), str(hinge / "test_hinge.py")]) == 0
+    (hinge / "hinge.yaml").write_text(blocks("yaml")[0])
+    cli = main(["fit", "--config", "shapes/dpo", "--config", str(hinge / "hinge.yaml"), "--config", "smoke"])
+    assert type(cli.model).__name__ == "HingeDPO" and cli.model.beta == 500 and cli.trainer.global_step == 2
+
+
+def test_every_config_the_readme_names_exists():
+    from lit_align.cli import find_config
+
+    names = set(re.findall(r"--config (\S+?)(?=[\s`)]|$)", README)) - {"shapes/hinge"}
+    names = {n for n in names if "<" not in n}
+    assert len(names) >= 5 and all(find_config(name).exists() for name in names)
