@@ -18,7 +18,7 @@ CONFIGS, RUNS, TABLE = ROOT / "configs/shapes", Path("checkpoints/results"), ROO
 SKILLS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 
 
-def run(method: str, seed: int, seconds: int) -> None:
+def run(method: str, seed: int, seconds: int, test_batches: int | None) -> None:
     """Trains a method for some seconds and tests it, unless that has been done."""
     folder = RUNS / f"{method}-{seconds}s" / str(seed)
     if (folder / "comparison.json").exists():
@@ -28,9 +28,9 @@ def run(method: str, seed: int, seconds: int) -> None:
     common += ["--seed_everything", str(seed), "--data.seed", str(seed)]
     minutes, rest = divmod(seconds, 60)
     budget = f"00:{minutes // 60:02d}:{minutes % 60:02d}:{rest:02d}"
-    if (CONFIGS / f"{method}.yaml").read_text().find("max_steps") > 0:  # methods that only steer sampling train nothing
-        subprocess.run([*command, "fit", *common, "--trainer.max_time", budget], check=True)
-    subprocess.run([*command, "test", *common, "--ckpt_path", "last"], check=True)
+    subprocess.run([*command, "fit", *common, "--trainer.max_time", budget], check=True)
+    limit = ["--trainer.limit_test_batches", str(test_batches)] if test_batches else []
+    subprocess.run([*command, "test", *common, *limit, "--ckpt_path", "last"], check=True)
 
 
 def scalars(folder: Path) -> dict[str, float]:
@@ -80,6 +80,7 @@ def write(seconds: int) -> None:
     for report in sorted(RUNS.glob(f"*-{seconds}s/*/comparison.json")):
         found.setdefault(report.parts[-3].removesuffix(f"-{seconds}s"), []).append(report.parent)
     rows = [line for _, line in sorted((row(m, folders) for m, folders in found.items()), reverse=True)]
+    n = json.loads((next(iter(found.values()))[0] / "comparison.json").read_text())["exact"]["all"]["n"]
     heads = ["method", "exact accuracy", "gain, 95 % interval", "seeds: least .. most (n)", *SKILLS]
     heads += ["implicit accuracy", "diversity", "drift", "seconds", "peak MB"]
     TABLE.parent.mkdir(exist_ok=True)
@@ -88,7 +89,7 @@ def write(seconds: int) -> None:
 
 Written by `make results`. Every method starts from `checkpoints/shapes-sd` (or `shapes-flow`), trains for {seconds} s
 of wall-clock on {os.cpu_count()} cores ({platform.machine()}, {platform.system()}), and draws one image for each
-held-out prompt, with the same seeds before and after. Exact accuracy is the judge's. The interval is over prompts,
+of {n} held-out prompts, with the same seeds before and after. Exact accuracy is the judge's. The interval is over prompts,
 pooled over seeds; beside it is the least and the greatest gain of a seed. Skills: gain. Implicit accuracy: on
 training data, at the end.
 Diversity: mean distance of two samples' latents; drift: mean distance of a sample's latents to the reference's on the
@@ -108,6 +109,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["all"], help="names under configs/shapes, or all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--seconds", type=int, default=120, help="of training")
+    parser.add_argument("--test_batches", type=int, help="of 32 held-out prompts each (default: all)")
     args = parser.parse_args()
     every = sorted(f.stem for f in CONFIGS.glob("*.yaml") if not f.stem.startswith("base_"))
     methods = every if args.methods == ["all"] else args.methods
@@ -115,7 +117,7 @@ def main() -> None:
         parser.error(f"there is no configs/shapes/{sorted(unknown)[0]}.yaml; there are {', '.join(every)}.")
     for seed in args.seeds:
         for method in methods:
-            run(method, seed, args.seconds)
+            run(method, seed, args.seconds, args.test_batches)
     write(args.seconds)
 
 
