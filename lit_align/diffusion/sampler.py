@@ -32,7 +32,8 @@ def randn_like(x: Tensor, generators: list[torch.Generator] | None) -> Tensor:
 class Trajectory:
     """A recorded rollout of B samples and T steps; conditioning and prompts as the sampler got them."""
 
-    x: Tensor  # (B, T + 1, ...): x[:, i] is x_t of step i, x[:, i + 1] its x_s
+    x_t: Tensor  # (B, T, ...)
+    x_s: Tensor  # (B, T, ...): what the step led to
     t: Tensor  # (B, T)
     s: Tensor  # (B, T)
     log_prob: Tensor  # (B, T), mean over the sample; 0 for a deterministic step
@@ -43,8 +44,8 @@ class Trajectory:
         """Single steps (rows[m], steps[m]): x_t, x_s (M, ...), t, s, log_prob (M,) and cond."""
         at = (rows, steps)
         return {
-            "x_t": self.x[at],
-            "x_s": self.x[rows, steps + 1],
+            "x_t": self.x_t[at],
+            "x_s": self.x_s[at],
             "t": self.t[at],
             "s": self.s[at],
             "log_prob": self.log_prob[at],
@@ -234,6 +235,6 @@ class Sampler:
     def _trajectory(self, state: State) -> Trajectory:
         steps = state.history
         column = lambda key: torch.stack([step[key] for step in steps], 1)
-        x = torch.cat([column("x_t"), steps[-1]["x_s"][:, None]], 1)
         cond = {k: v.detach() for k, v in state.cond.items()}
-        return Trajectory(x, column("t"), column("s"), column("log_prob"), cond, state.prompts)
+        names = ("x_t", "x_s", "t", "s", "log_prob")
+        return Trajectory(*map(column, names), cond, state.prompts)

@@ -126,11 +126,11 @@ def test_d3pos_pairs_start_from_one_noise_and_go_apart(tmp_path):
     method = trajectories(D3PO, StableDiffusion("tiny", LoRA(rank=2)))
     kept = {}
     learn = method.learn
-    method.learn = lambda trajectory, advantage: kept.update(x=trajectory.x) or learn(trajectory, advantage)
+    method.learn = lambda trajectory, advantage: kept.update(t=trajectory) or learn(trajectory, advantage)
     trainer(tmp_path).fit(method, prompts(2))
-    x = kept["x"]
-    assert torch.equal(x[0, 0], x[1, 0]) and torch.equal(x[2, 0], x[3, 0]) and not torch.equal(x[0, 0], x[2, 0])
-    assert not torch.equal(x[0, -1], x[1, -1])
+    x, end = kept["t"].x_t[:, 0], kept["t"].x_s[:, -1]
+    assert torch.equal(x[0], x[1]) and torch.equal(x[2], x[3]) and not torch.equal(x[0], x[2])
+    assert not torch.equal(end[0], end[1])
 
 
 def test_an_odd_number_of_trajectories_is_refused():

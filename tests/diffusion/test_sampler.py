@@ -54,7 +54,7 @@ def test_a_sample_depends_on_its_seed_alone(eta):
 def test_a_recorded_step_seen_again_has_ratio_exactly_one(process, rule):
     sampler, policy = Sampler(8, 1.0, rule), Analytic(process=process)
     trajectory = sampler(policy, [""] * 6, record=True).trajectory
-    assert trajectory.x.shape == (6, 9, 1, 2, 2) and trajectory.log_prob.shape == (6, 8)
+    assert trajectory.x_t.shape == trajectory.x_s.shape == (6, 8, 1, 2, 2) and trajectory.log_prob.shape == (6, 8)
     for i in range(8):
         m = trajectory.minibatch(torch.arange(6), torch.full((6,), i))
         gaussian, _, _ = sampler.gaussian(policy, m["x_t"], m["t"], m["s"], m["cond"])

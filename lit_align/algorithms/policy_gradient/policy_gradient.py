@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lit_align.algorithms.algorithm import Algorithm
 from lit_align.algorithms.policy_gradient.advantage import PerPrompt
-from lit_align.diffusion.sampler import Sampler
+from lit_align.diffusion.sampler import Sampler, Trajectory
 from lit_align.diffusion.transition import DDIM, Gaussian
 from lit_align.rewards.reward import Reward
 
@@ -94,15 +94,22 @@ class PolicyGradient(Algorithm):
 
     def training_step(self, batch: dict, batch_idx: int) -> None:
         self.check(batch)
-        prompts = [p for p in batch["prompt"] for _ in range(self.samples_per_prompt)]
+        self.learn(*self.collect([p for p in batch["prompt"] for _ in range(self.samples_per_prompt)]))
+
+    def collect(self, prompts: list[str]) -> tuple[Trajectory, Tensor]:
+        """Trajectories, and the advantages of each (N,) or of each of its steps (N, T)."""
         state = self.rollout(self.policy, prompts, x=self.start(len(prompts)), record=True)
         with torch.no_grad():
             reward = self.reward(self.policy.decode(state.x), prompts).float()
+        return state.trajectory, self.advantages(prompts, self.rated(reward, prompts))
+
+    def rated(self, reward: Tensor, prompts: list[str]) -> Tensor:
+        """The rewards (N,), logged; FloatingPointError where one is not finite."""
         if not reward.isfinite().all():
             bad = [p for p, ok in zip(prompts, reward.isfinite().tolist()) if not ok]
             raise FloatingPointError(f"the reward is not finite at step {self.global_step} for {bad[0]!r}.")
         self.log_mean("train/reward", reward.mean(), len(reward))
-        self.learn(state.trajectory, self.advantages(prompts, reward))
+        return reward
 
     def advantages(self, prompts: list[str], reward: Tensor) -> Tensor:
         """This rank's advantages (N,), from the statistics of all ranks' samples."""
@@ -111,9 +118,10 @@ class PolicyGradient(Algorithm):
         mine = self.advantage(*gathered).view(-1, len(prompts))[self.global_rank if self.trainer.world_size > 1 else 0]
         return mine.clamp(-self.max_advantage, self.max_advantage)
 
-    def learn(self, trajectory, advantage: Tensor) -> None:
+    def learn(self, trajectory: Trajectory, advantage: Tensor) -> None:
         """The update loop: every optimizer step sees all denoising steps of its trajectories."""
         optimizer, steps = self.optimizers(), self.trained_steps(trajectory)
+        advantage = advantage.view(len(advantage), -1).expand_as(trajectory.t)
         groups = torch.arange(len(advantage)).view(-1, self.together)
         for _ in range(self.inner_epochs):
             for part in torch.randperm(len(groups)).chunk(self.updates):
@@ -133,29 +141,28 @@ class PolicyGradient(Algorithm):
         """Clips gradients, here because an fp16 scaler has undone its scaling by now."""
         self.clip_gradients(optimizer, self.max_grad_norm, "norm")
 
-    def trained_steps(self, trajectory) -> Tensor:
+    def trained_steps(self, trajectory: Trajectory) -> Tensor:
         """Indices of the denoising steps that are learnt from: those with noise, hence with a likelihood."""
         return (trajectory.log_prob[0] != 0).nonzero().flatten().cpu()
 
-    def revisit(self, trajectory, advantage: Tensor, rows: Tensor, steps: Tensor) -> Step:
-        """Trajectory rows' steps (M,) under the present policy, through the code that drew them."""
+    def gaussian(self, m: dict) -> Gaussian:
+        """p(x_s | x_t, c) of a minibatch under the policy as it is, through the code that drew it."""
+        return self.rollout.gaussian(self.policy, m["x_t"], m["t"], m["s"], m["cond"])[0]
+
+    def revisit(self, trajectory: Trajectory, advantage: Tensor, rows: Tensor, steps: Tensor) -> Step:
+        """Trajectory rows' steps (M,) under the present policy, with their advantages (N, T)."""
         m = trajectory.minibatch(rows, steps)
-        gaussian, _, _ = self.rollout.gaussian(self.policy, m["x_t"], m["t"], m["s"], m["cond"])
-        log_prob, reference = gaussian.log_prob(m["x_s"]), None
+        gaussian, reference = self.gaussian(m), None
         if self.uses_reference:
             with torch.no_grad(), self.policy.reference():
-                reference, _, _ = self.rollout.gaussian(self.policy, m["x_t"], m["t"], m["s"], m["cond"])
+                reference = self.gaussian(m)
         step = Step(
-            gaussian,
-            log_prob,
-            m["log_prob"],
-            advantage[rows.to(advantage.device)],
-            m["x_t"],
-            m["x_s"],
-            m["t"],
-            m["s"],
-            m["cond"],
-            reference,
+            gaussian=gaussian,
+            log_prob=gaussian.log_prob(m["x_s"]),
+            old_log_prob=m["log_prob"],
+            advantage=advantage[rows, steps],
+            **{k: m[k] for k in ("x_t", "x_s", "t", "s", "cond")},
+            reference=reference,
         )
         with torch.no_grad():
             self.log_mean("train/ratio", step.ratio.mean(), len(rows))
