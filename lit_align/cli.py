@@ -11,7 +11,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from jsonargparse import ActionConfigFile
+from jsonargparse import ActionConfigFile, Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -116,6 +116,19 @@ class Parser(LightningArgumentParser):
         return key + " ".join(text.split())
 
 
+TINY = {"pretrained": "tiny", "vae": None, "quantize": None, "checkpoint": None, "dtype": "float32", "resolution": 32}
+
+
+def shrink(config) -> None:
+    """Gives tiny random weights to whatever in a model's config loads some: policies and rewards."""
+    for key, value in vars(config).items():
+        if key in TINY:
+            config[key] = TINY[key]
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, Namespace):
+                shrink(part)
+
+
 class CLI(LightningCLI):
     """LightningCLI for this library. Flags and files win over what a checkpoint recorded."""
 
@@ -140,6 +153,8 @@ class CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         trainer = self.config[self.subcommand].trainer
         trainer.default_root_dir = trainer.default_root_dir or self.run_folder()  # so that the saved config names it
+        if self.config[self.subcommand].data.init_args.get("smoke"):
+            shrink(self.config[self.subcommand].model)
         if self.subcommand != "fit":
             self.save_config_callback = None  # the run folder keeps the config that trained it
 

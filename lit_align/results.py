@@ -26,13 +26,16 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def run(method: str, seed: int, seconds: int, test_batches: int | None) -> dict:
-    """Trains a method for some seconds, tests it, and returns what was measured. The run's folder is emptied before."""
-    folder = RUNS / f"{method}-{seconds}s" / str(seed)
+def run(
+    method: str, seed: int, seconds: int, test_batches: int | None, runs: Path = RUNS, extra: list[str] | None = None
+) -> dict:
+    """Trains a method for some seconds, tests it, and returns what was measured. The run's folder is emptied before.
+    `extra`: flags for both."""
+    folder = runs / f"{method}-{seconds}s" / str(seed)
     shutil.rmtree(folder, ignore_errors=True)
     command = [sys.executable, "-m", "lit_align"]
     common = ["--config", f"shapes/{method}", "--config", "with/budget", "--trainer.default_root_dir", str(folder)]
-    common += ["--seed_everything", str(seed), "--data.seed", str(seed)]
+    common += ["--seed_everything", str(seed), "--data.seed", str(seed), *(extra or [])]
     minutes, rest = divmod(seconds, 60)
     budget = f"00:{minutes // 60:02d}:{minutes % 60:02d}:{rest:02d}"
     subprocess.run([*command, "fit", *common, "--trainer.max_time", budget], check=True)
@@ -58,14 +61,18 @@ def scalars(folder: Path) -> dict[str, float]:
     return last
 
 
+def half_interval(runs: list[dict]) -> float:
+    """Half the 95 % interval of the runs' mean gain: over prompts, pooled over seeds."""
+    bounds = [r["exact"]["all"]["gain_interval"] for r in runs]
+    return math.hypot(*((high - low) / 2 for low, high in bounds)) / len(runs)
+
+
 def row(method: str, runs: list[dict]) -> tuple[float, str]:
     """The method's gain, and its line of the table, from its seeds' runs."""
     mean = lambda values: sum(values) / len(values)
     skill = lambda name, when: mean([r["exact"][name][when] for r in runs])
     gains = [r["exact"]["all"]["after"] - r["exact"]["all"]["before"] for r in runs]
-    bounds = [r["exact"]["all"]["gain_interval"] for r in runs]
-    half = math.hypot(*((high - low) / 2 for low, high in bounds)) / len(runs)  # over prompts
-    gain = mean(gains)
+    gain, half = mean(gains), half_interval(runs)
 
     def logged(name: str, form: str) -> str:
         values = [r[name] for r in runs if name in r]

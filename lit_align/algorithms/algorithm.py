@@ -78,7 +78,7 @@ class Algorithm(L.LightningModule):
     def setup(self, stage: str) -> None:
         fresh = self.trainer.global_step == 0  # after a fit in this process the weights are no reference any more
         if self.uses_reference or (stage == "test" and fresh and not self.policy.trains_text):
-            self.policy.keep_reference(moving=self.moves_reference)
+            self.policy.keep_reference(moving=self.moves_reference and stage == "fit")  # test compares with the base
 
     def configure_model(self) -> None:
         """Shards the denoiser under a ModelParallelStrategy (FSDP2); otherwise nothing."""
@@ -130,6 +130,12 @@ class Algorithm(L.LightningModule):
 
     # Checkpoints: what is trained, and only that
 
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Leaves out a reference that moved where the policy's does not: in a test."""
+        if not self.policy.moving:
+            state = checkpoint["state_dict"]
+            checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("policy._frozen.")}
+
     def state_dict(self, *args, **kwargs) -> dict:
         prefix, own = kwargs.get("prefix", ""), {n for n, p in self.named_parameters() if p.requires_grad}
         kept = {prefix + name for name in own | {f"policy.{name}" for name in self.policy.state_names()}}
@@ -157,8 +163,9 @@ class Algorithm(L.LightningModule):
         return {"image": image, "scores": scores, "latents": state.x}
 
     def baseline(self, batch: dict) -> dict | None:
-        """What `test` compares `sample` with: the reference on the same prompts and seeds, where there is one."""
-        if not self.policy.has_reference:
+        """What `test` compares `sample` with: the reference on the same prompts and seeds, where there is one that
+        stayed."""
+        if not self.policy.has_reference or self.policy.moving:
             return None
         with self.policy.reference():
             return self.sample(batch)

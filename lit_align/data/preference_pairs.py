@@ -25,6 +25,7 @@ class PreferencePairs(AlignData):
     """
 
     images = ("win", "lose")
+    example = "checkpoints/shapes-sd/pairs/train.parquet"
 
     def __init__(
         self,
@@ -37,8 +38,9 @@ class PreferencePairs(AlignData):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.paths = {"train": path, "val": val_path}
-        self.columns = {"prompt": prompt_column, "win": win_column, "lose": lose_column}
+        columns = ("caption", "jpg_0", "jpg_1") if self.smoke else (prompt_column, win_column, lose_column)
+        self.paths = {"train": self.source(path), "val": None if self.smoke else val_path}
+        self.columns = dict(zip(("prompt", "win", "lose"), columns))
         self.on_corrupt = on_corrupt
 
     def load(self, split: str):

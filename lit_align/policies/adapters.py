@@ -9,6 +9,10 @@ class Adapter:
     """What of a policy is trained."""
 
 
+class Frozen(Adapter):
+    """Nothing: for methods that steer sampling or train a reward. Weights stay in the policy's dtype."""
+
+
 class LoRA(Adapter):
     """Low-rank adapters (arXiv 2106.09685) on the denoiser by peft; the reference is the same model with them off.
 

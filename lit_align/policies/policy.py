@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lit_align.diffusion.process import Process
 from lit_align.paths import find
-from lit_align.policies.adapters import Adapter, Full, LoRA
+from lit_align.policies.adapters import Adapter, Frozen, Full, LoRA
 
 REFERENCE = "reference"  # the LoRA adapter of a reference that moves
 
@@ -25,7 +25,7 @@ class Policy(nn.Module):
 
     Args:
         pretrained: hub id or folder of a diffusers pipeline; "tiny" for random weights of a tiny model of the family.
-        adapter: LoRA or Full (the default).
+        adapter: LoRA, Frozen or Full (the default).
         dtype: of frozen weights; what is trained is float32.
         resolution: height and width of images, pixels (default: the model's own).
         gradient_checkpointing: recompute the denoiser's activations in backward.
@@ -78,7 +78,7 @@ class Policy(nn.Module):
         self.calls = Counter()
         if isinstance(self.adapter, LoRA):
             self.adapter.attach(self.denoiser)
-        else:
+        elif isinstance(self.adapter, Full):
             self.denoiser.float().requires_grad_(True)
             if self.adapter.text_encoder:
                 self.text_encoders = nn.ModuleList(e.float().requires_grad_(True) for e in self._encoders())
@@ -292,7 +292,8 @@ class Policy(nn.Module):
         return isinstance(self.adapter, LoRA) or self._frozen is not None
 
     def keep_reference(self, moving: bool = False) -> None:
-        """Makes the policy as it is now the reference; later calls change nothing. (With LoRA the base model is.)
+        """Makes the policy as it is now the reference; later calls change nothing. (With LoRA the base model is; a
+        Frozen policy has none.)
 
         A `moving` reference can be refreshed; it is a second copy (with LoRA, a second adapter) and part of
         checkpoints.
@@ -303,7 +304,7 @@ class Policy(nn.Module):
                 self.adapter.attach(self.denoiser, REFERENCE)
                 self.refresh_reference()
             return
-        if self._frozen is not None:
+        if self._frozen is not None or isinstance(self.adapter, Frozen):
             return
         if self.trains_text:
             raise ValueError("a policy whose text encoders are trained has no reference: set text_encoder: false.")

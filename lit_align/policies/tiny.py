@@ -128,3 +128,18 @@ def StableDiffusion3Pipeline():
         None,
         None,
     )
+
+
+def CLIPModel():
+    """A CLIP of two layers for 16 x 16 images, and its tokenizer."""
+    import torch
+    from transformers import CLIPConfig
+    from transformers import CLIPModel as Model
+
+    words = _tokenizer()
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision |= {"image_size": 16, "patch_size": 4}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = CLIPConfig(text_config=_text_config(words, 8).to_dict(), vision_config=vision, projection_dim=8)
+        return Model(config).eval(), words

@@ -5,6 +5,7 @@ import math
 import lightning as L
 import pytest
 import torch
+from parts import Darkness, T, prompts, rollout, trainer
 
 from lit_align.algorithms.policy_gradient.policy_gradient import Step
 from lit_align.algorithms.preference.d3po import D3PO, preferred
@@ -14,34 +15,10 @@ from lit_align.algorithms.preference.online_dpo import OnlineDPO
 from lit_align.algorithms.preference.pso import PSO
 from lit_align.algorithms.preference.spin import SPINDiffusion
 from lit_align.diffusion.sampler import Sampler
-from lit_align.diffusion.transition import DDIM, FlowSDE, Gaussian
+from lit_align.diffusion.transition import DDIM, Gaussian
 from lit_align.policies.adapters import Full, LoRA
 from lit_align.policies.stable_diffusion import StableDiffusion
 from lit_align.policies.stable_diffusion3 import StableDiffusion3
-from lit_align.rewards.reward import Reward
-
-T = torch.tensor
-
-
-class Darkness(Reward):
-    name, differentiable = "darkness", True
-
-    def forward(self, images, prompts):
-        return 1 - images.mean((1, 2, 3))
-
-
-def trainer(tmp_path, **kwargs):
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    return L.Trainer(accelerator="cpu", default_root_dir=tmp_path, **(quiet | {"max_epochs": 1} | kwargs))
-
-
-def prompts(n=2, batches=1, **more):
-    batch = {"prompt": [f"p{i}" for i in range(n)], "index": list(range(n)), **more}
-    return torch.utils.data.DataLoader([batch] * batches, batch_size=None)
-
-
-def rollout(policy, steps=3):
-    return Sampler(steps, 2.0, FlowSDE() if isinstance(policy, StableDiffusion3) else DDIM(1.0))
 
 
 def trajectories(cls, policy, **kwargs):
@@ -191,6 +168,23 @@ def test_a_moving_reference_survives_a_checkpoint(tmp_path, adapter):
     assert any("reference" in k or "_frozen" in k for k in a) and a.keys() == b.keys()
     for name in a:
         torch.testing.assert_close(a[name], b[name], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("adapter", [LoRA(rank=2), Full()], ids=["lora", "full"])
+def test_a_test_compares_with_the_base_though_the_reference_moved(tmp_path, adapter):
+    make = lambda: OnlineDPO(policy=StableDiffusion("tiny", adapter), reward=Darkness(), rollout=Sampler(2, 1.0), updates=1, refresh_every=1,
+                             sampler=Sampler(2, 1.0), rewards=[Darkness()], optimizer=lambda p: torch.optim.SGD(p, lr=1.0), beta=100.0)  # fmt: skip
+    moved = make()
+    t = trainer(tmp_path)
+    t.fit(moved, prompts(4, 3))
+    t.save_checkpoint(tmp_path / "moved.ckpt")
+    tested, batch = make(), {"prompt": ["a"], "index": [0]}
+    base = tested.sample(batch)["image"]
+    found, baseline = [], tested.baseline
+    tested.baseline = lambda b: found.append(baseline(b)) or found[-1]
+    trainer(tmp_path).test(tested, torch.utils.data.DataLoader([batch], batch_size=None), ckpt_path=tmp_path / "moved.ckpt")
+    torch.testing.assert_close(found[0]["image"], base)
+    assert not torch.allclose(tested.sample(batch)["image"], base, atol=1e-3)
 
 
 def online(cls, adapter=None, **kwargs):

@@ -1,6 +1,7 @@
 import lightning as L
 import pytest
 import torch
+from parts import Darkness, trainer
 
 from lit_align.algorithms.policy_gradient.advantage import Group, PerPrompt
 from lit_align.algorithms.policy_gradient.ddpo import DDPO
@@ -10,19 +11,6 @@ from lit_align.diffusion.transition import DDIM, FlowSDE, Gaussian
 from lit_align.policies.adapters import LoRA
 from lit_align.policies.stable_diffusion import StableDiffusion
 from lit_align.policies.stable_diffusion3 import StableDiffusion3
-from lit_align.rewards.reward import Reward
-
-
-class Darkness(Reward):
-    name, differentiable = "darkness", True
-
-    def forward(self, images, prompts):
-        return 1 - images.mean((1, 2, 3))
-
-
-def trainer(tmp_path, **kwargs):
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    return L.Trainer(accelerator="cpu", default_root_dir=tmp_path, max_epochs=1, **(quiet | kwargs))
 
 
 def loader(n=2, rollouts=1):

@@ -13,28 +13,49 @@ def preferred(reward: Tensor) -> Tensor:
     return torch.stack([(a - b).sign(), (b - a).sign()], 1).flatten()
 
 
+def clipped_dpo(step: Step, beta: float, clip_range: float) -> Tensor:
+    """-log sigmoid(beta log rho_a - beta log rho_b) of successive steps a and b (2M -> M), rho = clip(p_theta / p_ref,
+    1 - e, 1 + e), and the advantages, +1 and -1, saying which is the better; log 2, without gradient, for a tie."""
+    log_rho = step.log_ref_ratio.exp().clamp(1 - clip_range, 1 + clip_range).log()
+    return -F.logsigmoid(beta * (step.advantage * log_rho).view(-1, 2).sum(1))
+
+
 class D3PO(PolicyGradient):
     """Yang et al. 2023, arXiv 2311.13231, eq. 15: -log sigmoid(beta log rho_a - beta log rho_b) at each step of the
     better trajectory a and the worse one b of a prompt, rho = clip(p_theta / p_ref of the step, 1 - e, 1 + e).
 
-    Both start from the same noise. A tie is constant and teaches nothing. The log-probability is a mean over the
-    sample.
+    Both start from the same noise. A tie teaches nothing. The log-probability is a mean over the sample.
 
     Args:
         beta: coefficient of the log-ratios.
         clip_range: e.
+        refresh_every: training steps (a round) after which the policy becomes the reference, as in the paper's runs
+            with human feedback; 0: never.
     """
 
     uses_reference = True
     together = 2
 
-    def __init__(self, beta: float = 0.1, clip_range: float = 0.1, samples_per_prompt: int = 2, **kwargs):
+    def __init__(
+        self,
+        beta: float = 0.1,
+        clip_range: float = 0.1,
+        samples_per_prompt: int = 2,
+        refresh_every: int = 0,
+        **kwargs,
+    ):
         super().__init__(samples_per_prompt=samples_per_prompt, **kwargs)
         if samples_per_prompt % 2:
             raise ValueError(
                 f"samples_per_prompt is {samples_per_prompt}; trajectories are compared in pairs: give an even number."
             )
         self.beta, self.clip_range = beta, clip_range
+        self.refresh_every, self.moves_reference = refresh_every, refresh_every > 0
+
+    def training_step(self, batch: dict, batch_idx: int) -> None:
+        super().training_step(batch, batch_idx)
+        if self.refresh_every and (self.trainer.fit_loop.epoch_loop.total_batch_idx + 1) % self.refresh_every == 0:
+            self.policy.refresh_reference()
 
     def start(self, n: int) -> Tensor:
         return torch.randn(n // 2, *self.policy.latent_shape, device=self.policy.device).repeat_interleave(2, 0)
@@ -43,5 +64,4 @@ class D3PO(PolicyGradient):
         return preferred(reward)
 
     def loss(self, step: Step) -> Tensor:
-        log_rho = step.log_ref_ratio.exp().clamp(1 - self.clip_range, 1 + self.clip_range).log()
-        return -F.logsigmoid(self.beta * (step.advantage * log_rho).view(-1, 2).sum(1))
+        return clipped_dpo(step, self.beta, self.clip_range)

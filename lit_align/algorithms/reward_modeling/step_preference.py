@@ -1,0 +1,64 @@
+"""Bradley-Terry at every noise level: how step-aware preference models and latent reward models are trained."""
+
+import os
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_align.algorithms.algorithm import Algorithm
+from lit_align.rewards.step_reward import StepReward
+
+
+class StepPreference(Algorithm):
+    """Trains a StepReward on pairs: -log sigmoid(r(c, x_t^w, t) - r(c, x_t^l, t)), both images noised with the same
+    noise to the same t (SPO, arXiv 2406.04314, section 3.2; LPO, arXiv 2502.01051, section 4.1). With `label` in the
+    batch it is PickScore's cross-entropy, in which a tie counts half for each.
+
+    The policy is frozen: it encodes, and where the reward needs it estimates x_0 in one guided step. Logs
+    `train/accuracy` and, on validation pairs, `val/accuracy`. Leaves the reward in `<run>/reward`.
+
+    Args:
+        reward: what is trained.
+        guidance_scale: of the estimates of x_0.
+    """
+
+    feedback = ("win", "lose")
+
+    def __init__(self, reward: StepReward, guidance_scale: float = 5.0, **kwargs):
+        super().__init__(**kwargs)
+        self.policy.requires_grad_(False)
+        self.reward, self.guidance_scale = reward, guidance_scale
+
+    def margin(self, batch: dict) -> Tensor:
+        """r(x_t^w) - r(x_t^l), (B,)."""
+        policy, process = self.policy, self.policy.process
+        x_0 = torch.cat([self.latents(batch, "win"), self.latents(batch, "lose")])  # (2B, C, h, w)
+        t = process.sample_timesteps(len(x_0) // 2, device=x_0.device).repeat(2)
+        eps = torch.randn_like(x_0[: len(x_0) // 2]).repeat(2, 1, 1, 1)
+        x_t, estimate = process.add_noise(x_0, eps, t), None
+        if self.reward.needs_x0:
+            cond = {k: torch.cat([v, v]) for k, v in self.cond(batch).items()}
+            with torch.no_grad():
+                estimate = process.to_x0(policy.denoise(x_t, t, cond, self.guidance_scale), x_t, t)
+        win, lose = self.reward(policy, x_t, estimate, t, batch["prompt"] * 2).chunk(2)
+        return win - lose
+
+    def step(self, batch: dict) -> Tensor:
+        return self.measure(batch, "train")
+
+    def measure(self, batch: dict, stage: str) -> Tensor:
+        margin = self.margin(batch)
+        label = batch.get("label", torch.ones(len(margin))).to(margin)
+        self.log_mean(f"{stage}/accuracy", (margin > 0).float().mean() + 0.5 * (margin == 0).float().mean(), len(label))
+        return F.binary_cross_entropy_with_logits(margin, label)
+
+    def on_validation_start(self) -> None:
+        torch.manual_seed(0)  # the same timesteps and noises at every validation
+
+    def validation_step(self, batch: dict, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.log_mean("val/loss", self.measure(batch, "val"), len(batch["prompt"]))
+
+    def on_train_end(self) -> None:
+        if self.trainer.is_global_zero:
+            self.reward.save(os.path.join(self.trainer.default_root_dir, "reward"))
