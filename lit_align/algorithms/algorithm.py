@@ -85,8 +85,12 @@ class Algorithm(L.LightningModule):
         if self.device_mesh is not None:
             self.policy.shard(self.device_mesh["data_parallel"])
 
+    def parameter_groups(self) -> list:
+        """What the optimizer gets: parameters, or groups of them."""
+        return [p for p in self.parameters() if p.requires_grad]
+
     def configure_optimizers(self):
-        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        optimizer = self.optimizer(self.parameter_groups())
         if self.lr_scheduler is None:
             return optimizer
         return {
@@ -114,6 +118,15 @@ class Algorithm(L.LightningModule):
                 "lower the learning rate, use bf16 in place of fp16, or look at those rows."
             )
         return loss
+
+    def rated(self, reward: Tensor, prompts: list[str]) -> Tensor:
+        """Rewards of N samples, (N,) or (N, R), with their mean logged; FloatingPointError where one is not finite."""
+        fine = reward.isfinite().view(len(reward), -1).all(1)  # (N,)
+        if not fine.all():
+            bad = [p for p, ok in zip(prompts, fine.tolist()) if not ok]
+            raise FloatingPointError(f"the reward is not finite at step {self.global_step} for {bad[0]!r}.")
+        self.log_mean("train/reward", reward.mean(), len(reward))
+        return reward
 
     def check(self, batch: dict) -> None:
         """Raises TypeError where the batch lacks what the method learns from."""

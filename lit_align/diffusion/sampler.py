@@ -37,11 +37,12 @@ class Trajectory:
     t: Tensor  # (B, T)
     s: Tensor  # (B, T)
     log_prob: Tensor  # (B, T), mean over the sample; 0 for a deterministic step
+    mean: Tensor  # (B, T, ...) of the law x_s was drawn from
     cond: dict
     prompts: list[str] | None
 
     def minibatch(self, rows: Tensor, steps: Tensor) -> dict:
-        """Single steps (rows[m], steps[m]): x_t, x_s (M, ...), t, s, log_prob (M,) and cond."""
+        """Single steps (rows[m], steps[m]): x_t, x_s, mean (M, ...), t, s, log_prob (M,) and cond."""
         at = (rows, steps)
         return {
             "x_t": self.x_t[at],
@@ -49,6 +50,7 @@ class Trajectory:
             "t": self.t[at],
             "s": self.s[at],
             "log_prob": self.log_prob[at],
+            "mean": self.mean[at],
             "cond": gather(self.cond, rows.tolist()),
         }
 
@@ -223,7 +225,7 @@ class Sampler:
         if record:
             noisy = bool((gaussian.std > 0).all())
             log_prob = gaussian.log_prob(state.x) if noisy else torch.zeros(n, device=x_t.device)
-            step = {"x_t": x_t, "x_s": state.x, "t": t, "s": s, "log_prob": log_prob}
+            step = {"x_t": x_t, "x_s": state.x, "t": t, "s": s, "log_prob": log_prob, "mean": gaussian.mean}
             state.history.append({k: v.detach() for k, v in step.items()})
         hook.after_step(policy, state)
 
@@ -236,5 +238,5 @@ class Sampler:
         steps = state.history
         column = lambda key: torch.stack([step[key] for step in steps], 1)
         cond = {k: v.detach() for k, v in state.cond.items()}
-        names = ("x_t", "x_s", "t", "s", "log_prob")
+        names = ("x_t", "x_s", "t", "s", "log_prob", "mean")
         return Trajectory(*map(column, names), cond, state.prompts)

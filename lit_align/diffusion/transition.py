@@ -111,3 +111,19 @@ class CPS(Transition):
         s = like(s.float(), x_t)
         std = s * math.sin(self.a * math.pi / 2)
         return Gaussian((1 - s) * x_0 + (s.square() - std.square()).sqrt() * eps, std)
+
+
+class Windowed(Transition):
+    """Noise on the steps whose time lies in a window, the deterministic step elsewhere (MixGRPO, arXiv 2507.21802).
+
+    Args:
+        sde: the rule in the window, which is everything until `low` and `high` are set.
+    """
+
+    def __init__(self, sde: Transition):
+        self.sde, self.low, self.high = sde, -math.inf, math.inf
+
+    def __call__(self, process, x_t, x_0, eps, t, s):
+        noisy, ode = (rule(process, x_t, x_0, eps, t, s) for rule in (self.sde, DDIM(0.0)))
+        inside = like((t >= self.low) & (t <= self.high), x_t)
+        return Gaussian(torch.where(inside, noisy.mean, ode.mean), torch.where(inside, noisy.std, 0.0))

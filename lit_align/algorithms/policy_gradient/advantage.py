@@ -64,3 +64,33 @@ class Group(nn.Module):
             return centred / (reward.std(correction=0) + 1e-4)
         variance = torch.zeros_like(mean).index_add(0, group, centred.square()) / count
         return centred / (variance.sqrt()[group] + 1e-4)
+
+
+class LeaveOneOut(nn.Module):
+    """RLOO's advantage (arXiv 2402.14740, eq. 7): A = r - mean reward of the prompt's other samples of the epoch."""
+
+    def forward(self, prompt_id: Tensor, reward: Tensor) -> Tensor:
+        """Advantages (N,) from prompt ids (N,) and rewards (N,), gathered from all ranks; 0 for a lone sample."""
+        _, group = prompt_id.unique(return_inverse=True)
+        count = torch.bincount(group)[group]
+        total = torch.zeros_like(reward).index_add(0, group, reward)[group]
+        return torch.where(count > 1, reward - (total - reward) / (count - 1).clamp(min=1), 0.0)
+
+
+class WinRate(nn.Module):
+    """Pref-GRPO's advantage (arXiv 2508.20751): a sample's reward is the share of its prompt's other samples that it
+    beats, ties half; then GRPO's advantage. Small differences in reward are not blown up.
+
+    Args:
+        global_std: as in Group.
+    """
+
+    def __init__(self, global_std: bool = False):
+        super().__init__()
+        self.group = Group(global_std)
+
+    def forward(self, prompt_id: Tensor, reward: Tensor) -> Tensor:
+        """Advantages (N,) from prompt ids (N,) and rewards (N,), gathered from all ranks."""
+        beats = (reward[:, None] > reward).float() + 0.5 * (reward[:, None] == reward).float()
+        rival = (prompt_id[:, None] == prompt_id).float().fill_diagonal_(0)
+        return self.group(prompt_id, (beats * rival).sum(1) / rival.sum(1).clamp(min=1))

@@ -28,6 +28,7 @@ class Step(NamedTuple):
     s: Tensor
     cond: dict[str, Tensor]
     reference: Gaussian | None = None  # p_ref(x_s | x_t, c), without gradient, for a method that uses the reference
+    old_mean: Tensor | None = None  # (M, ...) of the law x_s was drawn from
 
     @property
     def log_ref_ratio(self) -> Tensor:
@@ -103,14 +104,6 @@ class PolicyGradient(Algorithm):
             reward = self.reward(self.policy.decode(state.x), prompts).float()
         return state.trajectory, self.advantages(prompts, self.rated(reward, prompts))
 
-    def rated(self, reward: Tensor, prompts: list[str]) -> Tensor:
-        """The rewards (N,), logged; FloatingPointError where one is not finite."""
-        if not reward.isfinite().all():
-            bad = [p for p, ok in zip(prompts, reward.isfinite().tolist()) if not ok]
-            raise FloatingPointError(f"the reward is not finite at step {self.global_step} for {bad[0]!r}.")
-        self.log_mean("train/reward", reward.mean(), len(reward))
-        return reward
-
     def advantages(self, prompts: list[str], reward: Tensor) -> Tensor:
         """This rank's advantages (N,), from the statistics of all ranks' samples."""
         prompt_id = torch.tensor([zlib.crc32(p.encode()) for p in prompts], device=reward.device)
@@ -120,22 +113,31 @@ class PolicyGradient(Algorithm):
 
     def learn(self, trajectory: Trajectory, advantage: Tensor) -> None:
         """The update loop: every optimizer step sees all denoising steps of its trajectories."""
-        optimizer, steps = self.optimizers(), self.trained_steps(trajectory)
+        steps = self.trained_steps(trajectory)
         advantage = advantage.view(len(advantage), -1).expand_as(trajectory.t)
         groups = torch.arange(len(advantage)).view(-1, self.together)
         for _ in range(self.inner_epochs):
             for part in torch.randperm(len(groups)).chunk(self.updates):
-                cells = torch.cartesian_prod(part, steps)
-                cells = cells[torch.randperm(len(cells))]
-                optimizer.zero_grad()
-                for group, i in (c.unbind(1) for c in cells.split(max(1, self.minibatch // self.together))):
-                    rows, i = groups[group].flatten(), i.repeat_interleave(self.together)
-                    loss = self.loss(self.revisit(trajectory, advantage, rows, i))
-                    self.manual_backward(loss.sum() / len(cells))
-                    self.log_mean("train/loss", loss.detach().mean(), len(loss))
-                optimizer.step()
+                self.update(trajectory, advantage, groups[part], steps)
         if scheduler := self.lr_schedulers():
             scheduler.step()
+
+    def update(self, trajectory: Trajectory, advantage: Tensor, groups: Tensor, steps: Tensor) -> None:
+        """One optimizer step on the given steps of groups (G, together) of trajectories."""
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        n = len(groups) * len(steps)
+        for rows, i in self.minibatches(groups, steps):
+            loss = self.loss(self.revisit(trajectory, advantage, rows, i))
+            self.manual_backward(loss.sum() / n)
+            self.log_mean("train/loss", loss.detach().mean(), len(loss))
+        optimizer.step()
+
+    def minibatches(self, groups: Tensor, steps: Tensor):
+        """Yields rows and steps (M,), in random order; a group's rows stay together."""
+        cells = torch.cartesian_prod(torch.arange(len(groups)), steps).view(-1, 2)
+        for part in cells[torch.randperm(len(cells))].split(max(1, self.minibatch // self.together)):
+            yield groups[part[:, 0]].flatten(), part[:, 1].repeat_interleave(self.together)
 
     def on_before_optimizer_step(self, optimizer) -> None:
         """Clips gradients, here because an fp16 scaler has undone its scaling by now."""
@@ -160,6 +162,7 @@ class PolicyGradient(Algorithm):
             gaussian=gaussian,
             log_prob=gaussian.log_prob(m["x_s"]),
             old_log_prob=m["log_prob"],
+            old_mean=m["mean"],
             advantage=advantage[rows, steps],
             **{k: m[k] for k in ("x_t", "x_s", "t", "s", "cond")},
             reference=reference,

@@ -1,70 +1,20 @@
-"""Pairs that the policy makes itself: collect -> some optimizer steps on what was collected -> now and then a new
-reference."""
+"""Pairs that the policy makes itself."""
 
-from abc import abstractmethod
+from collections.abc import Iterable
 
 import torch
-from torch import Tensor
 
+from lit_align.algorithms.own_samples import OwnSamples
 from lit_align.algorithms.preference.preference import Preference
-from lit_align.diffusion.sampler import Sampler
 
 
-class Online(Preference):
-    """Base of the preference methods that learn from their own samples. A method overrides `collect` and `loss`.
+class Online(OwnSamples, Preference):
+    """Base of the preference methods that learn from their own samples. A method overrides `loss`, and `collect`, which
+    gives pairs {"prompt", "index", "win_latents", "lose_latents", ...}, or None where the samples give none.
 
-    A training step collects pairs of latents for the prompts of the batch, and makes `updates` optimizer steps on them,
-    each with fresh timesteps and noise. The optimizer is stepped by hand: clip here, not in the Trainer.
-
-    Args:
-        rollout: the sampler that draws (default: 50 DDIM steps, guidance 7.5).
-        updates: optimizer steps on a collection.
-        refresh_every: training steps after which the reference becomes the present policy; 0: never.
-        max_grad_norm: gradient clipping.
+    Logs `train/pairs`, how many pairs a collection gave.
     """
 
-    def __init__(
-        self,
-        rollout: Sampler | None = None,
-        updates: int = 4,
-        refresh_every: int = 0,
-        max_grad_norm: float = 1.0,
-        **kwargs,
-    ):
-        super().__init__(**kwargs)
-        self.automatic_optimization = False
-        self.rollout, self.updates = rollout or Sampler(), updates
-        self.refresh_every, self.moves_reference = refresh_every, refresh_every > 0
-        self.max_grad_norm = max_grad_norm
-
-    @abstractmethod
-    def collect(self, batch: dict) -> dict | None:
-        """Pairs {"prompt", "index", "win_latents", "lose_latents", ...}; None where the samples give none."""
-
-    @torch.no_grad()
-    def draw_latents(self, prompts: list[str]) -> Tensor:
-        """Samples of the policy (or, inside `policy.reference()`, of the reference)."""
-        return self.rollout(self.policy, prompts).x
-
-    def training_step(self, batch: dict, batch_idx: int) -> None:
-        self.check(batch)
-        pairs, optimizer = self.collect(batch), self.optimizers()
-        self.log_mean("train/pairs", torch.tensor(float(len(pairs["prompt"]) if pairs else 0)), 1)
-        for _ in range(self.updates):
-            optimizer.zero_grad()
-            loss = self.finite(self.measure(pairs, "train") if pairs else self.nothing(), batch)
-            self.manual_backward(loss)
-            optimizer.step()
-            self.log("train/loss", loss.detach(), prog_bar=True)
-        if scheduler := self.lr_schedulers():
-            scheduler.step()
-        if self.refresh_every and (self.trainer.fit_loop.epoch_loop.total_batch_idx + 1) % self.refresh_every == 0:
-            self.policy.refresh_reference()
-
-    def nothing(self) -> Tensor:
-        """A loss of 0 that reaches every trained tensor: a rank without pairs keeps step with the others."""
-        return 0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
-
-    def on_before_optimizer_step(self, optimizer) -> None:
-        """Clips gradients, here because an fp16 scaler has undone its scaling by now."""
-        self.clip_gradients(optimizer, self.max_grad_norm, "norm")
+    def parts(self, collected: dict | None) -> Iterable[dict | None]:
+        self.log_mean("train/pairs", torch.tensor(float(len(collected["prompt"]) if collected else 0)), 1)
+        return super().parts(collected)

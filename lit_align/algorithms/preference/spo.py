@@ -48,6 +48,7 @@ class Candidates(Hook):
                 "t": state.t.expand(n, 2),
                 "s": state.s.expand(n, 2),
                 "log_prob": torch.stack([gaussian.log_prob(win), gaussian.log_prob(lose)], 1),
+                "mean": torch.stack([gaussian.mean, gaussian.mean], 1),
                 "gap": torch.tanh((score.amax(1) - score.amin(1)) / 2),  # (n,) difference of their softmax
                 "std": gaussian.std.flatten()[0],
                 "score": score.mean(),
@@ -62,7 +63,7 @@ class Candidates(Hook):
         """The steps (N, T) of best and worst candidates, in turn: N = 2n."""
         column = lambda key: torch.stack([step[key] for step in self.steps], 2).flatten(0, 1)
         twice = [i for i in range(len(prompts)) for _ in range(2)]
-        columns = map(column, ("x_t", "x_s", "t", "s", "log_prob"))
+        columns = map(column, ("x_t", "x_s", "t", "s", "log_prob", "mean"))
         return Trajectory(*columns, gather(cond, twice), gather(prompts, twice))
 
 

@@ -1,0 +1,34 @@
+"""A value function of noisy latents."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Value(nn.Module):
+    """V(x_t, c, t): three layers of which each is scaled by a learnt vector per time, on the flattened latent and the
+    caption's mean embedding (DPOK, arXiv 2305.16381, appendix).
+
+    Args:
+        latents: numbers in a latent.
+        text: width of the caption's embedding.
+        times: the sampling grid.
+        width: of the hidden layers.
+    """
+
+    def __init__(self, latents: int, text: int, times: Tensor, width: int = 256):
+        super().__init__()
+        self.register_buffer("times", times.float(), persistent=False)
+        sizes = [latents + text, width, width, width]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:]))
+        self.scales = nn.ModuleList(nn.Embedding(len(times), width) for _ in sizes[1:])
+        for scale in self.scales:
+            nn.init.ones_(scale.weight)
+        self.head = nn.Linear(width, 1)
+
+    def forward(self, x_t: Tensor, text: Tensor, t: Tensor) -> Tensor:
+        """(B,) from latents (B, ...), token embeddings (B, L, D) and times (B,) of the grid."""
+        place = (self.times - t.float()[:, None]).abs().argmin(1)
+        h = torch.cat([x_t.float().flatten(1), text.float().mean(1)], 1)
+        for layer, scale in zip(self.layers, self.scales):
+            h = torch.relu(layer(h) * scale(place))
+        return self.head(h).flatten()

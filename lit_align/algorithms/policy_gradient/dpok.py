@@ -1,0 +1,56 @@
+"""DPOK: policy gradient with a KL penalty at every step and a learnt baseline."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from lit_align.algorithms.policy_gradient.critic import Value
+from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, Step
+
+
+class DPOK(PolicyGradient):
+    """Fan et al. 2023, arXiv 2305.16381, algorithm 1: -reward_weight A clip(rho, 1 - e, 1 + e) + kl_weight
+    KL(p_theta || p_ref) per step, with A = r - V(x_t, c, t) and the reward as it is.
+
+    The ratio is clipped on both sides without PPO's minimum, as released: outside the band the reward has no say. The
+    KL is the Gaussians' own (released: the squared distance of the noise predictions alone). V learns the reward by
+    its squared error, in the same steps as the policy (released: five of its own on a replay buffer).
+
+    Args:
+        reward_weight, kl_weight: of the two terms.
+        clip_range: e.
+        value_lr: learning rate of V.
+    """
+
+    uses_reference = True
+
+    def __init__(
+        self,
+        reward_weight: float = 10.0,
+        kl_weight: float = 0.01,
+        clip_range: float = 1e-4,
+        value_lr: float = 1e-4,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.reward_weight, self.kl_weight, self.clip_range = reward_weight, kl_weight, clip_range
+        self.value_lr = value_lr
+        width = self.policy.condition([""])["text"].shape[-1]
+        self.value = Value(math.prod(self.policy.latent_shape), width, self.rollout.timesteps(self.policy)[:-1])
+
+    def parameter_groups(self) -> list:
+        policy = [p for p in self.policy.parameters() if p.requires_grad]
+        return [{"params": policy}, {"params": list(self.value.parameters()), "lr": self.value_lr}]
+
+    def advantages(self, prompts: list[str], reward: Tensor) -> Tensor:
+        return reward
+
+    def loss(self, step: Step) -> Tensor:
+        e, value = self.clip_range, self.value(step.x_t, step.cond["text"], step.t)
+        advantage = step.advantage - value.detach()
+        kl, value_loss = step.gaussian.kl(step.reference), (value - step.advantage).square()
+        self.log_mean("train/kl", kl.detach().mean(), len(kl))
+        self.log_mean("train/value_loss", value_loss.detach().mean(), len(kl))
+        clipped = torch.clamp(step.ratio, 1 - e, 1 + e)
+        return -self.reward_weight * advantage * clipped + self.kl_weight * kl + value_loss

@@ -1,0 +1,89 @@
+"""Flow-GRPO, and with other windows, noises and numbers Flow-GRPO-Fast, DanceGRPO, MixGRPO and GRPO-Guard."""
+
+import torch
+from torch import Tensor, nn
+
+from lit_align.algorithms.policy_gradient.advantage import Group
+from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, Step
+from lit_align.diffusion.sampler import Trajectory
+from lit_align.diffusion.transition import Windowed
+
+
+class FlowGRPO(PolicyGradient):
+    """Liu et al. 2025, arXiv 2505.05470, eq. 5: the clipped ratio with group advantages, + beta KL(p_theta || p_ref) of
+    each step. The KL is that of the released code, on which the published betas rest: the exact one times t - s.
+
+    The last step is not learnt from. With a `window` only its steps are noisy and learnt from: drawn anew for each
+    rollout (Flow-GRPO-Fast) or sliding (MixGRPO, arXiv 2507.21802). DanceGRPO (arXiv 2505.07818) is DanceSDE, one
+    initial noise for a prompt's samples, their own standard deviation, a fraction of the steps and no KL. GRPO-Guard
+    (arXiv 2510.22319) is `guard`.
+
+    Args:
+        beta: coefficient of the KL; 0: no reference.
+        clip_range: half the width of the ratio's band.
+        window: noisy steps in a rollout (default: all).
+        window_range: first step, and the one after the last, of what the window moves in (default: all but the last).
+        slide_every: training steps after which the window moves on by one step; 0: it is drawn at random.
+        shared_noise: one initial noise for all samples of a prompt.
+        fraction: of the noisy steps that are learnt from, drawn for each rollout.
+        guard: the ratio exp(s (delta + |mu - mu_old|^2 / 2 s^2)), delta its logarithm and s the step's standard
+            deviation, in place of exp(delta): its mean is 1 at every step, and so is its scale alike.
+    """
+
+    def __init__(
+        self,
+        beta: float = 0.04,
+        clip_range: float = 1e-4,
+        window: int | None = None,
+        window_range: tuple[int, int] | None = None,
+        slide_every: int = 0,
+        shared_noise: bool = False,
+        fraction: float = 1.0,
+        guard: bool = False,
+        advantage: nn.Module | None = None,
+        **kwargs,
+    ):
+        super().__init__(advantage=advantage or Group(), **kwargs)
+        self.beta, self.uses_reference, self.clip_range = beta, beta > 0, clip_range
+        self.window, self.window_range, self.slide_every = window, window_range, slide_every
+        self.shared_noise, self.fraction, self.guard = shared_noise, fraction, guard
+        if window:
+            self.rollout.transition = Windowed(self.rollout.transition)
+
+    def start(self, n: int) -> Tensor | None:
+        if not self.shared_noise:
+            return None
+        k = self.samples_per_prompt
+        return torch.randn(n // k, *self.policy.latent_shape, device=self.policy.device).repeat_interleave(k, 0)
+
+    def collect(self, prompts: list[str]) -> tuple[Trajectory, Tensor]:
+        if self.window:
+            first, end = self.window_range or (0, self.rollout.steps - 1)
+            places = end - first - self.window + 1
+            done = self.trainer.fit_loop.epoch_loop.total_batch_idx
+            place = done // self.slide_every % places if self.slide_every else torch.randint(places, ()).item()
+            inside = self.rollout.timesteps(self.policy)[first + place :][: self.window]
+            self.rollout.transition.low, self.rollout.transition.high = inside[-1].item(), inside[0].item()
+        return super().collect(prompts)
+
+    def trained_steps(self, trajectory: Trajectory) -> Tensor:
+        steps = super().trained_steps(trajectory)
+        steps = steps[steps < self.rollout.steps - 1]
+        return steps[torch.randperm(len(steps))[: max(1, round(self.fraction * len(steps)))]]
+
+    def ratio(self, step: Step) -> Tensor:
+        if not self.guard:
+            return step.ratio
+        s = step.gaussian.std.flatten(1)[:, 0]
+        moved = (step.gaussian.mean - step.old_mean).square().flatten(1).mean(1)
+        return ((step.log_prob - step.old_log_prob + moved / (2 * s.square())) * s).exp()
+
+    def loss(self, step: Step) -> Tensor:
+        rho, e = self.ratio(step), self.clip_range
+        self.log_mean("train/clip_fraction", ((rho - 1).abs() > e).float().mean(), len(rho))
+        loss = torch.maximum(-step.advantage * rho, -step.advantage * rho.clamp(1 - e, 1 + e))
+        if not self.beta:
+            return loss
+        kl = step.gaussian.kl(step.reference) * (step.t - step.s)
+        self.log_mean("train/kl", kl.detach().mean(), len(rho))
+        return loss + self.beta * kl

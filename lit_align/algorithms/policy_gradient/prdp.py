@@ -1,0 +1,57 @@
+"""PRDP: the difference of two rewards, regressed on the difference of two trajectories' log-ratios."""
+
+import torch
+from torch import Tensor
+
+from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, Step
+from lit_align.diffusion.sampler import Trajectory
+
+
+class PRDP(PolicyGradient):
+    """Deng et al. 2024, arXiv 2402.08714: (beta (R_a - R_b) - (r_a - r_b))^2 of two trajectories of a prompt, R = sum_t
+    log p_theta / p_ref, whose minimum is the optimum of reward - beta KL. Proximal: the larger of this and the same
+    with each log p_theta clamped to log p_old +- e.
+
+    The square of a sum over steps takes two passes: one without gradient for the sums, then one step at a time with
+    the square's derivative as its weight; together they are the exact gradient, in one step's memory. Log-probabilities
+    are means over the sample, so beta is the paper's times C H W (which convention it uses: unverified). No reward is
+    normalised.
+
+    Args:
+        beta: strength of the KL.
+        clip_range: e.
+        samples_per_prompt: even; successive ones are pairs.
+    """
+
+    uses_reference = True
+    together = 2
+
+    def __init__(self, beta: float = 100.0, clip_range: float = 1e-4, samples_per_prompt: int = 2, **kwargs):
+        super().__init__(samples_per_prompt=samples_per_prompt, **kwargs)
+        self.beta, self.clip_range = beta, clip_range
+
+    def advantages(self, prompts: list[str], reward: Tensor) -> Tensor:
+        return reward
+
+    def update(self, trajectory: Trajectory, advantage: Tensor, groups: Tensor, steps: Tensor) -> None:
+        """The first pass, and the second with the weights it gives."""
+        log_prob, log_ref = torch.zeros_like(trajectory.log_prob), torch.zeros_like(trajectory.log_prob)
+        with torch.no_grad():
+            for rows, i in self.minibatches(groups, steps):
+                step = self.revisit(trajectory, advantage, rows, i)
+                log_prob[rows, i], log_ref[rows, i] = step.log_prob, step.reference.log_prob(step.x_s)
+        old, e = trajectory.log_prob, self.clip_range
+        inside = (log_prob - old).abs() <= e
+        both = torch.stack([log_prob, log_prob.clamp(old - e, old + e)])  # (2, N, T)
+        gap = lambda x: x[..., groups[:, 0]] - x[..., groups[:, 1]]
+        residual = self.beta * gap((both - log_ref)[..., steps].sum(-1)) - gap(advantage[:, 0])  # (2, G)
+        worse = residual.square().argmax(0)  # 1: the clamped one
+        self.log_mean("train/regression", residual.square().amax(0).mean(), len(groups))
+        slope = 2 * self.beta * residual.gather(0, worse[None])[0]  # of the square, in R_a
+        weight = torch.zeros_like(old)
+        for sign, rows in zip((1, -1), groups.T):
+            weight[rows] = sign * slope[:, None] * (inside[rows] | (worse == 0)[:, None])
+        super().update(trajectory, weight * len(steps), groups, steps)
+
+    def loss(self, step: Step) -> Tensor:
+        return (step.advantage * step.log_prob).view(-1, 2).sum(1)

@@ -1,0 +1,221 @@
+"""FlowGRPO and what is made of it, DPOK, PRDP, and the advantages of RLOO and Pref-GRPO."""
+
+import math
+
+import pytest
+import torch
+from parts import Darkness, T, prompts, rollout, trainer
+
+from lit_align.algorithms.policy_gradient.advantage import Group, LeaveOneOut, WinRate
+from lit_align.algorithms.policy_gradient.dpok import DPOK
+from lit_align.algorithms.policy_gradient.flow_grpo import FlowGRPO
+from lit_align.algorithms.policy_gradient.policy_gradient import Step
+from lit_align.algorithms.policy_gradient.prdp import PRDP
+from lit_align.diffusion.process import Flow
+from lit_align.diffusion.sampler import Sampler
+from lit_align.diffusion.transition import DDIM, FlowSDE, Gaussian, Windowed
+from lit_align.policies.adapters import Full, LoRA
+from lit_align.policies.sdxl import StableDiffusionXL
+from lit_align.policies.stable_diffusion import StableDiffusion
+from lit_align.policies.stable_diffusion3 import StableDiffusion3
+
+FLOW = lambda steps=6: Sampler(steps, 2.0, FlowSDE(0.7))
+
+
+def make(cls, policy=None, **kwargs):
+    policy = policy or StableDiffusion3("tiny", LoRA(rank=2))
+    defaults = {"rollout": rollout(policy, 4), "samples_per_prompt": 4, "minibatch": 8, "optimizer": lambda p: torch.optim.SGD(p, lr=1.0)}
+    return cls(policy=policy, reward=Darkness(), **(defaults | kwargs))
+
+
+def quiet(method):
+    method.log_mean = lambda *args: None
+    return method
+
+
+def move(policy, scale=0.05):
+    for p in policy.parameters():
+        if p.requires_grad:
+            p.data += scale * torch.randn_like(p)
+
+
+# Advantages
+
+
+def test_leave_one_out_is_the_distance_to_the_others_mean():
+    prompt, reward = T([0, 1, 0, 1, 0, 2]), T([1.0, 5.0, 2.0, 7.0, 6.0, 9.0])
+    want = T([1 - 4.0, 5 - 7.0, 2 - 3.5, 7 - 5.0, 6 - 1.5, 0.0])
+    torch.testing.assert_close(LeaveOneOut()(prompt, reward), want)
+
+
+def test_win_rates_forget_how_far_rewards_lie_apart():
+    prompt = T([0, 0, 0, 1, 1, 1])
+    reward = T([0.5, 0.5001, 9.0, 1.0, 1.0, 3.0])
+    rates = T([0.0, 0.5, 1.0, 0.25, 0.25, 1.0])
+    torch.testing.assert_close(WinRate()(prompt, reward), Group(global_std=False)(prompt, rates))
+
+
+# Windows
+
+
+def test_outside_its_window_the_step_is_the_odes():
+    process, rule = Flow(3.0), Windowed(FlowSDE(0.7))
+    x_t, x_0, eps = torch.randn(3, 2, 3, 4, 4).unbind(0)
+    t, s = T([0.8, 0.3]), T([0.7, 0.2])
+    everywhere = rule(process, x_t, x_0, eps, t, s)
+    torch.testing.assert_close(everywhere.mean, FlowSDE(0.7)(process, x_t, x_0, eps, t, s).mean)
+    rule.low, rule.high = 0.5, 0.9
+    got, ode = rule(process, x_t, x_0, eps, t, s), DDIM(0.0)(process, x_t, x_0, eps, t, s)
+    torch.testing.assert_close(got.mean[0], everywhere.mean[0])
+    torch.testing.assert_close(got.mean[1], ode.mean[1])
+    assert got.std[0] > 0 and got.std[1] == 0
+
+
+@pytest.mark.parametrize("slide_every,want", [(1, [0, 1, 2, 0, 1]), (2, [0, 0, 1, 1, 2])])
+def test_a_sliding_window_goes_from_noise_to_data_and_starts_again(tmp_path, slide_every, want):
+    method = make(FlowGRPO, rollout=FLOW(), window=2, window_range=(0, 4), slide_every=slide_every, beta=0.0)
+    seen, learn = [], method.learn
+    method.learn = lambda t, a: seen.append((t.log_prob[0] != 0).nonzero().flatten().tolist()) or learn(t, a)
+    trainer(tmp_path).fit(method, prompts(1, 5))
+    assert seen == [[k, k + 1] for k in want]
+
+
+def test_a_drawn_window_visits_every_place_and_alone_is_learnt_from(tmp_path):
+    method = make(FlowGRPO, rollout=FLOW(4), window=1, beta=0.0, samples_per_prompt=2)
+    learnt, revisit = [], method.revisit
+    method.revisit = lambda tr, a, rows, i: learnt.append(set(i.tolist())) or revisit(tr, a, rows, i)
+    trainer(tmp_path).fit(method, prompts(1, 20))
+    assert all(len(steps) == 1 for steps in learnt) and set.union(*learnt) == {0, 1, 2}  # never the last step
+
+
+def test_a_fraction_of_the_steps_and_one_noise_for_a_prompt(tmp_path):
+    method = make(FlowGRPO, rollout=FLOW(6), fraction=0.6, shared_noise=True, beta=0.0, minibatch=100)
+    found, update = [], method.update
+    method.update = lambda tr, a, groups, steps: found.append((tr, steps)) or update(tr, a, groups, steps)
+    trainer(tmp_path).fit(method, prompts(2))
+    trajectory, steps = found[0]
+    assert len(steps) == 3 and 5 not in steps  # 0.6 of five
+    x = trajectory.x_t[:, 0]
+    assert all(torch.equal(x[0], x[i]) for i in (1, 2, 3)) and not torch.equal(x[0], x[4])
+
+
+# FlowGRPO
+
+
+def step(delta, advantage, mean=0.0, old_mean=0.0, ref_mean=0.0, std=0.5, t=0.6, s=0.5):
+    """One dimension; log rho = delta."""
+    one = lambda x: torch.full((1, 1), x)
+    gaussian = Gaussian(one(mean), one(std))
+    log_prob = T([delta], requires_grad=True)
+    rest = {"x_t": one(0.0), "x_s": one(0.0), "t": T([t]), "s": T([s]), "cond": {}}
+    return Step(gaussian, log_prob, torch.zeros(1), T([advantage]), **rest, reference=Gaussian(one(ref_mean), one(std)), old_mean=one(old_mean))
+
+
+def test_the_kl_is_the_released_codes():
+    """mean (mu - mu_ref)^2 / (2 sigma_t^2), with the step's std = sigma_t sqrt(t - s)."""
+    method = quiet(make(FlowGRPO, beta=0.04))
+    std, t, s = 0.352797, 0.707278, 0.602151
+    sigma = std / math.sqrt(t - s)
+    loss = method.loss(step(0.0, 2.0, mean=0.3, ref_mean=0.1, std=std, t=t, s=s))
+    assert loss.item() == pytest.approx(-2.0 + 0.04 * 0.2**2 / (2 * sigma**2), rel=1e-5)
+
+
+@pytest.mark.parametrize("delta,advantage,want", [(0.2, 1.0, -1.1), (0.2, -1.0, math.exp(0.2)), (-0.2, 1.0, -math.exp(-0.2)), (-0.2, -1.0, 0.9)])
+def test_clipping_binds_where_it_would_help(delta, advantage, want):
+    method = quiet(make(FlowGRPO, beta=0.0, clip_range=0.1))
+    assert method.loss(step(delta, advantage)).item() == pytest.approx(want, rel=1e-5)
+
+
+def test_the_guarded_ratio_has_mean_one():
+    """Of x_s drawn from the old law N(mu_old, s^2): E[delta] = -(mu - mu_old)^2 / 2 s^2, which the guard adds back."""
+    method, n, s, mu = quiet(make(FlowGRPO, beta=0.0, guard=True)), 200_000, 0.3, 0.02
+    torch.manual_seed(0)
+    x = s * torch.randn(n, 1)
+    one = lambda v: torch.full((n, 1), v)
+    new, old = Gaussian(one(mu), one(s)), Gaussian(one(0.0), one(s))
+    rest = {"x_t": x, "x_s": x, "t": torch.ones(n), "s": torch.zeros(n), "cond": {}}
+    drawn = Step(new, new.log_prob(x), old.log_prob(x), torch.ones(n), **rest, old_mean=old.mean)
+    log_rho = method.ratio(drawn).log()
+    assert abs(log_rho.mean()) < 4 * log_rho.std() / n**0.5
+    assert log_rho.std().item() == pytest.approx(mu, rel=0.02)  # (mu / s) s: the same at every noise level
+    assert abs(drawn.ratio.log().mean().item() + mu**2 / (2 * s**2)) < 1e-3  # without it: below
+
+
+@pytest.mark.parametrize("adapter", [LoRA(rank=2), Full()], ids=["lora", "full"])
+@pytest.mark.parametrize("family", [StableDiffusion, StableDiffusionXL, StableDiffusion3], ids=lambda c: c.__name__)
+@pytest.mark.parametrize("cls", [FlowGRPO, DPOK, PRDP], ids=lambda c: c.__name__)
+def test_methods_start_at_their_identities_and_move_what_is_trained(tmp_path, cls, family, adapter):
+    method = make(cls, family("tiny", adapter))
+    before = {n: p.detach().clone() for n, p in method.named_parameters()}
+    steps, revisit = [], method.revisit
+    method.revisit = lambda *args: steps.append(revisit(*args)) or steps[-1]
+    trainer(tmp_path).fit(method, prompts())
+    assert torch.equal(steps[0].ratio, torch.ones_like(steps[0].ratio)) or (steps[0].ratio - 1).abs().max() < 1e-5
+    assert steps[0].gaussian.kl(steps[0].reference).abs().max() < 1e-8
+    now = dict(method.named_parameters())
+    moved = {n for n in before if not torch.equal(before[n], now[n])}
+    assert moved and all(now[n].requires_grad for n in moved)
+    assert any(n.startswith("policy.") for n in moved)
+
+
+# DPOK
+
+
+def test_dpok_stops_at_both_ends_of_its_band():
+    method = quiet(make(DPOK, StableDiffusion("tiny"), reward_weight=10.0, kl_weight=0.5, clip_range=0.1))
+    method.value.forward = lambda x_t, text, t: torch.full((1,), 0.25)
+    for delta, slope in ((0.05, -10 * 0.75 * math.exp(0.05)), (0.2, 0.0), (-0.2, 0.0)):
+        s = step(delta, 1.0, mean=0.3, ref_mean=0.1)._replace(cond={"text": torch.zeros(1, 1, 1)})
+        loss = method.loss(s)
+        rho = min(max(math.exp(delta), 0.9), 1.1)
+        assert loss.item() == pytest.approx(-10 * 0.75 * rho + 0.5 * 0.2**2 / (2 * 0.5**2) + 0.75**2, rel=1e-5)
+        loss.sum().backward()
+        assert s.log_prob.grad.item() == pytest.approx(slope, rel=1e-5)
+
+
+def test_dpoks_baseline_learns_the_reward_at_its_own_rate(tmp_path):
+    method = make(DPOK, StableDiffusion("tiny"), value_lr=1e-2, optimizer=lambda groups: torch.optim.AdamW(groups, lr=0.0))
+    losses, log = [], method.log_mean
+    method.log_mean = lambda name, value, n: (losses.append(value.item()) if name == "train/value_loss" else None, log(name, value, n))[1]
+    policy = [p.detach().clone() for p in method.policy.parameters()]
+    trainer(tmp_path).fit(method, prompts(2, 15))
+    k = len(losses) // 15
+    assert sum(losses[-k:]) < 0.2 * sum(losses[:k])
+    assert all(torch.equal(a, b) for a, b in zip(policy, method.policy.parameters()))
+
+
+# PRDP
+
+
+@pytest.mark.parametrize("clip_range", [1e9, 1e-6], ids=["inside", "clamped"])
+def test_prdps_two_passes_are_the_gradient_of_the_one_graph(tmp_path, clip_range):
+    method = make(PRDP, StableDiffusion("tiny"), samples_per_prompt=2, beta=3.0, clip_range=clip_range, minibatch=2, optimizer=lambda p: torch.optim.SGD(p, lr=0.0), max_grad_norm=1e9)
+    kept, learn = {}, method.learn
+
+    def moved(trajectory, reward):
+        torch.manual_seed(0)
+        move(method.policy, 0.01)  # away from old and reference
+        kept.update(trajectory=trajectory, reward=reward)
+        learn(trajectory, reward)
+        kept["grad"] = [p.grad.clone() for p in method.policy.parameters() if p.requires_grad]
+
+    method.learn = moved
+    trainer(tmp_path).fit(method, prompts(2))
+    tr, r = kept["trajectory"], kept["reward"]
+    steps = method.trained_steps(tr)
+    rows, i = (c.flatten() for c in torch.meshgrid(torch.arange(4), steps, indexing="ij"))
+    m = tr.minibatch(rows, i)
+    gaussian, _, _ = method.rollout.gaussian(method.policy, m["x_t"], m["t"], m["s"], m["cond"])
+    log_prob = gaussian.log_prob(m["x_s"]).view(4, -1)
+    with torch.no_grad(), method.policy.reference():
+        reference = method.rollout.gaussian(method.policy, m["x_t"], m["t"], m["s"], m["cond"])[0].log_prob(m["x_s"]).view(4, -1)
+    old = m["log_prob"].view(4, -1)
+    loss = 0
+    for a, b in ((0, 1), (2, 3)):
+        square = lambda lp: (3.0 * ((lp - reference)[a].sum() - (lp - reference)[b].sum()) - (r[a] - r[b])).square()
+        loss = loss + torch.maximum(square(log_prob), square(torch.max(torch.min(log_prob, old + clip_range), old - clip_range))) / 2
+    want = torch.autograd.grad(loss, [p for p in method.policy.parameters() if p.requires_grad])
+    scale = max(g.abs().max() for g in want)
+    for a, b in zip(kept["grad"], want):
+        torch.testing.assert_close(a / scale, b / scale, atol=1e-4, rtol=1e-3)
+    assert scale > 0
