@@ -1,9 +1,8 @@
 """DDPO: denoising as a multi-step decision process, PPO's clipped ratio on every denoising step."""
 
-import torch
 from torch import Tensor
 
-from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, Step
+from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, Step, clipped
 
 
 class DDPO(PolicyGradient):
@@ -22,4 +21,4 @@ class DDPO(PolicyGradient):
     def loss(self, step: Step) -> Tensor:
         rho, e = step.ratio, self.clip_range
         self.log_mean("train/clip_fraction", ((rho - 1).abs() > e).float().mean(), len(rho))
-        return torch.maximum(-step.advantage * rho, -step.advantage * rho.clamp(1 - e, 1 + e))
+        return clipped(rho, step.advantage, e)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_align.algorithms.policy_gradient.advantage import Group
-from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, Step
+from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, Step, clipped
 from lit_align.diffusion.sampler import Trajectory
 from lit_align.diffusion.transition import Windowed
 
@@ -81,7 +81,7 @@ class FlowGRPO(PolicyGradient):
     def loss(self, step: Step) -> Tensor:
         rho, e = self.ratio(step), self.clip_range
         self.log_mean("train/clip_fraction", ((rho - 1).abs() > e).float().mean(), len(rho))
-        loss = torch.maximum(-step.advantage * rho, -step.advantage * rho.clamp(1 - e, 1 + e))
+        loss = clipped(rho, step.advantage, e)
         if not self.beta:
             return loss
         kl = step.gaussian.kl(step.reference) * (step.t - step.s)

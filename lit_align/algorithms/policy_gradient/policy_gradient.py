@@ -41,6 +41,11 @@ class Step(NamedTuple):
         return (self.log_prob - self.old_log_prob).exp()
 
 
+def clipped(rho: Tensor, advantage: Tensor, clip_range: float) -> Tensor:
+    """PPO's max(-A rho, -A clip(rho, 1 - e, 1 + e)) (arXiv 1707.06347, eq. 7), (M,)."""
+    return torch.maximum(-advantage * rho, -advantage * rho.clamp(1 - clip_range, 1 + clip_range))
+
+
 class PolicyGradient(Algorithm):
     """Base of the methods that learn from rewards of their own samples. A method overrides `loss`.
 
@@ -126,10 +131,10 @@ class PolicyGradient(Algorithm):
         """One optimizer step on the given steps of groups (G, together) of trajectories."""
         optimizer = self.optimizers()
         optimizer.zero_grad()
-        n = len(groups) * len(steps)
-        for rows, i in self.minibatches(groups, steps):
+        parts = list(self.minibatches(groups, steps))
+        for rows, i in parts:
             loss = self.loss(self.revisit(trajectory, advantage, rows, i))
-            self.manual_backward(loss.sum() / n)
+            self.manual_backward(loss.sum() * self.together / sum(len(rows) for rows, _ in parts))
             self.log_mean("train/loss", loss.detach().mean(), len(loss))
         optimizer.step()
 

@@ -1,0 +1,79 @@
+"""BranchGRPO: a prompt's samples are the leaves of a tree, and every step is judged by the leaves below it."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, Step, clipped
+from lit_align.diffusion.sampler import Hook, Trajectory
+
+
+class Tree(Hook):
+    """Every particle becomes two, which draw their own noise, at the given steps."""
+
+    def __init__(self, splits: tuple[int, ...]):
+        self.splits = splits
+
+    def predict(self, policy, state, sampler):
+        super().predict(policy, state, sampler)
+        if state.i in self.splits:
+            state.reindex(torch.arange(len(state.x)).repeat_interleave(2))
+
+
+class BranchGRPO(PolicyGradient):
+    """Li et al. 2025, arXiv 2509.06040: rollouts share their beginnings; a node's reward is the mean of its leaves',
+    its advantage (reward - mean) / std over the prompt's nodes of the same depth, 0 where they are alike; PPO's clipped
+    ratio on every node once. (Released besides: more noise where the tree splits, pruning by depth.)
+
+    Args:
+        splits: the steps at which every particle becomes two: 2^len leaves for each prompt.
+        clip_range: half the width of the ratio's band.
+        prune: learn from the paths to each prompt's best and worst leaf alone.
+    """
+
+    def __init__(self, splits: tuple[int, ...] = (0, 3, 6, 9), clip_range: float = 1e-3, prune: bool = False, **kwargs):
+        super().__init__(**kwargs)
+        if self.samples_per_prompt != 1:
+            raise ValueError("BranchGRPO makes its own samples of a prompt: set splits, and samples_per_prompt to 1.")
+        self.splits, self.clip_range, self.prune = tuple(splits), clip_range, prune
+        self.leaves = 2 ** len(self.splits)
+
+    def nodes(self, step: int) -> int:
+        """Nodes of a prompt's tree at a step."""
+        return 2 ** sum(split <= step for split in self.splits)
+
+    @torch.no_grad()
+    def collect(self, prompts: list[str]) -> tuple[Trajectory, Tensor]:
+        state = self.rollout(self.policy, prompts, hook=Tree(self.splits), record=True)
+        reward = self.rated(self.reward(self.policy.decode(state.x), state.prompts).float(), state.prompts)
+        reward, k = reward.view(len(prompts), self.leaves), self.leaves
+        columns = []
+        for i in range(self.rollout.steps):
+            node = reward.unflatten(1, (self.nodes(i), -1)).mean(2)  # (prompts, nodes)
+            spread = node.std(1, correction=0, keepdim=True)
+            scaled = torch.where(spread > 1e-6, (node - node.mean(1, keepdim=True)) / spread.clamp(min=1e-6), 0.0)
+            columns.append(scaled.repeat_interleave(k // self.nodes(i), 1).flatten())
+        self.kept = torch.ones(len(reward), k, dtype=torch.bool)  # leaves that are learnt from
+        if self.prune:
+            best = torch.stack([reward.argmax(1), reward.argmin(1)], 1).cpu()
+            self.kept = torch.zeros_like(self.kept).scatter(1, best, True)
+        return state.trajectory, torch.stack(columns, 1).clamp(-self.max_advantage, self.max_advantage)
+
+    def minibatches(self, groups: Tensor, steps: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every node once, by the first of its leaves that is kept."""
+        kept = self.kept.flatten().nonzero().flatten()
+        wanted = set()
+        for i in steps.tolist():
+            per_node = self.leaves // self.nodes(i)
+            first = {leaf // per_node: leaf for leaf in reversed(kept.tolist())}
+            wanted |= {(leaf, i) for leaf in first.values()}
+        for rows, i in super().minibatches(groups, steps):
+            chosen = torch.tensor([pair in wanted for pair in zip(rows.tolist(), i.tolist())])
+            if chosen.any():
+                yield rows[chosen], i[chosen]
+
+    def loss(self, step: Step) -> Tensor:
+        rho, e = step.ratio, self.clip_range
+        self.log_mean("train/clip_fraction", ((rho - 1).abs() > e).float().mean(), len(rho))
+        return clipped(rho, step.advantage, e)
