@@ -124,7 +124,8 @@ def shrink(config) -> None:
     for key, value in vars(config).items():
         if key in TINY:
             config[key] = TINY[key]
-        for part in value if isinstance(value, list) else [value]:
+        values = value.values() if isinstance(value, dict) else value
+        for part in values if isinstance(value, list | dict) else [value]:
             if isinstance(part, Namespace):
                 shrink(part)
 

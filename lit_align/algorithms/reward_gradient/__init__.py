@@ -1,0 +1,1 @@
+"""Differentiable rewards: their gradient, taken through sampling."""

@@ -1,0 +1,67 @@
+"""ReFL: the reward of an estimate of x_0 at a random late step, through one call of the denoiser."""
+
+import torch
+from torch import Tensor
+
+from lit_align.algorithms.reward_gradient.reward_gradient import RewardGradient
+from lit_align.diffusion.sampler import Hook, Sampler
+from lit_align.diffusion.transition import DDIM
+
+
+class Until(Hook):
+    """Leaves a loop of n steps after step `last`."""
+
+    def __init__(self, last: int, n: int):
+        self.last, self.n = last, n
+
+    def control(self, policy, state) -> int:
+        return state.i + 1 if state.i < self.last else self.n
+
+
+class ReFL(RewardGradient):
+    """Xu et al. 2023, arXiv 2304.05977, section 4.1: weight relu(threshold - r(x_0-hat, c)), x_0-hat at a step drawn
+    from the last ones; the steps before it have no gradient. With `pretrain_weight`, plus the denoising loss on the
+    batch's images (the paper's L_pre, which alternates with the reward; here the two are added).
+
+    Args:
+        first: the earliest step that may be drawn, counted from 0.
+        threshold: above it a reward teaches nothing; in units of the reward (2 for ImageReward).
+        weight: lambda.
+        pretrain_weight: of L_pre; the released code for SD 1.4 leaves it out.
+    """
+
+    def __init__(
+        self,
+        first: int = 30,
+        threshold: float = 2.0,
+        weight: float = 1e-3,
+        pretrain_weight: float = 0.0,
+        rollout: Sampler | None = None,
+        **kwargs,
+    ):
+        super().__init__(rollout=rollout or Sampler(40, 1.0, DDIM(eta=1.0)), **kwargs)
+        if not 0 <= first < self.rollout.steps:
+            raise ValueError(
+                f"first is {first}; the rollout has steps 0 to {self.rollout.steps - 1}: name one of them."
+            )
+        self.first, self.threshold, self.weight, self.pretrain_weight = first, threshold, weight, pretrain_weight
+        self.feedback = ("prompt", "image") if pretrain_weight else ("prompt",)
+
+    def generate(self, prompts: list[str]) -> Tensor:
+        steps = self.rollout.steps
+        i = self.agreed(torch.randint(self.first, steps, ()).item())
+        return self.rollout(self.policy, prompts, hook=Until(i, steps), grad=torch.arange(steps) == i).x0
+
+    def loss(self, reward: Tensor) -> Tensor:
+        return self.weight * (self.threshold - reward).relu()
+
+    def step(self, batch: dict) -> Tensor:
+        loss = super().step(batch)
+        return loss + self.pretrain_weight * self.pretrain(batch) if self.pretrain_weight else loss
+
+    def pretrain(self, batch: dict) -> Tensor:
+        """L_pre = E ||prediction - target||^2 on the batch's images, t uniform."""
+        process, x_0 = self.policy.process, self.latents(batch, "image")
+        t, eps = process.sample_timesteps(len(x_0), device=x_0.device), torch.randn_like(x_0)
+        prediction = self.policy.denoise(process.add_noise(x_0, eps, t), t, self.cond(batch))
+        return self.policy.error(prediction, process.target(x_0, eps, t)).mean()

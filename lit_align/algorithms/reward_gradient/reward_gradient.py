@@ -1,0 +1,61 @@
+"""The reward-gradient family: prompts -> sampling, with gradient where the method says -> decode -> `loss(reward)`."""
+
+from typing import Any
+
+from torch import Tensor
+
+from lit_align.algorithms.algorithm import Algorithm
+from lit_align.diffusion.sampler import Sampler, all_steps
+from lit_align.rewards.reward import Reward
+
+
+class RewardGradient(Algorithm):
+    """Base of the methods that follow the gradient of a differentiable reward. A method overrides `keep` or `generate`,
+    and `loss`.
+
+    Optimization is automatic: the Trainer clips and accumulates gradients. Logs `train/reward` (mean).
+
+    Args:
+        reward: what is maximised; differentiable.
+        rollout: the sampler that gradient flows through (default: 50 DDIM steps, guidance 7.5).
+    """
+
+    feedback = ("prompt",)
+
+    def __init__(self, reward: Reward, rollout: Sampler | None = None, **kwargs):
+        super().__init__(**kwargs)
+        if not reward.differentiable:
+            raise ValueError(
+                f"{type(self).__name__} needs the reward's gradient and {reward.name} has none: "
+                "choose a differentiable reward, or a method of the policy_gradient family."
+            )
+        self.reward = reward.eval().requires_grad_(False)
+        self.rollout = rollout or Sampler()
+
+    def keep(self, steps: int) -> Tensor:
+        """Which of the rollout's steps have gradient: (steps,) bool. Each is recomputed in backward, so that memory is
+        that of one."""
+        return all_steps(steps)
+
+    def generate(self, prompts: list[str]) -> Tensor:
+        """Latents (n B, ...) with gradient, for the B prompts n times in a row."""
+        return self.rollout(self.policy, prompts, grad=self.agreed(self.keep(self.rollout.steps))).x
+
+    def loss(self, reward: Tensor) -> Tensor:
+        """The method's loss of each image: (n B,) from rewards (n B,)."""
+        return -reward
+
+    def step(self, batch: dict) -> Tensor:
+        x_0 = self.generate(batch["prompt"])
+        prompts = batch["prompt"] * (len(x_0) // len(batch["prompt"]))
+        reward = self.rated(self.reward(self.policy.decode(x_0), prompts).float(), prompts)
+        loss = self.loss(reward).mean()
+        return loss if loss.requires_grad else loss + self.nothing()
+
+    def agreed(self, value: Any) -> Any:
+        """Rank 0's draw, on every rank: sharded weights are gathered for all at once, as often as one rank needs."""
+        return self.trainer.strategy.broadcast(value)
+
+    def nothing(self) -> Tensor:
+        """A loss of 0 that reaches every trained tensor: for a draw that kept no step."""
+        return 0 * sum(p.sum() for p in self.parameters() if p.requires_grad)

@@ -1,0 +1,1 @@
+"""Weighted likelihood: own samples in, their rewards as weights of the denoising loss."""

@@ -1,0 +1,49 @@
+"""MaxMin: of several annotators, the worst off counts."""
+
+import torch
+from torch import Tensor
+
+from lit_align.algorithms.reward_weighted.reward_weighted import Several
+from lit_align.algorithms.reward_weighted.rwr import RWR
+from lit_align.rewards.reward import Reward
+
+
+class MaxMin(RWR):
+    """MaxMin-RLHF (Chakraborty et al. 2024, arXiv 2402.08925): max_theta min_u E[r_u(c, x)] over annotators (or groups
+    of them) u. RWR on r = sum_u lambda_u r_u; lambda is all on the annotator with the lowest mean reward of the
+    collection, or follows by exponentiated gradient, lambda_u ~ lambda_u exp(-rate E[r_u]), and then lives across steps
+    and in the checkpoint.
+
+    The paper learns r_u from preferences by expectation maximisation and maximises by PPO; here the r_u are given, on a
+    common scale, and weights stand in for PPO: `weighting: sparse, per_prompt: true, quantile: 1` makes it RAFT.
+
+    Logs `train/annotator/<name>`, lambda, beside `train/reward/<name>`.
+
+    Args:
+        annotators: name -> reward.
+        rate: of the exponentiated gradient, in 1/reward; none: the worst off alone, as in the paper.
+    """
+
+    _logits: Tensor | None = None  # (R,) log lambda; of the class, as init_from is read before __init__ ends
+
+    def __init__(self, annotators: dict[str, Reward], rate: float | None = None, **kwargs):
+        super().__init__(reward=Several(annotators), **kwargs)
+        self.rate = rate
+
+    def weights(self, reward: Tensor) -> Tensor:
+        """From rewards (P, K, R)."""
+        mean = reward.flatten(0, 1).mean(0).cpu()  # (R,)
+        if self.rate is None:
+            self._logits = torch.full_like(mean, -torch.inf).index_fill(0, mean.argmin(), 0.0)
+        else:
+            self._logits = (torch.zeros_like(mean) if self._logits is None else self._logits) - self.rate * mean
+        share = self._logits.softmax(0)
+        for name, value in zip(self.reward.parts, share, strict=True):
+            self.log_mean(f"train/annotator/{name}", value, 1)
+        return super().weights(reward @ share.to(reward))
+
+    def get_extra_state(self) -> Tensor | None:
+        return self._logits
+
+    def set_extra_state(self, state: Tensor | None) -> None:
+        self._logits = state

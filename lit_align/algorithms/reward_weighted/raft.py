@@ -1,0 +1,16 @@
+"""RAFT: supervised fine-tuning on the best of each prompt's samples."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_align.algorithms.reward_weighted.reward_weighted import WeightedLikelihood
+
+
+class RAFT(WeightedLikelihood):
+    """Dong et al. 2023, arXiv 2304.06767: draw K samples for each prompt, keep the one with the highest reward, and
+    take the denoising loss on it (rejection-sampling fine-tuning; w = K there and 0 elsewhere).
+    """
+
+    def weights(self, reward: Tensor) -> Tensor:
+        k = reward.shape[1]
+        return k * F.one_hot(reward.argmax(1), k).to(reward)

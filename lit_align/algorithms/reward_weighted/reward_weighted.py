@@ -1,0 +1,123 @@
+"""The reward-weighted family: own samples -> rewards -> weights -> weighted denoising loss."""
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from contextlib import nullcontext
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lit_align.algorithms.own_samples import OwnSamples
+from lit_align.diffusion.sampler import gather
+from lit_align.rewards.reward import Reward
+
+
+class Several(Reward):
+    """R rewards side by side, for the methods that tell them apart: (B, R).
+
+    Args:
+        rewards: name -> reward.
+    """
+
+    name, differentiable = "several", False
+
+    def __init__(self, rewards: dict[str, Reward]):
+        super().__init__()
+        self.parts = nn.ModuleDict(rewards)
+
+    def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
+        return torch.stack([reward(images, prompts).float() for reward in self.parts.values()], 1)
+
+
+class WeightedLikelihood(OwnSamples):
+    """Base of the methods that maximise E[w(r) log p_theta(x_0 | c)] over their own samples. A method overrides
+    `weights`.
+
+    log p_theta stands for its bound, minus the denoising loss in the policy's own prediction type (a flow's velocity):
+    w ||prediction - target||^2, at a fresh (t, eps) at every visit, as mean over the sample. A training step draws K
+    images for each prompt of the batch (the policy's; the reference's where the method uses one), scores them, and
+    makes `updates` optimizer steps, each on `minibatch` of those whose weight is not 0, which are visited in turn. Each
+    step estimates the mean of w x error over the *whole* collection: every rank makes as many, whatever it keeps.
+
+    Logs `train/reward` (mean), `train/effective_sample_size` ((sum w)^2 / sum w^2 over all ranks' samples) and
+    `train/kept` (share of them with a weight).
+
+    Args:
+        reward: what samples are weighted by.
+        samples_per_prompt: K.
+        minibatch: samples in an optimizer step, on each device.
+        guidance_scale: guidance of the prediction that is trained; 1 is the conditional one alone.
+        timestep_law: how t is drawn: uniform, logit_normal or mode (the last two for flow matching, arXiv 2403.03206).
+    """
+
+    feedback = ("prompt",)
+
+    def __init__(
+        self,
+        reward: Reward,
+        samples_per_prompt: int = 4,
+        minibatch: int = 8,
+        guidance_scale: float = 1.0,
+        timestep_law: Literal["uniform", "logit_normal", "mode"] = "uniform",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.reward = reward.eval().requires_grad_(False)
+        self.samples_per_prompt, self.minibatch = samples_per_prompt, minibatch
+        self.guidance_scale, self.timestep_law = guidance_scale, timestep_law
+
+    @abstractmethod
+    def weights(self, reward: Tensor) -> Tensor:
+        """The method's equation: weights (P, K), none negative, from the rewards (P, K) of all ranks' samples."""
+
+    @torch.no_grad()
+    def own(self, prompts: list[str], written: list[str] | None = None) -> tuple[Tensor, Tensor]:
+        """K samples for each of B prompts (B, K, C, h, w), drawn from what was `written` if that differs, and what the
+        reward says of them: (B, K), or (B, K, R)."""
+        latents, rewards = [], []
+        with self.policy.reference() if self.uses_reference else nullcontext():
+            for _ in range(self.samples_per_prompt):
+                latents.append(self.draw_latents(written or prompts))
+                reward = self.reward(self.policy.decode(latents[-1]), prompts).float()
+                rewards.append(self.rated(reward, prompts))
+        reward = torch.stack(rewards, 1)
+        if isinstance(self.reward, Several):
+            for name, r in zip(self.reward.parts, reward.unbind(-1), strict=True):
+                self.log_mean(f"train/reward/{name}", r.mean(), r.numel())
+        return torch.stack(latents, 1), reward
+
+    def gathered(self, x: Tensor) -> Tensor:
+        """All ranks' rows of x (B, ...), the same on every rank."""
+        return self.all_gather(x).view(-1, *x.shape[1:])
+
+    def collect(self, batch: dict) -> dict:
+        """{"prompt", "image_latents", "weight"} of the batch's B K samples."""
+        latents, reward = self.own(batch["prompt"])
+        weight = self.weights(self.gathered(reward))
+        size = weight.sum().square() / weight.square().sum().clamp(min=1e-12)
+        self.log_mean("train/effective_sample_size", size, 1)
+        return {
+            "prompt": [p for p in batch["prompt"] for _ in range(self.samples_per_prompt)],
+            "image_latents": latents.flatten(0, 1),
+            "weight": weight.view(-1, *reward.shape[:2])[self.global_rank].flatten(),
+        }
+
+    def parts(self, collected: dict) -> Iterable[dict | None]:
+        """Minibatches of the samples that have a weight, each as often as the others; None where there are none."""
+        kept = (collected["weight"] > 0).nonzero().flatten().cpu()
+        share, need = len(kept) / len(collected["weight"]), self.updates * self.minibatch
+        self.log_mean("train/kept", torch.tensor(share), 1)
+        if not len(kept):
+            return [None] * self.updates
+        rows = torch.cat([kept[torch.randperm(len(kept))] for _ in range(-(-need // len(kept)))])[:need]
+        collected = collected | {"weight": collected["weight"] * share}  # what was dropped counts as 0
+        return (gather(collected, part.tolist()) for part in rows.split(self.minibatch))
+
+    def step(self, batch: dict) -> Tensor:
+        process, x_0 = self.policy.process, batch["image_latents"]
+        t = process.sample_timesteps(len(x_0), self.timestep_law, device=x_0.device)
+        eps = torch.randn_like(x_0)
+        x_t, target = process.add_noise(x_0, eps, t), process.target(x_0, eps, t)
+        prediction = self.policy.denoise(x_t, t, self.cond(batch), self.guidance_scale)
+        return (batch["weight"] * self.policy.error(prediction, target)).mean()

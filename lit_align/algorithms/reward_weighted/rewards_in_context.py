@@ -1,0 +1,89 @@
+"""Rewards-in-Context: training images are told what they scored, so that sampling can ask for a score."""
+
+import torch
+from torch import Tensor
+
+from lit_align.algorithms.reward_weighted.reward_weighted import Several, WeightedLikelihood
+from lit_align.diffusion.sampler import State
+from lit_align.rewards.reward import Reward
+
+
+class RewardsInContext(WeightedLikelihood):
+    """RiC (Yang et al. 2024, arXiv 2402.10207): the denoising loss given (c, r_1 .. r_R), the rewards standardised and
+    written into the prompt. Two stages, two runs:
+
+    - offline (`online: false`): on scored lists (a batch with `images` and `scores`, in the order of `conditions`), or
+      on own samples of the plain prompts. The rewards' mean and deviation over all that was seen so far standardise.
+    - online (`init_from:` the first run's checkpoint): on own samples of prompts that ask, told what they got, with the
+      statistics of the first run; and on the scored lists where the data has them, as in the paper. (The paper also
+      drops samples far from the Pareto front; here all stay, since each is told its scores.)
+
+    Sampling in validation, test and predict asks for `ask`; the base of a test gets the plain prompt.
+
+    Args:
+        conditions: name -> reward.
+        ask: name -> the value asked for, in standard deviations above the mean (default: 1 for each).
+        template: what is appended to the prompt for each reward; `{name}` and `{value}`, format specifications allowed.
+        online: whether training asks.
+    """
+
+    moments: Tensor | float = 0.0  # (3, R) count, sum, squares; of the class, as init_from is read before __init__ ends
+
+    def __init__(
+        self,
+        conditions: dict[str, Reward],
+        ask: dict[str, float] | None = None,
+        template: str = " <{name}> {value:z.1f}",
+        online: bool = False,
+        **kwargs,
+    ):
+        super().__init__(reward=Several(conditions), **kwargs)
+        self.ask = ask or dict.fromkeys(conditions, 1.0)
+        self.template, self.online = template, online
+        if self.ask.keys() != conditions.keys():
+            raise ValueError(f"ask names {', '.join(self.ask)}; conditions are {', '.join(conditions)}: name the same.")
+        if online and not torch.is_tensor(self.moments):
+            raise ValueError(
+                "online: true needs the statistics of the offline stage: give its checkpoint as init_from."
+            )
+
+    def written(self, prompt: str, values: list[float]) -> str:
+        """The prompt with the standardised values of the rewards."""
+        pairs = zip(self.reward.parts, values, strict=True)
+        return prompt + "".join(self.template.format(name=name, value=value) for name, value in pairs)
+
+    def asking(self, prompts: list[str]) -> list[str]:
+        return [self.written(p, [self.ask[name] for name in self.reward.parts]) for p in prompts]
+
+    def weights(self, reward: Tensor) -> Tensor:
+        return torch.ones_like(reward[..., 0])
+
+    def standardised(self, reward: Tensor) -> Tensor:
+        """Rewards (B, K, R) less their mean, over their deviation; offline they first join the statistics."""
+        if not self.online:
+            r = self.gathered(reward).flatten(0, 1).double().cpu()  # (N, R)
+            self.moments = self.moments + torch.stack([torch.ones_like(r), r, r.square()]).sum(1)
+        n, total, squares = self.moments
+        deviation = (squares / n - (total / n).square()).clamp(min=0).sqrt()
+        return (reward.cpu() - total / n) / (deviation + 1e-6)
+
+    def collect(self, batch: dict) -> dict:
+        found, told, prompts = [], [], batch["prompt"]  # found: latents (B, K, C, h, w), rewards (B, K, R)
+        if "scores" in batch:
+            found.append((self.latents(batch, "images"), batch["scores"].float()))
+        if self.online or not found:
+            found.append(self.own(prompts, self.asking(prompts) if self.online else None))
+        for _, reward in found:
+            told += [self.written(p, v) for p, rows in zip(prompts, self.standardised(reward)) for v in rows.tolist()]
+        latents = torch.cat([x.flatten(0, 1) for x, _ in found])
+        return {"prompt": told, "image_latents": latents, "weight": torch.ones(len(told), device=latents.device)}
+
+    def draw(self, batch: dict) -> State:
+        asks = not self.policy.in_reference
+        return super().draw(batch | {"prompt": self.asking(batch["prompt"])} if asks else batch)
+
+    def get_extra_state(self) -> Tensor | float:
+        return self.moments
+
+    def set_extra_state(self, state: Tensor | float) -> None:
+        self.moments = state
