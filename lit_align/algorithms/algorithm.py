@@ -128,6 +128,10 @@ class Algorithm(L.LightningModule):
         self.log_mean("train/reward", reward.mean(), len(reward))
         return reward
 
+    def nothing(self) -> Tensor:
+        """A loss of 0 that reaches every trained tensor: a rank that has nothing to learn keeps step with the others."""
+        return 0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
+
     def check(self, batch: dict) -> None:
         """Raises TypeError where the batch lacks what the method learns from."""
         missing = [k for k in self.feedback if k not in batch and f"{k}_latents" not in batch]

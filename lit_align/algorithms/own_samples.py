@@ -66,10 +66,6 @@ class OwnSamples(Algorithm):
         if self.refresh_every and (self.trainer.fit_loop.epoch_loop.total_batch_idx + 1) % self.refresh_every == 0:
             self.policy.refresh_reference()
 
-    def nothing(self) -> Tensor:
-        """A loss of 0 that reaches every trained tensor: a rank without samples keeps step with the others."""
-        return 0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
-
     def on_before_optimizer_step(self, optimizer) -> None:
         """Clips gradients, here because an fp16 scaler has undone its scaling by now."""
         self.clip_gradients(optimizer, self.max_grad_norm, "norm")

@@ -55,7 +55,3 @@ class RewardGradient(Algorithm):
     def agreed(self, value: Any) -> Any:
         """Rank 0's draw, on every rank: sharded weights are gathered for all at once, as often as one rank needs."""
         return self.trainer.strategy.broadcast(value)
-
-    def nothing(self) -> Tensor:
-        """A loss of 0 that reaches every trained tensor: for a draw that kept no step."""
-        return 0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
