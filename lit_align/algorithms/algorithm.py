@@ -129,7 +129,7 @@ class Algorithm(L.LightningModule):
         return reward
 
     def nothing(self) -> Tensor:
-        """A loss of 0 that reaches every trained tensor: a rank without anything to learn keeps step with the others."""
+        """A loss of 0 that reaches every trained tensor: a rank without a sample keeps step with the others."""
         return 0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
 
     def check(self, batch: dict) -> None:
