@@ -39,8 +39,9 @@ def run(
     minutes, rest = divmod(seconds, 60)
     budget = f"00:{minutes // 60:02d}:{minutes % 60:02d}:{rest:02d}"
     subprocess.run([*command, "fit", *common, "--trainer.max_time", budget], check=True)
+    alike = ["--data.test_prompts", "configs/shapes/prompts/test.jsonl", "--model.rewards", '["ShapesJudge"]']
     limit = ["--trainer.limit_test_batches", str(test_batches)] if test_batches else []
-    subprocess.run([*command, "test", *common, *limit, "--ckpt_path", "last"], check=True)
+    subprocess.run([*command, "test", *common, *alike, *limit, "--ckpt_path", "last"], check=True)
     logged = scalars(folder)
     return {
         "exact": json.loads((folder / "comparison.json").read_text())["exact"],
