@@ -12,7 +12,7 @@ RECIPES = sorted(p.relative_to(ROOT / "configs").as_posix() for p in (ROOT / "co
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [pytest.param(r, marks=pytest.mark.slow) if r.startswith("shapes/") else r for r in RECIPES])
 def test_recipe_runs_two_steps_under_smoke(recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # found by name from anywhere
     cli = main(["fit", "--config", recipe, "--config", "smoke.yaml", *QUIET])
