@@ -149,7 +149,7 @@ class Algorithm(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Leaves out a reference that moved where the policy's does not: in a test."""
-        if not self.policy.moving:
+        if "state_dict" in checkpoint and not self.policy.moving:  # sharded weights lie elsewhere
             state = checkpoint["state_dict"]
             checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("policy._frozen.")}
 
