@@ -1,7 +1,11 @@
 """A value function of noisy latents."""
 
+import math
+
 import torch
 from torch import Tensor, nn
+
+from lit_align.policies.policy import Policy
 
 
 class Value(nn.Module):
@@ -9,16 +13,16 @@ class Value(nn.Module):
     caption's mean embedding (DPOK, arXiv 2305.16381, appendix).
 
     Args:
-        latents: numbers in a latent.
-        text: width of the caption's embedding.
+        policy: whose latents and captions it sees.
         times: the sampling grid.
         width: of the hidden layers.
     """
 
-    def __init__(self, latents: int, text: int, times: Tensor, width: int = 256):
+    def __init__(self, policy: Policy, times: Tensor, width: int = 256):
         super().__init__()
+        text = policy.condition([""])["text"].shape[-1]
         self.register_buffer("times", times.float(), persistent=False)
-        sizes = [latents + text, width, width, width]
+        sizes = [math.prod(policy.latent_shape) + text, width, width, width]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:]))
         self.scales = nn.ModuleList(nn.Embedding(len(times), width) for _ in sizes[1:])
         for scale in self.scales:
@@ -32,3 +36,9 @@ class Value(nn.Module):
         for layer, scale in zip(self.layers, self.scales):
             h = torch.relu(layer(h) * scale(place))
         return self.head(h).flatten()
+
+
+def groups(policy: Policy, value: Value, value_lr: float) -> list[dict]:
+    """Parameter groups of an optimizer that trains both, V at a rate of its own."""
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    return [{"params": trained}, {"params": list(value.parameters()), "lr": value_lr}]

@@ -1,11 +1,9 @@
 """DPOK: policy gradient with a KL penalty at every step and a learnt baseline."""
 
-import math
-
 import torch
 from torch import Tensor
 
-from lit_align.algorithms.policy_gradient.critic import Value
+from lit_align.algorithms.policy_gradient.critic import Value, groups
 from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, Step
 
 
@@ -36,12 +34,10 @@ class DPOK(PolicyGradient):
         super().__init__(**kwargs)
         self.reward_weight, self.kl_weight, self.clip_range = reward_weight, kl_weight, clip_range
         self.value_lr = value_lr
-        width = self.policy.condition([""])["text"].shape[-1]
-        self.value = Value(math.prod(self.policy.latent_shape), width, self.rollout.timesteps(self.policy)[:-1])
+        self.value = Value(self.policy, self.rollout.timesteps(self.policy)[:-1])
 
     def parameter_groups(self) -> list:
-        policy = [p for p in self.policy.parameters() if p.requires_grad]
-        return [{"params": policy}, {"params": list(self.value.parameters()), "lr": self.value_lr}]
+        return groups(self.policy, self.value, self.value_lr)
 
     def advantages(self, prompts: list[str], reward: Tensor) -> Tensor:
         return reward

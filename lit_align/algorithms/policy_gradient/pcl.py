@@ -1,11 +1,9 @@
 """PCL: policy and value function agree on every step of a path."""
 
-import math
-
 import torch
 from torch import Tensor
 
-from lit_align.algorithms.policy_gradient.critic import Value
+from lit_align.algorithms.policy_gradient.critic import Value, groups
 from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, Step
 
 
@@ -26,12 +24,10 @@ class PCL(PolicyGradient):
     def __init__(self, alpha: float = 10.0, value_lr: float = 1e-4, **kwargs):
         super().__init__(**kwargs)
         self.alpha, self.value_lr = alpha, value_lr
-        width = self.policy.condition([""])["text"].shape[-1]
-        self.value = Value(math.prod(self.policy.latent_shape), width, self.rollout.timesteps(self.policy)[:-1])
+        self.value = Value(self.policy, self.rollout.timesteps(self.policy)[:-1])
 
     def parameter_groups(self) -> list:
-        policy = [p for p in self.policy.parameters() if p.requires_grad]
-        return [{"params": policy}, {"params": list(self.value.parameters()), "lr": self.value_lr}]
+        return groups(self.policy, self.value, self.value_lr)
 
     def advantages(self, prompts: list[str], reward: Tensor) -> Tensor:
         return reward
