@@ -260,6 +260,17 @@ def test_pruned_paths_lead_to_the_best_and_the_worst_leaf(tmp_path):
     assert {row for row, _ in learnt} == {0, 3}
 
 
+def test_trees_of_any_rewards_are_learnt_from_in_as_many_parts():
+    """Ranks draw different trees, and each backward pass is a meeting point of all ranks."""
+    method = make(BranchGRPO, StableDiffusion("tiny"), splits=(0, 1, 2), samples_per_prompt=1, prune=True, minibatch=2)
+    steps, parts = torch.arange(4), []
+    for leaves in ((0, 1), (0, 7)):  # paths that part late, and early
+        method.kept = torch.zeros(1, 8, dtype=torch.bool)
+        method.kept[0, list(leaves)] = True
+        parts.append([len(rows) for rows, _ in method.minibatches(torch.arange(8)[:, None], steps)])
+    assert len(parts[0]) == len(parts[1]) and sum(parts[0]) == 6 and sum(parts[1]) == 8 and min(parts[0]) > 0
+
+
 # SDPO
 
 

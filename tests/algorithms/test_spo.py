@@ -138,6 +138,15 @@ def test_spo_without_noise_says_so():
         method.collect(["a"])
 
 
+def test_a_score_that_is_not_finite_names_its_prompt(tmp_path):
+    reward = Mean()
+    reward.forward = lambda policy, x, x_0, t, texts: T([float("nan") if p == "b" else 1.0 for p in texts])
+    with pytest.raises(FloatingPointError, match="for 'b'"):
+        method = spo(StableDiffusion("tiny"), reward)
+        method.trainer = trainer(tmp_path)
+        method.collect(["a", "b"])
+
+
 def test_one_step_scores_the_decoded_estimate():
     policy = StableDiffusion("tiny")
     x = torch.randn(2, *policy.latent_shape)

@@ -34,8 +34,8 @@ class BranchGRPO(PolicyGradient):
 
     def __init__(self, splits: tuple[int, ...] = (0, 3, 6, 9), clip_range: float = 1e-3, prune: bool = False, **kwargs):
         super().__init__(**kwargs)
-        if self.samples_per_prompt != 1:
-            raise ValueError("BranchGRPO makes its own samples of a prompt: set splits, and samples_per_prompt to 1.")
+        if self.samples_per_prompt != 1 or self.updates != 1:
+            raise ValueError("BranchGRPO learns from whole trees: set splits, and samples_per_prompt and updates to 1.")
         self.splits, self.clip_range, self.prune = tuple(splits), clip_range, prune
         self.leaves = 2 ** len(self.splits)
 
@@ -61,17 +61,16 @@ class BranchGRPO(PolicyGradient):
         return state.trajectory, torch.stack(columns, 1).clamp(-self.max_advantage, self.max_advantage)
 
     def minibatches(self, groups: Tensor, steps: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every node once, by the first of its leaves that is kept."""
-        kept = self.kept.flatten().nonzero().flatten()
-        wanted = set()
+        """Every node once, by the first of its leaves that is kept; as many parts on every rank."""
+        cells, kept = [], self.kept.flatten().nonzero().flatten().tolist()
         for i in steps.tolist():
-            per_node = self.leaves // self.nodes(i)
-            first = {leaf // per_node: leaf for leaf in reversed(kept.tolist())}
-            wanted |= {(leaf, i) for leaf in first.values()}
-        for rows, i in super().minibatches(groups, steps):
-            chosen = torch.tensor([pair in wanted for pair in zip(rows.tolist(), i.tolist())])
-            if chosen.any():
-                yield rows[chosen], i[chosen]
+            first = {leaf // (self.leaves // self.nodes(i)): leaf for leaf in reversed(kept)}
+            cells += [(leaf, i) for leaf in first.values()]
+        # pruned trees differ in their number of nodes: what every one has, a path, sets the number of parts
+        least = len(self.kept) * sum(1 if self.prune else self.nodes(i) for i in steps.tolist())
+        shuffled = torch.tensor(cells)[torch.randperm(len(cells))]
+        for part in shuffled.tensor_split(-(-least // self.minibatch)):
+            yield part[:, 0], part[:, 1]
 
     def loss(self, step: Step) -> Tensor:
         rho, e = step.ratio, self.clip_range

@@ -51,7 +51,7 @@ class Candidates(Hook):
                 "mean": torch.stack([gaussian.mean, gaussian.mean], 1),
                 "gap": torch.tanh((score.amax(1) - score.amin(1)) / 2),  # (n,) difference of their softmax
                 "std": gaussian.std.flatten()[0],
-                "score": score.mean(),
+                "score": score.mean(1),
             }
         )
         on = rows + torch.randint(k, (n,), device=x.device)
@@ -110,7 +110,7 @@ class SPO(PolicyGradient):
         state = self.rollout(self.policy, prompts, hook=hook)
         if not hook.steps:
             raise ValueError("SPO found no step with noise to learn from: give rollout a transition with eta > 0.")
-        self.rated(torch.stack([step["score"] for step in hook.steps]), prompts)
+        self.rated(torch.stack([step["score"] for step in hook.steps], 1).mean(1), prompts)
         std, gap = (torch.stack([step[key] for step in hook.steps], -1) for key in ("std", "gap"))  # (T,), (n, T)
         low, high = self.threshold
         kept = (gap > low + (high - low) * (std - std.min()) / (std.max() - std.min()).clamp(min=1e-9)).float()
