@@ -151,7 +151,7 @@ class Algorithm(L.LightningModule):
         """Leaves out a reference that moved where the policy's does not: in a test."""
         if "state_dict" in checkpoint and not self.policy.moving:  # sharded weights lie elsewhere
             state = checkpoint["state_dict"]
-            checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("policy._frozen.")}
+            checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("policy._frozen.reference.")}
 
     def state_dict(self, *args, **kwargs) -> dict:
         prefix, own = kwargs.get("prefix", ""), {n for n, p in self.named_parameters() if p.requires_grad}

@@ -57,14 +57,19 @@ class OwnSamples(Algorithm):
         optimizer = self.optimizers()
         for part in self.parts(self.collect(batch)):
             optimizer.zero_grad()
-            loss = self.finite(self.step(part) if part else self.nothing(), batch)
-            self.manual_backward(loss)
+            loss = self.accumulate(part, batch)
             optimizer.step()
-            self.log("train/loss", loss.detach(), prog_bar=True)
+            self.log("train/loss", loss, prog_bar=True)
         if scheduler := self.lr_schedulers():
             scheduler.step()
         if self.refresh_every and (self.trainer.fit_loop.epoch_loop.total_batch_idx + 1) % self.refresh_every == 0:
             self.policy.refresh_reference()
+
+    def accumulate(self, part: dict | None, batch: dict) -> Tensor:
+        """Takes the gradient of an update's loss, which it returns."""
+        loss = self.finite(self.step(part) if part else self.nothing(), batch)
+        self.manual_backward(loss)
+        return loss.detach()
 
     def on_before_optimizer_step(self, optimizer) -> None:
         """Clips gradients, here because an fp16 scaler has undone its scaling by now."""

@@ -13,13 +13,13 @@ from lit_align.diffusion.process import Process
 from lit_align.paths import find
 from lit_align.policies.adapters import Adapter, Frozen, Full, LoRA
 
-REFERENCE = "reference"  # the LoRA adapter of a reference that moves
+REFERENCE, OLD = "reference", "old"  # names of what the policy was: LoRA adapters, or frozen copies
 
 
 class Policy(nn.Module):
     """Base of the model families. A family says how a prompt is encoded and how its denoiser is called.
 
-    Only what may be trained, its frozen copy and the process are submodules. Text encoders and VAE stay in
+    Only what may be trained, its frozen copies and the process are submodules. Text encoders and VAE stay in
     `self.pipe`, the diffusers pipeline: no optimizer, checkpoint or sharding strategy sees them, and they follow the
     denoiser's device. Everything is always in eval mode: a policy has no dropout, so that a recorded step has ratio 1.
 
@@ -70,9 +70,10 @@ class Policy(nn.Module):
             {**self.pipe.scheduler.config, "_class_name": type(self.pipe.scheduler).__name__}
         )
         self.denoiser = getattr(self.pipe, self.denoiser_name)
-        self._frozen: nn.Module | None = None
+        self._frozen = nn.ModuleDict()  # name -> copy, of a policy that is trained in full
+        self._kept: set[str] = set()  # names of what is kept
+        self._now: str | None = None  # which of them the policy is at present; None: itself
         self.moving = False  # whether the reference can be refreshed
-        self.in_reference = False  # whether `reference` is entered
         self.encoder_device: torch.device | None = None  # where encoders run; None: where the denoiser is
         self._null: dict[str, Tensor] | None = None
         self.calls = Counter()
@@ -285,11 +286,16 @@ class Policy(nn.Module):
         """Squared error of each sample, mean over its own axes, float32: (B,)."""
         return (pred.float() - target.float()).square().flatten(1).mean(1)
 
-    # The reference
+    # The reference p_ref, and older policies
 
     @property
     def has_reference(self) -> bool:
-        return isinstance(self.adapter, LoRA) or self._frozen is not None
+        return isinstance(self.adapter, LoRA) or REFERENCE in self._kept
+
+    @property
+    def in_reference(self) -> bool:
+        """Whether `reference` is entered."""
+        return self._now == REFERENCE
 
     def keep_reference(self, moving: bool = False) -> None:
         """Makes the policy as it is now the reference; later calls change nothing. (With LoRA the base model is; a
@@ -299,70 +305,96 @@ class Policy(nn.Module):
         checkpoints.
         """
         self.moving = self.moving or moving
-        if isinstance(self.adapter, LoRA):
-            if self.moving and REFERENCE not in self.denoiser.peft_config:
-                self.adapter.attach(self.denoiser, REFERENCE)
-                self.refresh_reference()
-            return
-        if self._frozen is not None or isinstance(self.adapter, Frozen):
-            return
-        if self.trains_text:
-            raise ValueError("a policy whose text encoders are trained has no reference: set text_encoder: false.")
-        self._frozen = copy.deepcopy(self.denoiser).requires_grad_(False)
-        if self.compiles:
-            self._frozen.compile()
+        if isinstance(self.adapter, Full) or (isinstance(self.adapter, LoRA) and self.moving):
+            self._keep(REFERENCE)
 
-    @torch.no_grad()
     def refresh_reference(self) -> None:
         """Moves the reference to where the policy is now."""
         if not self.moving:
             raise RuntimeError("this reference does not move: call keep_reference(moving=True) first.")
-        source, target = self.denoiser, self._frozen
-        pairs = zip(source.parameters(), target.parameters()) if target is not None else self._adapter_pairs()
-        for now, then in pairs:
-            then.copy_(now)
+        self._refresh(REFERENCE, 0.0)
 
-    def _adapter_pairs(self):
-        named = dict(self.denoiser.named_parameters())
-        for name, then in named.items():
-            if f".{REFERENCE}." in name:
-                yield named[name.replace(f".{REFERENCE}.", ".default.")], then
-
-    def state_names(self) -> set[str]:
-        """The parameters that a checkpoint must hold: what is trained, and a reference that moves."""
-        kept = lambda name: self.moving and (name.startswith("_frozen.") or f".{REFERENCE}." in name)
-        return {name for name, p in self.named_parameters() if p.requires_grad or kept(name)}
-
-    @contextmanager
     def reference(self):
         """Inside, the policy is its reference p_ref."""
         if not self.has_reference:
             raise RuntimeError("a fully trained policy has no reference until keep_reference() has been called.")
-        if self.in_reference:
-            yield
+        return self._as(REFERENCE)
+
+    def keep_old(self, name: str = OLD) -> None:
+        """Keeps the policy as it is now, besides the reference, as a copy (with LoRA, an adapter) that is part of
+        checkpoints; later calls change nothing. A method that needs several gives them names."""
+        if isinstance(self.adapter, Frozen):
+            raise ValueError("a Frozen policy has no old one: choose adapter LoRA or Full.")
+        self._keep(name)
+
+    def refresh_old(self, decay: float = 0.0, name: str = OLD) -> None:
+        """old <- decay old + (1 - decay) theta, over the trained parameters."""
+        self._refresh(name, decay)
+
+    def old(self, name: str = OLD):
+        """Inside, the policy is the old one."""
+        if name not in self._kept:
+            raise RuntimeError(f"there is no old policy {name!r}: call keep_old({name!r}) first.")
+        return self._as(name)
+
+    def _keep(self, name: str) -> None:
+        if name in self._kept:
             return
-        self.in_reference = True
-        self._swap(True)
+        if self.trains_text:
+            raise ValueError("a policy whose text encoders are trained has no reference: set text_encoder: false.")
+        self._kept.add(name)
+        if isinstance(self.adapter, LoRA):
+            self.adapter.attach(self.denoiser, name)
+            self._refresh(name, 0.0)
+            return
+        self._frozen[name] = copy.deepcopy(self.denoiser).requires_grad_(False)
+        if self.compiles:
+            self._frozen[name].compile()
+
+    @torch.no_grad()
+    def _refresh(self, name: str, decay: float) -> None:
+        named = dict(self.denoiser.named_parameters())
+        if isinstance(self.adapter, LoRA):
+            pairs = [(named[n.replace(f".{name}.", ".default.")], p) for n, p in named.items() if f".{name}." in n]
+        else:
+            pairs = zip(named.values(), self._frozen[name].parameters())
+        for now, then in pairs:
+            then.mul_(decay).add_(now, alpha=1 - decay)
+
+    def state_names(self) -> set[str]:
+        """The parameters that a checkpoint must hold: what is trained, what is old, and a reference that moves."""
+        kept = [f".{name}." for name in self._kept if name != REFERENCE or self.moving]
+        return {n for n, p in self.named_parameters() if p.requires_grad or any(name in n for name in kept)}
+
+    @contextmanager
+    def _as(self, name: str):
+        before = self._now
+        self._become(name)
         try:
             yield
         finally:
-            self._swap(False)
-            self.in_reference = False
+            self._become(before)
 
-    def _swap(self, to_reference: bool) -> None:
-        if not isinstance(self.adapter, LoRA):
-            self.denoiser, self._frozen = self._frozen, self.denoiser
-        elif self.moving:
-            self.denoiser.set_adapter(REFERENCE if to_reference else "default")
+    def _become(self, name: str | None) -> None:
+        """Makes the policy what is kept under a name; None: itself."""
+        if name == self._now:
+            return
+        if isinstance(self.adapter, LoRA):
+            base = lambda n: n == REFERENCE and not self.moving  # the model without adapters
+            if base(self._now):
+                self.denoiser.enable_adapters()
+            self.denoiser.disable_adapters() if base(name) else self.denoiser.set_adapter(name or "default")
         else:
-            self.denoiser.disable_adapters() if to_reference else self.denoiser.enable_adapters()
+            for key in filter(None, (self._now, name)):
+                self.denoiser, self._frozen[key] = self._frozen[key], self.denoiser
+        self._now = name
 
     def shard(self, mesh) -> None:
-        """Shards the denoiser (and its frozen copy) over a device mesh block by block (FSDP2); calling it again is
+        """Shards the denoiser (and its frozen copies) over a device mesh block by block (FSDP2); calling it again is
         harmless."""
         from torch.distributed.fsdp import FSDPModule, fully_shard
 
-        for model in filter(None, (self.denoiser, self._frozen)):
+        for model in (self.denoiser, *self._frozen.values()):
             if not isinstance(model, FSDPModule):
                 for block in self.blocks(model):
                     fully_shard(block, mesh=mesh)

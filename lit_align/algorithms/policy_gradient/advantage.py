@@ -1,9 +1,21 @@
 """Advantages: how much better a sample's reward is than what its prompt, its group or its batch usually gets."""
 
+import zlib
 from collections import defaultdict, deque
 
+import lightning as L
 import torch
 from torch import Tensor, nn
+
+
+def of_this_rank(method: L.LightningModule, prompts: list[str], reward: Tensor) -> Tensor:
+    """This rank's advantages (N,) of rewards (N,): what `method.advantage` makes of all ranks' samples, clipped to
+    +- `method.max_advantage`."""
+    prompt_id = torch.tensor([zlib.crc32(p.encode()) for p in prompts], device=reward.device)
+    gathered = [method.all_gather(x).flatten() for x in (prompt_id, reward)]  # (ranks * N,)
+    rank = method.global_rank if method.trainer.world_size > 1 else 0
+    mine = method.advantage(*gathered).view(-1, len(prompts))[rank]
+    return mine.clamp(-method.max_advantage, method.max_advantage)
 
 
 class PerPrompt(nn.Module):

@@ -1,7 +1,6 @@
 """The policy-gradient family: prompts -> recorded rollouts -> rewards -> advantages -> `loss(step)` on single
 denoising steps."""
 
-import zlib
 from abc import abstractmethod
 from typing import NamedTuple
 
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_align.algorithms.algorithm import Algorithm
-from lit_align.algorithms.policy_gradient.advantage import PerPrompt
+from lit_align.algorithms.policy_gradient.advantage import PerPrompt, of_this_rank
 from lit_align.diffusion.sampler import Sampler, Trajectory
 from lit_align.diffusion.transition import DDIM, Gaussian
 from lit_align.rewards.reward import Reward
@@ -111,10 +110,7 @@ class PolicyGradient(Algorithm):
 
     def advantages(self, prompts: list[str], reward: Tensor) -> Tensor:
         """This rank's advantages (N,), from the statistics of all ranks' samples."""
-        prompt_id = torch.tensor([zlib.crc32(p.encode()) for p in prompts], device=reward.device)
-        gathered = [self.all_gather(x).flatten() for x in (prompt_id, reward)]  # (ranks * N,)
-        mine = self.advantage(*gathered).view(-1, len(prompts))[self.global_rank if self.trainer.world_size > 1 else 0]
-        return mine.clamp(-self.max_advantage, self.max_advantage)
+        return of_this_rank(self, prompts, reward)
 
     def learn(self, trajectory: Trajectory, advantage: Tensor) -> None:
         """The update loop: every optimizer step sees all denoising steps of its trajectories."""

@@ -1,0 +1,176 @@
+"""The forward-process family: prompts -> samples -> rewards -> advantages -> samples noised again -> `loss(visit)`."""
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lit_align.algorithms.own_samples import OwnSamples
+from lit_align.algorithms.policy_gradient.advantage import Group, of_this_rank
+from lit_align.diffusion.sampler import Sampler, gather
+from lit_align.policies.policy import OLD
+from lit_align.rewards.reward import Reward
+
+
+class Visit(NamedTuple):
+    """M samples noised again, and what is predicted there: all of the policy's own prediction type, unguided."""
+
+    x_0: Tensor  # (M, ...)
+    x_t: Tensor  # (M, ...)
+    t: Tensor  # (M,)
+    target: Tensor  # (M, ...), a perfect prediction
+    pred: Tensor  # the policy's
+    advantage: Tensor  # (M,)
+    old: Tensor | None = None  # the old policy's, without gradient, for a method that uses it
+    ref: Tensor | None = None  # the reference's, likewise
+
+
+def ramp(step: int, first: float, slope: float, last: float, after: int = 0) -> float:
+    """`first` until step `after`, from there on with a slope up to `last`."""
+    return min(first + slope * max(step - after, 0), last)
+
+
+class ForwardProcess(OwnSamples):
+    """Base of the methods that weigh the denoising loss of their own samples by advantages, of either sign. A method
+    overrides `loss`.
+
+    A training step draws K samples for each prompt of the batch by any sampler, without likelihoods, and makes
+    `updates` optimizer steps, each on its share of the samples at all their training times, with fresh noise at every
+    visit. Then the old policy, a moving average of the trained parameters, goes on.
+
+    Logs `train/reward` (mean) and `train/kl` (mean squared distance of the prediction from the reference's).
+
+    Args:
+        reward: what is maximised.
+        rollout: the sampler that draws (default: 10 deterministic steps without guidance).
+        advantage: turns gathered rewards into advantages (default: the group's, with the epoch's deviation).
+        samples_per_prompt: K.
+        updates: optimizer steps on a collection.
+        minibatch: samples x times in one forward; where a prompt's samples are compared, at least all K of them.
+        fraction: of the rollout's times that a sample is visited at, drawn at random.
+        decay: of the old policy after optimizer step i, as (first, slope, last, after): min(first + slope max(i -
+            after, 0), last).
+        max_advantage: advantages are clipped to +- this.
+    """
+
+    feedback = ("prompt",)
+    grouped = False  # whether `loss` compares a prompt's samples: they then share t and come together, K in a row
+    uses_old = True  # whether `loss` does
+    reference_guidance = 1.0  # guidance of the reference's prediction
+
+    def __init__(
+        self,
+        reward: Reward,
+        rollout: Sampler | None = None,
+        advantage: nn.Module | None = None,
+        samples_per_prompt: int = 24,
+        updates: int = 1,
+        minibatch: int = 8,
+        fraction: float = 0.99,
+        decay: tuple[float, float, float, int] = (0.0, 0.001, 0.5, 0),
+        max_advantage: float = 5.0,
+        **kwargs,
+    ):
+        super().__init__(rollout=rollout or Sampler(10, 1.0), updates=updates, **kwargs)
+        if self.grouped and samples_per_prompt < 2:
+            raise ValueError(f"{type(self).__name__} compares a prompt's samples: set samples_per_prompt to 2 or more.")
+        self.reward = reward.eval().requires_grad_(False)
+        self.advantage = advantage or Group()
+        self.samples_per_prompt, self.minibatch, self.fraction = samples_per_prompt, minibatch, fraction
+        self.decays, self.max_advantage = {OLD: decay}, max_advantage
+
+    @abstractmethod
+    def loss(self, v: Visit) -> Tensor:
+        """The method's equation: (M,) from M visits, or one value for each group of K."""
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit":
+            for name in self.decays:
+                self.policy.keep_old(name)
+
+    def acting(self) -> AbstractContextManager:
+        """Inside, the policy is the one that draws."""
+        return self.policy.old()
+
+    @property
+    def together(self) -> int:
+        """How many successive samples share a time and a minibatch."""
+        return self.samples_per_prompt if self.grouped else 1
+
+    def times(self, n: int) -> Tensor:
+        """Training times (n, T) of n samples: a share of the rollout's, in random order."""
+        grid = self.rollout.timesteps(self.policy)[:-1]
+        order = torch.rand(n // self.together, len(grid), device=grid.device).argsort(1)
+        return grid[order[:, : max(1, int(self.fraction * len(grid)))]].repeat_interleave(self.together, 0)
+
+    def noise(self, x_0: Tensor) -> Tensor:
+        """eps of a minibatch (M, ...)."""
+        return torch.randn_like(x_0)
+
+    @torch.no_grad()
+    def collect(self, batch: dict) -> dict:
+        """{"x_0" (N, ...), "t" (N, T), "advantage" (N,), "cond" of each prompt} of N = B K samples, a prompt's K in a
+        row."""
+        prompts, k, latents, rewards = batch["prompt"], self.samples_per_prompt, [], []
+        with self.acting():
+            for _ in range(k):
+                latents.append(self.draw_latents(prompts))
+                reward = self.reward(self.policy.decode(latents[-1]), prompts).float()
+                rewards.append(self.rated(reward, prompts))
+        x_0, reward = (torch.stack(x, 1).flatten(0, 1) for x in (latents, rewards))
+        advantage = of_this_rank(self, [p for p in prompts for _ in range(k)], reward)
+        return {"x_0": x_0, "t": self.times(len(x_0)), "advantage": advantage, "cond": self.cond(batch)}
+
+    def parts(self, collected: dict) -> Iterable[list[dict]]:
+        """Each update's minibatches: the collection, and which rows of it are visited at which of their times."""
+        n, steps = collected["t"].shape
+        groups = torch.arange(n).view(-1, self.together)
+        for part in torch.randperm(len(groups)).chunk(self.updates):
+            cells = torch.cartesian_prod(part, torch.arange(steps)).view(-1, 2)
+            cells = cells[torch.randperm(len(cells))].split(max(1, self.minibatch // self.together))
+            yield [
+                collected | {"row": groups[c[:, 0]].flatten(), "step": c[:, 1].repeat_interleave(self.together)}
+                for c in cells
+            ]
+
+    def accumulate(self, part: list[dict], batch: dict) -> Tensor:
+        """Takes the gradient of the mean loss over an update's visits, minibatch by minibatch."""
+        total, count = 0, sum(len(m["row"]) for m in part)
+        for m in part:
+            total += super().accumulate(m | {"share": len(m["row"]) / count}, batch)
+        return total
+
+    def step(self, m: dict) -> Tensor:
+        return m["share"] * self.loss(self.visit(m)).mean()
+
+    def visit(self, m: dict) -> Visit:
+        """Noises a minibatch's samples and predicts there, with everything the method compares."""
+        process, row = self.policy.process, m["row"]
+        x_0, t = m["x_0"][row], m["t"][row, m["step"]]
+        eps, cond = self.noise(x_0), gather(m["cond"], (row // self.samples_per_prompt).tolist())
+        x_t, old, ref = process.add_noise(x_0, eps, t), None, None
+        with torch.no_grad():
+            if self.uses_old:
+                with self.policy.old():
+                    old = self.policy.denoise(x_t, t, cond)
+            if self.uses_reference:
+                with self.policy.reference():
+                    ref = self.policy.denoise(x_t, t, cond, self.reference_guidance)
+        pred = self.policy.denoise(x_t, t, cond)
+        if ref is not None:
+            self.log_mean("train/kl", self.policy.error(pred.detach(), ref).mean(), len(t))
+        return Visit(x_0, x_t, t, process.target(x_0, eps, t), pred, m["advantage"][row], old, ref)
+
+    def normalised_error(self, x: Tensor, y: Tensor) -> Tensor:
+        """mean (x - y)^2 / sg(mean |x - y|) of each sample, the divisor at least 1e-5: (M,)."""
+        size = self.policy.error((x - y).detach().abs().sqrt(), torch.zeros_like(y))  # mean |x - y|
+        return self.policy.error(x, y) / size.clamp(min=1e-5)
+
+    def training_step(self, batch: dict, batch_idx: int) -> None:
+        super().training_step(batch, batch_idx)
+        for name, decay in self.decays.items():
+            self.policy.refresh_old(ramp(self.global_step, *decay), name)

@@ -1,0 +1,37 @@
+"""DiffusionNFT: samples above their group's mean are learnt from through the policy, those below through its mirror."""
+
+from torch import Tensor
+
+from lit_align.algorithms.forward_process.forward_process import ForwardProcess, Visit
+
+
+class DiffusionNFT(ForwardProcess):
+    """Zheng et al. 2025, arXiv 2509.16117, with the released code's weights. For samples of the old policy,
+
+        v+ = (1 - beta) v_old + beta v_theta,    v- = (1 + beta) v_old - beta v_theta,
+        L = (A_max / beta) [r L(x_0+) + (1 - r) L(x_0-)] + kl_weight mean |v_theta - v_ref|^2,
+        r = A / (2 A_max) + 1/2,    L(x) = mean |x - x_0|^2 / sg(mean |x - x_0|),
+
+    x_0+ and x_0- what v+ and v- say of x_0. The paper's v is a flow's velocity; here it is the policy's own prediction,
+    and x_0 is `process.to_x0` of it: the same for a flow; for epsilon a weight sigma / alpha stands where the flow has
+    sigma, more of it on noisy times (our port).
+
+    Args:
+        beta: how far v+ and v- lie from v_old; 0.1 for several rewards and OCR.
+        kl_weight: of the distance from the reference; 0: no reference.
+    """
+
+    def __init__(self, beta: float = 1.0, kl_weight: float = 1e-4, **kwargs):
+        super().__init__(**kwargs)
+        self.beta, self.kl_weight, self.uses_reference = beta, kl_weight, kl_weight > 0
+
+    def loss(self, v: Visit) -> Tensor:
+        beta, r = self.beta, v.advantage / (2 * self.max_advantage) + 0.5
+        plus = self.distance((1 - beta) * v.old + beta * v.pred, v)
+        minus = self.distance((1 + beta) * v.old - beta * v.pred, v)
+        loss = self.max_advantage / beta * (r * plus + (1 - r) * minus)
+        return loss + self.kl_weight * self.policy.error(v.pred, v.ref) if self.kl_weight else loss
+
+    def distance(self, pred: Tensor, v: Visit) -> Tensor:
+        """L of what a prediction says of x_0: (M,)."""
+        return self.normalised_error(self.policy.process.to_x0(pred, v.x_t, v.t), v.x_0)
