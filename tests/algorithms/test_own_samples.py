@@ -211,13 +211,14 @@ def test_online_dpo_pairs_the_best_with_the_worst_and_leaves_alike_prompts_out()
     assert method.collect({"prompt": ["a", "b", "c"], "index": [4, 5, 6]}) is None
 
 
-def test_spins_losers_are_the_references_samples():
-    method = online(SPINDiffusion)
+@pytest.mark.parametrize("key", ["win", "image"])
+def test_spins_losers_are_the_references_samples(key):
+    method = online(SPINDiffusion, learns_from=key)
     for p in method.parameters():
         if p.requires_grad:
             p.data += 0.2 * torch.randn_like(p)
     win = torch.randn(2, *method.policy.latent_shape)
-    batch = {"prompt": ["a", "b"], "index": [0, 1], "win_latents": win}
+    batch = {"prompt": ["a", "b"], "index": [0, 1], f"{key}_latents": win}
     torch.manual_seed(1)
     pairs = method.collect(batch)
     torch.manual_seed(1)
