@@ -11,7 +11,15 @@ from lit_align.cli import CONFIGS, import_all, subclasses
 from lit_align.paths import ROOT
 
 PAGE = ROOT / "docs/methods.md"
-FAMILIES = ("preference", "policy_gradient", "reward_gradient", "reward_weighted", "reward_modeling", "inference")
+FAMILIES = (
+    "preference",
+    "policy_gradient",
+    "forward_process",
+    "reward_gradient",
+    "reward_weighted",
+    "reward_modeling",
+    "inference",
+)
 
 
 def configs() -> dict[str, list[str]]:

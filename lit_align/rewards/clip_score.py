@@ -59,7 +59,11 @@ class CLIPScore(Reward):
         self.model, self.tokenizer = load_clip(pretrained)
         self.name = name
 
+    def embed(self, images: Tensor) -> Tensor:
+        """CLIP's projected image features of unit length, (B, D)."""
+        features = self.model.get_image_features(pixel_values=pixels(self.model, images.float())).pooler_output
+        return F.normalize(features, dim=1)
+
     def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
-        image = self.model.get_image_features(pixel_values=pixels(self.model, images.float())).pooler_output
         text = text_features(self.model, self.tokenizer, prompts)
-        return self.model.logit_scale.exp() * F.cosine_similarity(image, text)
+        return self.model.logit_scale.exp() * F.cosine_similarity(self.embed(images), text)

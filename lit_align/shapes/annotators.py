@@ -66,14 +66,14 @@ class ShapesUtility(Reward):
 
     Args:
         weights: quality -> weight.
+        name: in logs.
     """
 
-    name = "utility"
     differentiable = False
 
-    def __init__(self, weights: dict[str, float]):
+    def __init__(self, weights: dict[str, float], name: str = "utility"):
         super().__init__()
-        self.annotator = Annotator(weights)
+        self.annotator, self.name = Annotator(weights), name
 
     def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
         found = [qualities(scene, prompt) for scene, prompt in zip(see(images), prompts, strict=True)]

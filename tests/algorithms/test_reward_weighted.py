@@ -271,6 +271,12 @@ def test_prompts_carry_standardised_rewards():
     assert method.written("a cat", [0.5, -1.25]) == "a cat, dark: +0.50, red: -1.25"
 
 
+def test_values_can_be_words():
+    method = make(RewardsInContext, template=" {value}", words=["low", "mid", "high"])
+    told = [method.written("a", [v, 0.0]) for v in (-7.0, -1.0, -0.4, 0.4, 0.6, 1.0, 7.0)]
+    assert told == [f"a {word} mid" for word in ("low", "low", "mid", "mid", "high", "high", "high")]
+
+
 def test_scored_lists_are_learnt_from_without_drawing():
     method = alone(RewardsInContext, template=" {name} {value:.0f}")
     method.draw_latents = None

@@ -24,6 +24,8 @@ class RewardsInContext(WeightedLikelihood):
         conditions: name -> reward.
         ask: name -> the value asked for, in standard deviations above the mean (default: 1 for each).
         template: what is appended to the prompt for each reward; `{name}` and `{value}`, format specifications allowed.
+        words: what stands for a value in place of its number, a word for each standard deviation and the middle one for
+            the mean: for a text encoder that knows no numbers.
         online: whether training asks.
     """
 
@@ -34,12 +36,13 @@ class RewardsInContext(WeightedLikelihood):
         conditions: dict[str, Reward],
         ask: dict[str, float] | None = None,
         template: str = " <{name}> {value:z.1f}",
+        words: list[str] | None = None,
         online: bool = False,
         **kwargs,
     ):
         super().__init__(reward=Several(conditions), **kwargs)
         self.ask = ask or dict.fromkeys(conditions, 1.0)
-        self.template, self.online = template, online
+        self.template, self.words, self.online = template, words, online
         if self.ask.keys() != conditions.keys():
             raise ValueError(f"ask names {', '.join(self.ask)}; conditions are {', '.join(conditions)}: name the same.")
         if online and not torch.is_tensor(self.moments):
@@ -49,6 +52,9 @@ class RewardsInContext(WeightedLikelihood):
 
     def written(self, prompt: str, values: list[float]) -> str:
         """The prompt with the standardised values of the rewards."""
+        if self.words:
+            last = len(self.words) - 1
+            values = [self.words[round(min(max(value + last / 2, 0), last))] for value in values]
         pairs = zip(self.reward.parts, values, strict=True)
         return prompt + "".join(self.template.format(name=name, value=value) for name, value in pairs)
 

@@ -1,0 +1,114 @@
+"""TDPO-R: a critic of every denoising step's image, whose active neurons are reset now and then."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lit_align.algorithms.policy_gradient.critic import groups
+from lit_align.algorithms.policy_gradient.ddpo import DDPO
+from lit_align.algorithms.policy_gradient.image_critic import Critic
+from lit_align.diffusion.sampler import Trajectory
+
+
+class TDPOR(DDPO):
+    """Zhang et al. 2024, arXiv 2402.08552: DDPO whose advantage at step k is R - C(e_k), normalised over all steps of
+    the collection, R the normalised reward and e_k the reward model's embedding of the decoded x_t that the step starts
+    from. An optimizer step for each denoising step of each share of the trajectories (steps outside, trajectories
+    inside), every trajectory in an order of its own. C learns R in the same steps, by
+
+        0.5 max((C - R)^2, (C_old + clip(C - C_old, -e_C, e_C) - R)^2).
+
+    Every `reset_every` training steps the critic's active neurons are reset, those with a score above `dormant`: they
+    carry the primacy bias, dormant ones none. `reset_every: 0` is TDPO. Draws and schedule follow from the number of
+    the training step. Gradients of policy and critic are clipped each by itself.
+
+    The port measures activity on the whole collection (released: on a few of its samples). A trajectory's decoded
+    images are embedded by `reward.embed`: a CLIP reward's own features; for a black box the image at 16 x 16 pixels.
+
+    Args:
+        value_lr: learning rate of C.
+        value_clip_range: e_C, in units of R.
+        reset_every: training steps between resets.
+        dormant: the score up to which a neuron is left alone.
+        updates: optimizer steps on each denoising step.
+    """
+
+    def __init__(
+        self,
+        value_lr: float = 1e-4,
+        value_clip_range: float = 0.2,
+        reset_every: int = 10,
+        dormant: float = 0.0,
+        updates: int = 2,
+        **kwargs,
+    ):
+        super().__init__(updates=updates, **kwargs)
+        self.value_lr, self.value_clip_range = value_lr, value_clip_range
+        self.reset_every, self.dormant = reset_every, dormant
+        with torch.no_grad():
+            side = self.policy.resolution
+            self.critic = Critic(self.reward.embed(torch.zeros(1, 3, side, side)).shape[1])
+
+    def parameter_groups(self) -> list:
+        return groups(self.policy, self.critic, self.value_lr)
+
+    @torch.no_grad()
+    def embedded(self, x_t: Tensor) -> Tensor:
+        """Embeddings (N, T, D) of latents (N, T, ...)."""
+        parts = x_t.flatten(0, 1).split(self.minibatch)
+        return torch.cat([self.reward.embed(self.policy.decode(x)).float() for x in parts]).unflatten(0, x_t.shape[:2])
+
+    def temporal(self, e: Tensor, returns: Tensor) -> tuple[Tensor, Tensor]:
+        """C(e) as it is now and the advantages of all steps, both (N, T)."""
+        self.critic.eval()
+        with torch.no_grad():
+            value = self.critic(e)
+        self.critic.train()
+        residual = returns[:, None] - value
+        everyone = self.all_gather(residual)
+        return value, (residual - everyone.mean()) / (everyone.std(correction=0) + 1e-8)
+
+    def value_loss(self, value: Tensor, old: Tensor, returns: Tensor) -> Tensor:
+        near = old + (value - old).clamp(-self.value_clip_range, self.value_clip_range)
+        loss = 0.5 * torch.maximum((value - returns).square(), (near - returns).square())
+        self.log_mean("train/value_loss", loss.detach().mean(), len(loss))
+        return loss
+
+    def learn(self, trajectory: Trajectory, returns: Tensor) -> None:
+        """The update loop, from the trajectories' normalised rewards (N,)."""
+        steps, names = self.trained_steps(trajectory), ("x_t", "x_s", "t", "s", "log_prob", "mean")
+        trajectory = replace(trajectory, **{name: getattr(trajectory, name)[:, steps] for name in names})
+        e = self.embedded(trajectory.x_t)
+        old, advantage = self.temporal(e, returns)
+        optimizer = self.optimizers()
+        for _ in range(self.inner_epochs):
+            order = torch.rand(len(e), len(steps)).argsort(1)  # (N, T)
+            for at in order.T:
+                for part in torch.randperm(len(e)).chunk(self.updates):
+                    optimizer.zero_grad()
+                    for rows in part.split(self.minibatch):
+                        k = at[rows]
+                        loss = self.loss(self.revisit(trajectory, advantage, rows, k))
+                        loss = loss + self.value_loss(self.critic(e[rows, k]), old[rows, k], returns[rows])
+                        self.manual_backward(loss.sum() / len(part))
+                        self.log_mean("train/loss", loss.detach().mean(), len(loss))
+                    optimizer.step()
+        if scheduler := self.lr_schedulers():
+            scheduler.step()
+        number = self.trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        if self.reset_every and number % self.reset_every == 0:
+            self.reset(e.flatten(0, 1), number)
+
+    def reset(self, e: Tensor, number: int) -> None:
+        """Resets what is active on embeddings (M, D) of all ranks, alike on every rank."""
+        self.critic.eval()
+        scores = [self.all_gather(score).view(-1, len(score)).mean(0) for score in self.critic.scores(e)]
+        self.critic.train()
+        masks = [score > self.dormant for score in scores]
+        self.log_mean("train/reset", torch.cat(masks).float().mean(), 1)
+        self.critic.reset(masks, self.optimizers().optimizer.state, torch.Generator().manual_seed(number))
+
+    def on_before_optimizer_step(self, optimizer) -> None:
+        for group in optimizer.param_groups:
+            torch.nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm)

@@ -1,0 +1,105 @@
+"""ELEGANT: entropy-regularised control, of the denoising and of where it starts."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from lit_align.algorithms.policy_gradient.critic import Value, groups
+from lit_align.algorithms.reward_gradient.initial_law import InitialLaw
+from lit_align.algorithms.reward_gradient.path_kl import PathKL
+from lit_align.algorithms.reward_gradient.reward_gradient import RewardGradient
+from lit_align.diffusion.sampler import Sampler, State
+from lit_align.diffusion.transition import DDIM
+
+
+class ELEGANT(RewardGradient):
+    """Uehara et al. 2024, arXiv 2402.15194: min E[-r(x_0, c) + alpha sum_t |mu_theta - mu_pre|^2 / (2 sigma_t^2)], by
+    back-propagation through a stochastic rollout, so that samples become those of exp(r / alpha) p_pre. That law is
+    reached only if x_T is drawn from nu(x_T | c) ~ exp(v_0(x_T, c) / alpha) N(0, I), with
+
+        v_0(x_T, c) = alpha log E_pre[exp(r(x_0, c) / alpha) | x_T, c].
+
+    v_0 is a regression on alpha log mean exp(r / alpha) over `rollouts` pre-trained rollouts from one x_T (with few of
+    them too low); nu maximises E[v_0] - alpha KL, without rewards. The paper learns v_0, nu and theta in turn; here
+    each learns in every step, as each depends on those before it alone.
+
+    With `learn_initial: false`, and wherever the exported policy is sampled (nu is no part of it), x_T stays N(0, I)
+    and samples follow E_{x_T}[exp((r - v_0(x_T, c)) / alpha) p_pre(x_0 | x_T, c)]: biased towards p_pre, unless x_0
+    does not depend on x_T. There is no released code; architectures and default numbers are ours (unverified).
+
+    Args:
+        alpha: strength of the KL, in units of the reward per nat; the KL is a sum over the sample.
+        learn_initial: whether nu is learnt.
+        rollouts: for each target of v_0.
+        value_lr: learning rate of v_0 and nu.
+    """
+
+    uses_reference = True
+
+    def __init__(
+        self,
+        alpha: float = 0.1,
+        learn_initial: bool = True,
+        rollouts: int = 4,
+        value_lr: float = 1e-4,
+        rollout: Sampler | None = None,
+        **kwargs,
+    ):
+        super().__init__(rollout=rollout or Sampler(50, 7.5, DDIM(eta=1.0)), **kwargs)
+        self.alpha, self.rollouts, self.value_lr = alpha, rollouts, value_lr
+        self.initial: nn.ModuleDict | None = None
+        if learn_initial:
+            value = Value(self.policy, self.rollout.timesteps(self.policy)[:1])
+            self.initial = nn.ModuleDict({"value": value, "nu": InitialLaw(self.policy)})
+
+    def parameter_groups(self) -> list:
+        return groups(self.policy, self.initial, self.value_lr) if self.initial else super().parameter_groups()
+
+    def noise(self, n: int) -> Tensor:
+        return torch.randn(n, *self.policy.latent_shape, device=self.policy.device)
+
+    def v_0(self, x: Tensor, text: Tensor) -> Tensor:
+        t = self.rollout.timesteps(self.policy)[0].to(x.device)
+        return self.initial["value"](x, text, t.expand(len(x)))
+
+    def generate(self, prompts: list[str]) -> Tensor:
+        cond, x, self.path = self.policy.condition(prompts), self.noise(len(prompts)), PathKL(self.rollout)
+        if self.initial:
+            with torch.no_grad():
+                x, _ = self.initial["nu"](x, cond["text"])
+        return self.rollout(self.policy, cond=cond, x=x, hook=self.path, grad=self.keep(self.rollout.steps)).x
+
+    def loss(self, reward: Tensor) -> Tensor:
+        self.log_mean("train/kl", self.path.kl.detach().mean(), len(reward))
+        return self.alpha * self.path.kl - reward
+
+    def step(self, batch: dict) -> Tensor:
+        loss = super().step(batch)
+        return loss + self.initial_loss(batch["prompt"]) if self.initial else loss
+
+    @torch.no_grad()
+    def soft_value(self, x: Tensor, cond: dict, prompts: list[str]) -> Tensor:
+        """alpha log mean exp(r / alpha) over pre-trained rollouts from x (B, ...): (B,)."""
+        with self.policy.reference():
+            draws = [self.rollout(self.policy, cond=cond, x=x).x for _ in range(self.rollouts)]
+        r = torch.stack([self.reward(self.policy.decode(x_0), prompts).float() for x_0 in draws])
+        return self.alpha * ((r / self.alpha).logsumexp(0) - math.log(self.rollouts))
+
+    def initial_loss(self, prompts: list[str]) -> Tensor:
+        """(v_0 - target)^2 + alpha KL(nu) - v_0(x_T), x_T ~ nu; each term has gradient in its own network alone."""
+        cond, x = self.policy.condition(prompts), self.noise(len(prompts))
+        text = cond["text"].detach()
+        value_loss = (self.v_0(x, text) - self.soft_value(x, cond, prompts)).square().mean()
+        x_T, kl = self.initial["nu"](self.noise(len(prompts)), text)
+        self.initial["value"].requires_grad_(False)
+        nu_loss = (self.alpha * kl - self.v_0(x_T, text)).mean()
+        self.initial["value"].requires_grad_(True)
+        self.log_mean("train/value_loss", value_loss.detach(), len(prompts))
+        self.log_mean("train/initial_kl", kl.detach().mean(), len(prompts))
+        return value_loss + nu_loss
+
+    def draw(self, batch: dict) -> State:
+        if not self.initial or self.policy.in_reference:
+            return super().draw(batch)
+        return self.sampler(self.policy, batch["prompt"], seeds=batch["index"], hook=self.initial["nu"])

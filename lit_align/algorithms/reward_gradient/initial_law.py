@@ -1,0 +1,50 @@
+"""A learnt law of the initial noise."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from lit_align.diffusion.sampler import Hook, randn_like
+from lit_align.policies.policy import Policy
+
+
+class InitialLaw(nn.Module, Hook):
+    """ELEGANT's nu(x_T | c) (arXiv 2402.15194): the end of a Brownian motion from 0 with a learnt drift, in n steps
+
+        y_{k+1} = y_k + q(y_k, c, k) / n + xi_k / sqrt(n).
+
+    The drift starts at 0 and nu at N(0, I): the increments are drawn given their sum, which is the initial noise that
+    is moved. As a sampler's hook it moves that of the rollout.
+
+    Args:
+        policy: whose latents and captions it sees.
+        steps: n.
+        width: of q's hidden layers, on the flattened latent, the caption's mean embedding and the time.
+    """
+
+    def __init__(self, policy: Policy, steps: int = 8, width: int = 256):
+        super().__init__()
+        self.steps, size = steps, math.prod(policy.latent_shape)
+        text = policy.condition([""])["text"].shape[-1]
+        last = nn.Linear(width, size)
+        self.q = nn.Sequential(nn.Linear(size + text + 1, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), last)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def forward(self, x: Tensor, text: Tensor, generators: list | None = None) -> tuple[Tensor, Tensor]:
+        """x_T (B, ...) from standard noise x (B, ...) and token embeddings (B, L, D); KL of the path to that of
+        N(0, I), sum_k |q|^2 / 2n: (B,), in nats."""
+        n, context = self.steps, text.float().mean(1)
+        z = torch.stack([randn_like(x, generators) for _ in range(n)])
+        xi = z - z.mean(0) + x / math.sqrt(n)  # standard, and sum xi / sqrt(n) = x
+        y, kl = torch.zeros_like(x), torch.zeros(len(x), device=x.device)
+        for k in range(n):
+            time = torch.full((len(x), 1), k / n, device=x.device)
+            q = self.q(torch.cat([y.flatten(1), context, time], 1)).float()
+            y = y + q.view_as(x) / n + xi[k] / math.sqrt(n)
+            kl = kl + q.square().sum(1) / (2 * n)
+        return y, kl
+
+    def on_init(self, policy, state):
+        state.x, _ = self(state.x, state.cond["text"], state.generators)

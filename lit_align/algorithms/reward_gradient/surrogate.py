@@ -1,0 +1,122 @@
+"""A reward learnt from queries of another one, and how little is known of it."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lit_align.policies.policy import Policy
+from lit_align.rewards.reward import Reward
+
+
+def head(size: int) -> nn.Sequential:
+    """The widths of LAION's aesthetic predictor, with a relu after each of them; 16 features before the last layer."""
+    widths, layers = (size, 1024, 128, 64, 16), []
+    for a, b, p in zip(widths, widths[1:], (0.2, 0.2, 0.1, 0.0)):
+        layers += [nn.Linear(a, b), nn.ReLU(), nn.Dropout(p)]
+    return nn.Sequential(*layers, nn.Linear(16, 1))
+
+
+class Surrogate(Reward):
+    """SEIKO's optimistic surrogate r-hat + bonus (arXiv 2402.16359) of a black-box reward r, differentiable.
+
+    It sees `reward.embed` of the image and the caption's mean embedding. With phi the 16 features before its last
+    layer,
+
+        ucb:        r-hat + min(alpha sqrt(phi^T (sum_n phi_n phi_n^T + ridge I)^-1 phi), most), over all queries n;
+        bootstrap:  the largest of four surrogates, each fitted to a resample of the queries.
+
+    The released code puts the features' covariance for the sum, with which the bonus does not fall with the number of
+    queries, and has no relus. Queries, weights and the inverse are in the checkpoint.
+
+    Args:
+        reward: r, kept as `queried`; only its `embed` is used here.
+        policy: whose caption embeddings are used.
+        optimism: ucb or bootstrap.
+        alpha, ridge, most: of the bonus.
+        epochs, lr, batch_size: of a fit, by Adam on the squared error.
+    """
+
+    name, differentiable = "surrogate", True
+
+    def __init__(
+        self,
+        reward: Reward,
+        policy: Policy,
+        optimism: Literal["ucb", "bootstrap"] = "ucb",
+        alpha: float = 1e-2,
+        ridge: float = 1e-3,
+        most: float = 10.0,
+        epochs: int = 300,
+        lr: float = 1e-3,
+        batch_size: int = 512,
+    ):
+        super().__init__()
+        self.queried, self._policy = reward.eval().requires_grad_(False), (policy,)  # no submodule of this one
+        self.alpha, self.ridge, self.most = alpha, ridge, most
+        self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
+        with torch.no_grad():
+            size = self.describe(torch.zeros(1, 3, policy.resolution, policy.resolution), [""]).shape[1]
+        self.heads = nn.ModuleList(head(size) for _ in range(4 if optimism == "bootstrap" else 1))
+        self.heads.eval().requires_grad_(False)
+        self.register_buffer("x", torch.empty(0, size), persistent=False)
+        self.register_buffer("y", torch.empty(0), persistent=False)
+        self.register_buffer("inverse", torch.eye(16) / ridge, persistent=False)
+
+    def train(self, mode: bool = True) -> "Surrogate":
+        """Stays in eval mode; `fit` alone has dropout."""
+        return super().train(False)
+
+    def describe(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """What is seen of images and prompts: (B, D)."""
+        with torch.no_grad():
+            text = self._policy[0].condition(prompts)["text"].float().mean(1)
+        return torch.cat([self.queried.embed(images).float(), text.to(images.device)], 1)
+
+    def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
+        x = self.describe(images, prompts)
+        with torch.autocast(x.device.type, enabled=False):
+            if len(self.heads) > 1:
+                return torch.cat([head(x) for head in self.heads], 1).amax(1)
+            phi = self.heads[0][:-1](x)
+            return self.heads[0][-1](phi).squeeze(1) + self.bonus(phi)
+
+    def bonus(self, phi: Tensor) -> Tensor:
+        """(B,) from features (B, 16)."""
+        square = ((phi @ self.inverse) * phi).sum(1)
+        return (self.alpha * square.clamp(min=1e-12).sqrt()).clamp(max=self.most)
+
+    def fit(self, x: Tensor, y: Tensor) -> None:
+        """Adds queries (N, D) with their rewards (N,), and fits to all so far, from where it was."""
+        self.x, self.y = torch.cat([self.x, x]), torch.cat([self.y, y])
+        n, device = len(self.y), self.x.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
+            torch.manual_seed(n)  # alike on every rank
+            with torch.autocast(device.type, enabled=False):
+                self._fit([torch.randint(n, (n,)) if len(self.heads) > 1 else torch.arange(n) for _ in self.heads])
+        with torch.no_grad():
+            phi = self.heads[0][:-1](self.x)
+            self.inverse = (phi.T @ phi + self.ridge * torch.eye(16, device=device)).inverse()
+
+    def _fit(self, rows: list[Tensor]) -> None:
+        self.heads.train().requires_grad_(True)
+        optimizer = torch.optim.Adam(self.heads.parameters(), self.lr)
+        for _ in range(self.epochs):
+            for part in torch.randperm(len(self.y)).split(self.batch_size):
+                seen = [own[part] for own in rows]
+                errors = [head(self.x[at]).squeeze(1) - self.y[at] for head, at in zip(self.heads, seen)]
+                loss = torch.stack(errors).square().mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        self.heads.eval().requires_grad_(False)
+        for p in self.heads.parameters():
+            p.grad = None
+
+    def get_extra_state(self) -> dict:
+        return {"x": self.x, "y": self.y, "inverse": self.inverse, "heads": self.heads.state_dict()}
+
+    def set_extra_state(self, state: dict) -> None:
+        for name in ("x", "y", "inverse"):
+            setattr(self, name, state[name].to(self.x.device))
+        self.heads.load_state_dict(state["heads"])
