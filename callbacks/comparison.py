@@ -93,12 +93,12 @@ class Comparison(L.Callback):
 
     @staticmethod
     def fit_seconds(root: str) -> float:
-        """How long the fit that made the weights took, where it left word."""
+        """How long the fit that made the weights took, with what it resumed, where it left word."""
         path = os.path.join(root, "fit_seconds.json")
         return json.load(open(path)) if os.path.exists(path) else 0.0
 
     def on_fit_start(self, trainer, module) -> None:
-        self.start = time.time()
+        self.start = time.time() - (self.fit_seconds(trainer.default_root_dir) if trainer.ckpt_path else 0.0)
 
     def on_fit_end(self, trainer, module) -> None:
         if trainer.is_global_zero:

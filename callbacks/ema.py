@@ -8,7 +8,8 @@ from callbacks.trainable import laid_out_like, trainable, whole, write
 
 
 class EMA(L.Callback):
-    """ema <- decay ema + (1 - decay) theta after every optimizer step, over trainable tensors only.
+    """ema <- decay ema + (1 - decay) theta after every optimizer step, over trainable tensors only. Where a batch makes
+    n steps (manual optimization), ema <- decay^n ema + (1 - decay^n) theta after the batch.
 
     The average stands in for the weights during validation, test and predict, and while the module saves what it
     trained (its `on_train_end`).
@@ -41,11 +42,10 @@ class EMA(L.Callback):
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
-        if trainer.global_step == self.step:  # in the middle of an accumulation
-            return
-        self.step = trainer.global_step
-        for name, p in trainable(module).items():
-            self.average[name].lerp_(p, 1 - self.decay)
+        steps, self.step = trainer.global_step - self.step, trainer.global_step
+        if steps:  # none in the middle of an accumulation
+            for name, p in trainable(module).items():
+                self.average[name].lerp_(p, 1 - self.decay**steps)
 
     def _stand_in(self, trainer, module) -> None:
         if self.average is not None and self.weights is None:

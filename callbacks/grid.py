@@ -2,6 +2,7 @@
 
 import math
 import os
+import textwrap
 
 from PIL import Image, ImageDraw
 from torch import Tensor
@@ -41,7 +42,7 @@ def grid(
     pad, line = 6, 13
     cell_w = (w + pad) * len(rows[0]) + pad
     letters = max(8, cell_w // 6 - 2)
-    lines = [[c[i : i + letters] for i in range(0, len(c), letters)][:3] for c in captions]
+    lines = [textwrap.wrap(c, letters)[:3] for c in captions]
     top = line + 4 if heads else pad
     cell_h = top + h + 4 + line * max(map(len, lines), default=0) + pad
     across = min(4, len(rows))

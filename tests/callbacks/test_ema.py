@@ -118,3 +118,28 @@ def test_module_exports_the_average(module, trainer):
 def test_decay_out_of_range(decay):
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\)"):
         EMA(decay)
+
+
+def test_a_batch_of_several_steps_counts_as_many(module, trainer):
+    class ByHand(type(module())):
+        automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            optimizer = self.optimizers()
+            for _ in range(3):
+                optimizer.zero_grad()
+                self.manual_backward(self.net(batch).square().mean())
+                optimizer.step()
+
+    class Ends(L.Callback):
+        def on_train_start(self, trainer, module):
+            self.weights = [module.net.weight.detach().clone()]
+
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            self.weights.append(module.net.weight.detach().clone())
+
+    ema, ends = EMA(DECAY), Ends()
+    trainer([ema, ends], limit_train_batches=2, gradient_clip_val=None).fit(ByHand())
+    start, first, second = ends.weights
+    want = DECAY**6 * start + DECAY**3 * (1 - DECAY**3) * first + (1 - DECAY**3) * second
+    torch.testing.assert_close(ema.state_dict()["average"]["net.weight"], want)

@@ -150,6 +150,17 @@ def test_comparison_counts_the_seconds_of_the_fit_before_it(trainer, tmp_path, c
     assert 1000 <= seconds < 1060
 
 
+def test_a_resumed_fit_adds_its_seconds(trainer, tmp_path):
+    first = trainer([Comparison()], limit_val_batches=0, max_epochs=1)
+    first.fit(Paints())
+    first.save_checkpoint(tmp_path / "a.ckpt")
+    (tmp_path / "fit_seconds.json").write_text("1000")
+    trainer([Comparison()], limit_val_batches=0, max_epochs=2).fit(Paints(), ckpt_path=tmp_path / "a.ckpt")
+    assert 1000 <= json.loads((tmp_path / "fit_seconds.json").read_text()) < 1060
+    trainer([Comparison()], limit_val_batches=0, max_epochs=1).fit(Paints())
+    assert json.loads((tmp_path / "fit_seconds.json").read_text()) < 1000  # a new one starts at 0
+
+
 def test_comparison_sheet_stays_small_for_large_images(trainer, tmp_path):
     class Large(Paints):
         def test_step(self, rows, i):
