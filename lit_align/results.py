@@ -112,7 +112,7 @@ of wall-clock on {cores} core(s) ({machine}), and draws one image for each of {p
 same seeds before and after. Exact accuracy is the judge's. The interval is over prompts, pooled over seeds; beside it
 is the least and the greatest gain of a seed. Skills: gain. Implicit accuracy: on training data, at the end. Diversity:
 mean distance of two samples' latents; drift: mean distance of a sample's latents to the reference's on the same seed;
-both per dimension. Seconds: of fit, encoding included.
+both per dimension. Seconds: of fit, encoding included. Why some lose: [what_loses.md](what_loses.md).
 
 | {" | ".join(heads)} |
 |{"---|" * len(heads)}

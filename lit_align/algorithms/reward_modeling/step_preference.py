@@ -1,16 +1,13 @@
 """Bradley-Terry at every noise level: how step-aware preference models and latent reward models are trained."""
 
-import os
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from lit_align.algorithms.algorithm import Algorithm
+from lit_align.algorithms.reward_modeling.reward_modeling import RewardModeling
 from lit_align.rewards.step_reward import StepReward
 
 
-class StepPreference(Algorithm):
+class StepPreference(RewardModeling):
     """Trains a StepReward on pairs: -log sigmoid(r(c, x_t^w, t) - r(c, x_t^l, t)), both images noised with the same
     noise to the same t (SPO, arXiv 2406.04314, section 3.2; LPO, arXiv 2502.01051, section 4.1). With `label` in the
     batch it is PickScore's cross-entropy, in which a tie counts half for each.
@@ -23,12 +20,12 @@ class StepPreference(Algorithm):
         guidance_scale: of the estimates of x_0.
     """
 
-    feedback = ("win", "lose")
-
     def __init__(self, reward: StepReward, guidance_scale: float = 5.0, **kwargs):
         super().__init__(**kwargs)
-        self.policy.requires_grad_(False)
         self.reward, self.guidance_scale = reward, guidance_scale
+
+    def loss(self, batch: dict, stage: str) -> Tensor:
+        return self.ranking(self.margin(batch), batch, stage)
 
     def margin(self, batch: dict) -> Tensor:
         """r(x_t^w) - r(x_t^l), (B,)."""
@@ -43,22 +40,3 @@ class StepPreference(Algorithm):
                 estimate = process.to_x0(policy.denoise(x_t, t, cond, self.guidance_scale), x_t, t)
         win, lose = self.reward(policy, x_t, estimate, t, batch["prompt"] * 2).chunk(2)
         return win - lose
-
-    def step(self, batch: dict) -> Tensor:
-        return self.measure(batch, "train")
-
-    def measure(self, batch: dict, stage: str) -> Tensor:
-        margin = self.margin(batch)
-        label = batch.get("label", torch.ones(len(margin))).to(margin)
-        self.log_mean(f"{stage}/accuracy", (margin > 0).float().mean() + 0.5 * (margin == 0).float().mean(), len(label))
-        return F.binary_cross_entropy_with_logits(margin, label)
-
-    def on_validation_start(self) -> None:
-        torch.manual_seed(0)  # the same timesteps and noises at every validation
-
-    def validation_step(self, batch: dict, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.log_mean("val/loss", self.measure(batch, "val"), len(batch["prompt"]))
-
-    def on_train_end(self) -> None:
-        if self.trainer.is_global_zero:
-            self.reward.save(os.path.join(self.trainer.default_root_dir, "reward"))

@@ -1,0 +1,88 @@
+"""A learnt reward of Shapes images: a differentiable proxy of what annotators prefer, which a policy can fool."""
+
+import re
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_align.paths import fetch
+from lit_align.rewards.reward import Reward
+from lit_align.shapes.scenes import COLORS, NUMBERS, RADII, RELATIONS, SHAPES, SIZE
+
+CONTROL = ("good", "bad")  # words before a caption (SRPO's): what suits it is wanted, or what does not
+PLURALS = tuple(f"{shape}es" if shape == "cross" else f"{shape}s" for shape in SHAPES)
+WORDS = " ".join(("a and", *RADII, *COLORS, *SHAPES, *PLURALS, *NUMBERS, *RELATIONS, *CONTROL)).split()
+VOCABULARY = {word: i + 1 for i, word in enumerate(dict.fromkeys(WORDS))}  # 0 is padding
+LENGTH = 12  # words of the longest caption with a control word before it, and one to spare
+
+
+def tokens(prompts: list[str]) -> Tensor:
+    """Word numbers (B, LENGTH) of captions; ValueError for a word that is not of the grammar, or too many."""
+    rows = torch.zeros(len(prompts), LENGTH, dtype=torch.long)
+    for row, prompt in zip(rows, prompts):
+        words = re.findall(r"\w+", prompt.lower())
+        if unknown := [w for w in words if w not in VOCABULARY]:
+            raise ValueError(f"ShapesReward knows the words of Shapes captions; {unknown[0]!r} of {prompt!r} is none.")
+        if not 0 < len(words) <= LENGTH:
+            raise ValueError(f"ShapesReward reads 1 to {LENGTH} words; {prompt!r} has {len(words)}.")
+        row[: len(words)] = torch.tensor([VOCABULARY[w] for w in words])
+    return rows
+
+
+class ShapesReward(Reward):
+    """Which of two images an annotator would prefer for a caption, as a score: the words of the caption attend to the
+    8 x 8 cells of a small convolutional network. Trained by `BradleyTerry`; nothing of the judge is in it, and it errs.
+
+    Scores are (raw - mean) / std, the two being those of the base model's samples in a shipped checkpoint: 0 is an
+    average sample, 1 a standard deviation better. Other sizes are resized to 64 pixels.
+
+    Args:
+        checkpoint: a .safetensors file that `BradleyTerry` or `python -m lit_align.shapes.calibrate` wrote; without
+            one the weights are random.
+        width: of cells and words.
+        depth: layers.
+    """
+
+    name, differentiable = "proxy", True
+
+    def __init__(self, checkpoint: str | None = None, width: int = 64, depth: int = 2):
+        super().__init__()
+        norm = lambda channels: (nn.GroupNorm(8, channels), nn.SiLU())
+        self.cells = nn.Sequential(
+            *(nn.Conv2d(3, 48, 6, 4, 1), *norm(48)),
+            *(nn.Conv2d(48, width, 3, 2, 1), *norm(width)),
+            *(nn.Conv2d(width, width, 3, 1, 1), *norm(width)),
+        )
+        self.cell_place = nn.Parameter(0.02 * torch.randn((SIZE // 8) ** 2, width))
+        self.word = nn.Embedding(len(VOCABULARY) + 1, width, padding_idx=0)
+        self.word_place = nn.Parameter(0.02 * torch.randn(LENGTH, width))
+        layer = {"dim_feedforward": 2 * width, "dropout": 0.0, "activation": "gelu", "batch_first": True}
+        self.layers = nn.ModuleList(
+            nn.TransformerDecoderLayer(width, 4, norm_first=True, **layer) for _ in range(depth)
+        )
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 1)
+        self.register_buffer("mean", torch.tensor(0.0))
+        self.register_buffer("std", torch.tensor(1.0))
+        if checkpoint:
+            from safetensors.torch import load_file
+
+            self.load_state_dict({k: v.float() for k, v in load_file(fetch(checkpoint)).items()})
+
+    def see(self, images: Tensor) -> Tensor:
+        """The cells (B, 64, D) of images."""
+        images = images.float()
+        if images.shape[-1] != SIZE:
+            images = F.interpolate(images, (SIZE, SIZE), mode="bilinear", antialias=True)
+        return self.cells(2 * images - 1).flatten(2).transpose(1, 2)
+
+    def embed(self, images: Tensor) -> Tensor:
+        return self.see(images).mean(1)
+
+    def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
+        cells, ids = self.see(images) + self.cell_place, tokens(prompts).to(images.device)
+        words, padding = self.word(ids) + self.word_place, ids == 0  # (B, L, D)
+        for layer in self.layers:
+            words = layer(words, cells, tgt_key_padding_mask=padding)
+        pooled = self.norm(words).masked_fill(padding[..., None], 0).sum(1) / (~padding).sum(1, keepdim=True)
+        return (self.head(pooled).squeeze(1) - self.mean) / self.std
