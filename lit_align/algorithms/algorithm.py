@@ -31,6 +31,7 @@ class Algorithm(L.LightningModule):
     feedback: tuple[str, ...] = ()  # the batch keys the method learns from
     uses_reference = False  # whether training compares with the reference policy
     moves_reference = False  # whether the method refreshes it
+    max_grad_norm: float | None = None  # gradient clipping where a method steps by hand; the Trainer's is off there
 
     def __init__(
         self,
@@ -109,6 +110,11 @@ class Algorithm(L.LightningModule):
         loss = self.finite(self.step(batch), batch)
         self.log("train/loss", loss.detach(), prog_bar=True)
         return loss
+
+    def on_before_optimizer_step(self, optimizer) -> None:
+        """Clips gradients, here because an fp16 scaler has undone its scaling by now."""
+        if self.max_grad_norm is not None:
+            self.clip_gradients(optimizer, self.max_grad_norm, "norm")
 
     def finite(self, loss: Tensor, batch: dict) -> Tensor:
         """The loss; FloatingPointError where it is not finite."""

@@ -70,7 +70,3 @@ class OwnSamples(Algorithm):
         loss = self.finite(self.step(part) if part else self.nothing(), batch)
         self.manual_backward(loss)
         return loss.detach()
-
-    def on_before_optimizer_step(self, optimizer) -> None:
-        """Clips gradients, here because an fp16 scaler has undone its scaling by now."""
-        self.clip_gradients(optimizer, self.max_grad_norm, "norm")

@@ -140,10 +140,6 @@ class PolicyGradient(Algorithm):
         for part in cells[torch.randperm(len(cells))].split(max(1, self.minibatch // self.together)):
             yield groups[part[:, 0]].flatten(), part[:, 1].repeat_interleave(self.together)
 
-    def on_before_optimizer_step(self, optimizer) -> None:
-        """Clips gradients, here because an fp16 scaler has undone its scaling by now."""
-        self.clip_gradients(optimizer, self.max_grad_norm, "norm")
-
     def trained_steps(self, trajectory: Trajectory) -> Tensor:
         """Indices of the denoising steps that are learnt from: those with noise, hence with a likelihood."""
         return (trajectory.log_prob[0] != 0).nonzero().flatten().cpu()

@@ -105,7 +105,3 @@ class SEIKO(AlignProp):
     def loss(self, reward: Tensor) -> Tensor:
         self.log_mean("train/kl", self.path.kl.detach().mean(), len(reward))
         return super().loss(reward) + self.kl_weight * self.path.kl
-
-    def on_before_optimizer_step(self, optimizer) -> None:
-        """Clips gradients, here because an fp16 scaler has undone its scaling by now."""
-        self.clip_gradients(optimizer, self.max_grad_norm, "norm")
