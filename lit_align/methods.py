@@ -31,6 +31,15 @@ def configs() -> dict[str, list[str]]:
     return found
 
 
+def family_of(config: str) -> str:
+    """The family of the method that a config runs: the room its class lives in."""
+    import_all()
+    from lit_align.algorithms.algorithm import Algorithm
+
+    name = next(name for name, used in configs().items() if config in used)
+    return next(c.__module__.split(".")[2] for c in subclasses(Algorithm) if c.__name__ == name)
+
+
 def is_base(cls: type) -> bool:
     """Whether a class leaves the equation to its subclasses."""
     abstract = any(getattr(getattr(cls, name), "__isabstractmethod__", False) for name in dir(cls))

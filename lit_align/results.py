@@ -1,4 +1,4 @@
-"""Writes docs/results.md: every method of configs/shapes trained for the same time, several seeds, one table.
+"""Writes docs/results.md: the methods of configs/shapes, a family at one budget of time, several seeds, a table each.
 
 `python -m lit_align.results --methods dpo ipo --seeds 1 2 3`. What a run measured is kept in docs/results.json; a run
 that stands there is not done again.
@@ -13,13 +13,19 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
+from lit_align import cli
+from lit_align.algorithms.algorithm import Algorithm
+from lit_align.methods import family_of
 from lit_align.paths import ROOT
 
 CONFIGS, RUNS = ROOT / "configs/shapes", Path("checkpoints/results")
 RECORDS, TABLE = ROOT / "docs/results.json", ROOT / "docs/results.md"
 SKILLS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 LOGGED = ("train/implicit_accuracy", "test/diversity", "test/drift", "perf/peak_memory_mb")
+SECONDS = {"preference": 120}  # of training; the other families, which sample as they train, get SAMPLING
+SAMPLING = 600
 
 
 def cores() -> int:
@@ -33,33 +39,66 @@ def run(
     `extra`: flags for both."""
     folder = runs / f"{method}-{seconds}s" / str(seed)
     shutil.rmtree(folder, ignore_errors=True)
-    command = [sys.executable, "-m", "lit_align"]
     common = ["--config", f"shapes/{method}", "--config", "with/budget", "--trainer.default_root_dir", str(folder)]
     common += ["--seed_everything", str(seed), "--data.seed", str(seed), *(extra or [])]
     minutes, rest = divmod(seconds, 60)
     budget = f"00:{minutes // 60:02d}:{minutes % 60:02d}:{rest:02d}"
-    subprocess.run([*command, "fit", *common, "--trainer.max_time", budget], check=True)
+    subprocess.run([sys.executable, "-m", "lit_align", "fit", *common, "--trainer.max_time", budget], check=True)
     alike = ["--data.test_prompts", "configs/shapes/prompts/test.jsonl", "--model.rewards", '["ShapesJudge"]']
     limit = ["--trainer.limit_test_batches", str(test_batches)] if test_batches else []
-    subprocess.run([*command, "test", *common, *alike, *limit, "--ckpt_path", "last"], check=True)
+    with patch.object(Algorithm, "baseline", baseline):
+        cli.main(["test", *common, *alike, *limit, "--ckpt_path", "last"])
     logged = scalars(folder)
+    first, last = fifth(logged, 0), fifth(logged, -1)
     return {
         "exact": json.loads((folder / "comparison.json").read_text())["exact"],
         "fit_seconds": json.loads((folder / "fit_seconds.json").read_text()),
         "cores": cores(),
         "machine": f"{platform.machine()}, {platform.system()}",
-    } | {name: logged[name] for name in LOGGED if name in logged}
+        "train/reward": [first.get("train/reward"), last.get("train/reward")],
+        **{name: last[name] for name in LOGGED if name in last},
+    }
 
 
-def scalars(folder: Path) -> dict[str, float]:
-    """The last value of everything that a run logged."""
+def remembering(baseline):
+    """`Algorithm.baseline` that draws a base's samples once for all its tests; a base is known by its first batch."""
+    bases: dict[bytes, dict] = {}  # images of the first batch -> {rows: samples}
+    current: dict = {}  # the module under test, and its base's samples
+
+    def remembered(module: Algorithm, batch: dict) -> dict | None:
+        rows = tuple(batch["index"])
+        if current.get("module") is not module:
+            if (first := baseline(module, batch)) is None:
+                return None
+            current["samples"] = bases.setdefault(first["image"].cpu().numpy().tobytes(), {rows: first})
+            current["module"] = module
+        samples = current["samples"]
+        if rows not in samples:
+            samples[rows] = baseline(module, batch)
+        return samples[rows]
+
+    return remembered
+
+
+baseline = remembering(Algorithm.baseline)
+
+
+def scalars(folder: Path) -> dict[str, list[float]]:
+    """The values of everything that a run logged, in order."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    last = {}
+    found: dict[str, list[float]] = {}
     for file in sorted(folder.glob("events*"), key=os.path.getmtime):
-        events = EventAccumulator(str(file)).Reload()
-        last |= {name: events.Scalars(name)[-1].value for name in events.Tags()["scalars"]}
-    return last
+        events = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
+        for name in events.Tags()["scalars"]:
+            found.setdefault(name, []).extend(event.value for event in events.Scalars(name))
+    return found
+
+
+def fifth(logged: dict[str, list[float]], which: int) -> dict[str, float]:
+    """Means of the first (0) or the last (-1) fifth of all values."""
+    parts = {name: values[:: 1 if which == 0 else -1][: -(-len(values) // 5)] for name, values in logged.items()}
+    return {name: sum(part) / len(part) for name, part in parts.items()}
 
 
 def half_interval(runs: list[dict]) -> float:
@@ -79,12 +118,14 @@ def row(method: str, runs: list[dict]) -> tuple[float, str]:
         values = [r[name] for r in runs if name in r]
         return format(mean(values), form) if values else "-"
 
+    proxies = [r["train/reward"] for r in runs if r.get("train/reward", [None])[0] is not None]
     cells = [
         f"`{method}`",
         f"{skill('all', 'before'):.3f} -> {skill('all', 'after'):.3f}",
         f"{gain:+.3f} [{gain - half:+.3f}, {gain + half:+.3f}]",
         f"{min(gains):+.3f} .. {max(gains):+.3f} ({len(gains)})",
         *(f"{skill(s, 'after') - skill(s, 'before'):+.2f}" for s in SKILLS),
+        " -> ".join(f"{mean(when):.2f}" for when in zip(*proxies)) or "-",
         logged("train/implicit_accuracy", ".2f"),
         logged("test/diversity", ".3f"),
         logged("test/drift", ".3f"),
@@ -94,31 +135,39 @@ def row(method: str, runs: list[dict]) -> tuple[float, str]:
     return gain, f"| {' | '.join(cells)} |"
 
 
-def write(records: dict, seconds: int) -> None:
-    """The table of all runs of this budget that are recorded."""
-    found = {m: list(seeds.values()) for m, seeds in records.items()}
+def table(records: dict, seconds: int) -> str:
+    """The rows of one budget's runs, best first."""
+    found = {m: list(seeds.values()) for m, seeds in records.items() if seeds}
     rows = [line for _, line in sorted((row(m, runs) for m, runs in found.items()), reverse=True)]
     runs = [r for several in found.values() for r in several]
     either = lambda values: " or ".join(str(v) for v in sorted(set(values)))
     cores, machine = either(r["cores"] for r in runs), either(r["machine"] for r in runs)
     prompts = either(r["exact"]["all"]["n"] for r in runs)
     heads = ["method", "exact accuracy", "gain, 95 % interval", "seeds: least .. most (n)", *SKILLS]
-    heads += ["implicit accuracy", "diversity", "drift", "seconds", "peak MB"]
+    heads += ["train reward", "implicit accuracy", "diversity", "drift", "seconds", "peak MB"]
+    return (
+        f"## {seconds} s of training\n\n{prompts} held-out prompts; {cores} core(s), {machine}.\n\n"
+        f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}\n" + "\n".join(rows) + "\n"
+    )
+
+
+def write(records: dict) -> None:
+    """docs/results.md, of all that is recorded."""
+    tables = [table(done, int(budget.split()[0])) for budget, done in records.items() if any(done.values())]
     TABLE.write_text(
         f"""# Results on Shapes
 
-Written by `make results`. Every method starts from `checkpoints/shapes-sd` (or `shapes-flow`), trains for {seconds} s
-of wall-clock on {cores} core(s) ({machine}), and draws one image for each of {prompts} held-out prompts, with the
-same seeds before and after. Exact accuracy is the judge's. The interval is over prompts, pooled over seeds; beside it
-is the least and the greatest gain of a seed. Skills: gain. Implicit accuracy: on training data, at the end. Diversity:
-mean distance of two samples' latents; drift: mean distance of a sample's latents to the reference's on the same seed;
-both per dimension. Seconds: of fit, encoding included. Why some lose: [what_loses.md](what_loses.md).
+Written by `make results`. Every method starts from `checkpoints/shapes-sd` (or `shapes-flow`), trains for the table's
+wall-clock ({SECONDS["preference"]} s for the preference family, {SAMPLING} s for those that sample as they train), and
+draws one image for each held-out prompt, with the same seeds before and after. Exact accuracy is the judge's. The
+interval is over prompts, pooled over seeds; beside it is the least and the greatest gain of a seed. Skills: gain. Train
+reward: what is trained on, over the first fifth of training -> over the last. Implicit accuracy: on training data, over
+the last fifth. Diversity: mean distance of two samples' latents; drift: mean distance of a sample's latents to the
+reference's on the same seed; both per dimension. Seconds: of fit, encoding included. Why some lose:
+[what_loses.md](what_loses.md).
 
-| {" | ".join(heads)} |
-|{"---|" * len(heads)}
 """
-        + "\n".join(rows)
-        + "\n"
+        + "\n".join(tables)
     )
     print(TABLE.read_text())
 
@@ -127,7 +176,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--methods", nargs="+", default=["all"], help="names under configs/shapes, or all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--seconds", type=int, default=120, help="of training")
+    parser.add_argument("--seconds", type=int, help="of training (default: the family's)")
     parser.add_argument("--test_batches", type=int, help="of 32 held-out prompts each (default: all)")
     parser.add_argument("--again", action="store_true", help="run what is recorded, too")
     args = parser.parse_args()
@@ -136,13 +185,14 @@ def main() -> None:
     if unknown := set(methods) - set(every):
         parser.error(f"there is no configs/shapes/{sorted(unknown)[0]}.yaml; there are {', '.join(every)}.")
     records = json.loads(RECORDS.read_text()) if RECORDS.exists() else {}
-    done = records.setdefault(f"{args.seconds} s", {})
     for seed in args.seeds:
         for method in methods:
-            if args.again or str(seed) not in done.get(method, {}):
-                done.setdefault(method, {})[str(seed)] = run(method, seed, args.seconds, args.test_batches)
+            seconds = args.seconds or SECONDS.get(family_of(f"shapes/{method}"), SAMPLING)
+            done = records.setdefault(f"{seconds} s", {}).setdefault(method, {})
+            if args.again or str(seed) not in done:
+                done[str(seed)] = run(method, seed, seconds, args.test_batches)
                 RECORDS.write_text(json.dumps(records, indent=1, sort_keys=True) + "\n")
-    write(done, args.seconds)
+    write(records)
 
 
 if __name__ == "__main__":

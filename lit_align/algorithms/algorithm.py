@@ -126,12 +126,13 @@ class Algorithm(L.LightningModule):
         return loss
 
     def rated(self, reward: Tensor, prompts: list[str]) -> Tensor:
-        """Rewards of N samples, (N,) or (N, R), with their mean logged; FloatingPointError where one is not finite."""
+        """Rewards of N samples, (N,) or (N, R), with their mean over all ranks logged; FloatingPointError where one is
+        not finite."""
         fine = reward.isfinite().view(len(reward), -1).all(1)  # (N,)
         if not fine.all():
             bad = [p for p, ok in zip(prompts, fine.tolist()) if not ok]
             raise FloatingPointError(f"the reward is not finite at step {self.global_step} for {bad[0]!r}.")
-        self.log_mean("train/reward", reward.mean(), len(reward))
+        self.log("train/reward", reward.mean(), prog_bar=True, sync_dist=True)
         return reward
 
     def nothing(self) -> Tensor:
@@ -228,5 +229,7 @@ class Algorithm(L.LightningModule):
         return self.outputs(batch, self.sample(batch))
 
     def log_mean(self, name: str, value: Tensor, n: int) -> None:
-        """Logs a mean over n rows, averaged over the epoch and all ranks."""
-        self.log(name, value, on_step=False, on_epoch=True, batch_size=n, sync_dist=True, add_dataloader_idx=False)
+        """Logs a mean over n rows: while training this rank's, at once; otherwise of the epoch and all ranks."""
+        train = self.trainer.training
+        kwargs = {} if train else {"on_step": False, "on_epoch": True, "sync_dist": True, "add_dataloader_idx": False}
+        self.log(name, value, batch_size=n, **kwargs)

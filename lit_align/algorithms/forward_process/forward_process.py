@@ -116,13 +116,13 @@ class ForwardProcess(OwnSamples):
         """{"x_0" (N, ...), "t" (N, T), "advantage" (N,), "cond" of each prompt} of N = B K samples, a prompt's K in a
         row."""
         prompts, k, latents, rewards = batch["prompt"], self.samples_per_prompt, [], []
+        repeated = [p for p in prompts for _ in range(k)]
         with self.acting():
             for _ in range(k):
                 latents.append(self.draw_latents(prompts))
-                reward = self.reward(self.policy.decode(latents[-1]), prompts).float()
-                rewards.append(self.rated(reward, prompts))
+                rewards.append(self.reward(self.policy.decode(latents[-1]), prompts).float())
         x_0, reward = (torch.stack(x, 1).flatten(0, 1) for x in (latents, rewards))
-        advantage = of_this_rank(self, [p for p in prompts for _ in range(k)], reward)
+        advantage = of_this_rank(self, repeated, self.rated(reward, repeated))
         return {"x_0": x_0, "t": self.times(len(x_0)), "advantage": advantage, "cond": self.cond(batch)}
 
     def parts(self, collected: dict) -> Iterable[list[dict]]:

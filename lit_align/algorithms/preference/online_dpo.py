@@ -32,8 +32,7 @@ class OnlineDPO(Online):
         k, prompts = self.samples_per_prompt, batch["prompt"]
         repeated = [p for p in prompts for _ in range(k)]
         latents = self.draw_latents(repeated)
-        reward = self.reward(self.policy.decode(latents), repeated).float().view(-1, k).cpu()
-        self.log_mean("train/reward", reward.mean(), len(repeated))
+        reward = self.rated(self.reward(self.policy.decode(latents), repeated).float(), repeated).view(-1, k).cpu()
         latents = latents.unflatten(0, (-1, k))
         rows = (reward.amax(1) > reward.amin(1)).nonzero().flatten()
         if not len(rows):

@@ -108,7 +108,7 @@ class LaSRO(OwnSamples):
         for _ in range(self.samples_per_prompt):
             z.append(self.estimates(cond))
             r.append(torch.stack([self.reward(self.policy.decode(x), prompts).float() for x in z[-1]]))
-            self.rated(r[-1][-1], prompts)
+        self.rated(torch.cat([at_step[-1] for at_step in r]), prompts * len(r))
         z, r = torch.stack(z, 2).flatten(0, 1), torch.stack(r, 2).flatten(0, 1)  # (U B, K, ...), (U B, K)
         rows, step = torch.arange(len(r), device=r.device), torch.tensor(self.used, device=r.device)
         pairs = {

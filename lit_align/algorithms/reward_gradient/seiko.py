@@ -85,7 +85,8 @@ class SEIKO(AlignProp):
         for _ in range(self.samples_per_prompt[min(loop, len(self.samples_per_prompt) - 1)]):
             image = self.policy.decode(self.rollout(self.policy, prompts).x)
             x.append(self.reward.describe(image, prompts))
-            y.append(self.rated(self.reward.queried(image, prompts).float(), prompts))
+            y.append(self.reward.queried(image, prompts).float())
+        self.rated(torch.cat(y), prompts * len(y))
         x, y = (self.all_gather(torch.cat(part)) for part in (x, y))
         self.log_mean("train/queries", torch.tensor(float(len(self.reward.y) + y.numel())), 1)
         return x.reshape(-1, x.shape[-1]), y.flatten()

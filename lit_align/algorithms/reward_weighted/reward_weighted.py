@@ -79,9 +79,9 @@ class WeightedLikelihood(OwnSamples):
         with self.policy.reference() if self.uses_reference else nullcontext():
             for _ in range(self.samples_per_prompt):
                 latents.append(self.draw_latents(written or prompts))
-                reward = self.reward(self.policy.decode(latents[-1]), prompts).float()
-                rewards.append(self.rated(reward, prompts))
+                rewards.append(self.reward(self.policy.decode(latents[-1]), prompts).float())
         reward = torch.stack(rewards, 1)
+        self.rated(reward.flatten(0, 1), [p for p in prompts for _ in range(self.samples_per_prompt)])
         if isinstance(self.reward, Several):
             for name, r in zip(self.reward.parts, reward.unbind(-1), strict=True):
                 self.log_mean(f"train/reward/{name}", r.mean(), r.numel())
