@@ -1,5 +1,6 @@
 PYTHON ?= python3
 RUN = . .venv/bin/activate &&
+PYTEST = $(RUN) python -m pytest -n auto --maxprocesses 4 --dist worksteal
 METHODS ?= all
 SEEDS ?= 1 2 3
 
@@ -24,10 +25,10 @@ quickstart: .venv/ready
 	$(RUN) python -m lit_align test --config shapes/dpo.yaml --ckpt_path last
 
 test: .venv/ready
-	$(RUN) python -m pytest
+	$(PYTEST)
 
 test-fast: .venv/ready
-	$(RUN) python -m pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 lint: .venv/ready
 	$(RUN) ruff check . && ruff format --check lit_align callbacks

@@ -1,6 +1,10 @@
+import os
 from pathlib import Path
 
 import pytest
+
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # side by side, each with its share of the cores
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // int(workers))))
 
 ROOT = Path(__file__).parents[1]
 
@@ -8,7 +12,6 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="session")
 def shapes_sd():
     return str(ROOT / "checkpoints/shapes-sd")
-
 
 
 @pytest.fixture(scope="session")

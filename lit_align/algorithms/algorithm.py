@@ -132,7 +132,7 @@ class Algorithm(L.LightningModule):
         if not fine.all():
             bad = [p for p, ok in zip(prompts, fine.tolist()) if not ok]
             raise FloatingPointError(f"the reward is not finite at step {self.global_step} for {bad[0]!r}.")
-        self.log("train/reward", reward.mean(), prog_bar=True, sync_dist=True)
+        self.log_mean("train/reward", self.all_gather(reward.detach().mean()).mean(), len(reward))
         return reward
 
     def nothing(self) -> Tensor:
@@ -232,4 +232,4 @@ class Algorithm(L.LightningModule):
         """Logs a mean over n rows: while training this rank's, at once; otherwise of the epoch and all ranks."""
         train = self.trainer.training
         kwargs = {} if train else {"on_step": False, "on_epoch": True, "sync_dist": True, "add_dataloader_idx": False}
-        self.log(name, value, batch_size=n, **kwargs)
+        self.log(name, value, batch_size=n, prog_bar=name == "train/reward", **kwargs)
