@@ -28,29 +28,27 @@ TOLD = ("cdpo", "rdpo")  # those that are told how many labels are wrong
 
 
 class Condition(NamedTuple):
-    """Who labels the pairs: u = (1 - strength) correct + strength likes; on a share `opposed` of the lists (in
+    """Who labels the pairs: u = (1 - strength) correct + strength large; on a share `opposed` of the lists (in
     quarters) one who dislikes it as much; and a share `flip` of all labels is turned round."""
 
     flip: float = 0.0
-    likes: str = "large"
     strength: float = 0.0
     opposed: float = 0.0
 
     @property
     def name(self) -> str:
-        parts = {self.likes: self.strength, "opposed": self.opposed, "flip": self.flip}
+        parts = {"large": self.strength, "opposed": self.opposed, "flip": self.flip}
         return "-".join(f"{what}-{x:g}" for what, x in parts.items() if x) or "judge"
 
     def annotators(self) -> list[Annotator]:
         """Four, who take the lists in turn."""
         signs = [-1 if i < 4 * self.opposed else 1 for i in range(4)]
-        return [Annotator({"correct": 1 - self.strength, self.likes: sign * self.strength}) for sign in signs]
+        return [Annotator({"correct": 1 - self.strength, "large": sign * self.strength}) for sign in signs]
 
 
 FAMILIES = {  # what is varied -> its values -> the conditions
     "share of labels flipped": {x: Condition(flip=x) for x in (0, 0.1, 0.2, 0.3, 0.4)},
     "weight of a liking for large": {x: Condition(strength=x) for x in (0, 0.5, 0.75, 1)},
-    "weight of a liking for red": {0: Condition()} | {x: Condition(0, "red", x) for x in (0.5, 0.75, 1)},
     "share of lists labelled by one who dislikes large": {
         x: Condition(strength=0.75, opposed=x) for x in (0, 0.25, 0.5)
     },
@@ -114,8 +112,7 @@ def write(done: dict, seconds: int) -> None:
 Written by `python -m lit_align.robustness`. Exact accuracy on {prompts} held-out prompts after {seconds} s of training
 on {cores} core(s), mean of {seeds} seed(s), ± half the 95 % interval of its gain; before training it is {before:.3f}.
 The pairs are always of the same lists of samples. `judge`: labelled by the exact judge; `flip-x`: a share x of those
-labels turned round; `large-x`: by a utility of (1 - x) correct + x share of large objects; `red-x` likewise;
-`large-x-opposed-y`: that with -x in place of x for a share y of the lists. `cdpo` and `rdpo` are told the share of
+labels turned round; `large-x`: by a utility of (1 - x) correct + x share of large objects; `large-x-opposed-y`: that with -x in place of x for a share y of the lists. `cdpo` and `rdpo` are told the share of
 wrong labels, a tie counted half.
 
 ![Accuracy against what is wrong with the labels](robustness.png)
@@ -130,14 +127,14 @@ wrong labels, a tie counted half.
 def plot(done: dict, before: float) -> None:
     """A panel for each family, a line for each method; the black line is the accuracy before training."""
     w, h, scale = 440, 290, 2  # of a panel; drawn at twice the size
-    image = Image.new("RGB", (2 * w * scale, (2 * h + 30) * scale), "white")
+    image = Image.new("RGB", (len(FAMILIES) * w * scale, (h + 30) * scale), "white")
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(12 * scale)
     text = lambda x, y, what, anchor, color="black": draw.text((x * scale, y * scale), what, color, font, anchor)
     line = lambda *points, color="black": draw.line([(x * scale, y * scale) for x, y in points], color, 2 * scale)
     every = [accuracy(seeds) for methods in done.values() for seeds in methods.values()]
     low, high = min(before, *(a - e for a, e in every)) - 0.01, max(before, *(a + e for a, e in every)) + 0.01
     for k, (title, family) in enumerate(FAMILIES.items()):
-        left, bottom, wide, tall = k % 2 * w + 50, k // 2 * h + h - 20, w - 70, h - 70
+        left, bottom, wide, tall = k * w + 50, h - 20, w - 70, h - 70
         across = lambda x: left + 20 + x / max(family) * (wide - 40)
         up = lambda y: bottom - (y - low) / (high - low) * tall
         text(left - 36, bottom - tall - 24, f"exact accuracy, by {title}", "lm")
@@ -155,7 +152,7 @@ def plot(done: dict, before: float) -> None:
                 line(place(x, mid - half), place(x, mid + half), color=color)
             line(*(place(x, mid) for x, (mid, _) in found.items()), color=color)
     for i, (what, color) in enumerate([*COLORS.items(), ("before training", "black")]):
-        text(50 + 70 * i, 2 * h + 15, what, "lm", color)
+        text(50 + 70 * i, h + 15, what, "lm", color)
     image.reduce(scale).save(PLOT)
 
 

@@ -13,11 +13,11 @@ from lit_align.robustness import COLORS, CONDITIONS, Condition, disagreement, pa
 
 @pytest.fixture(scope="module")
 def lists():
-    """Lists of four: two right and two wrong ones; large and red are independent of that, and all values differ."""
-    values = torch.rand(400, 4, 2, generator=torch.Generator().manual_seed(0)).tolist()
+    """Lists of four: two right and two wrong ones; large is independent of that, and all its values differ."""
+    values = torch.rand(400, 4, generator=torch.Generator().manual_seed(0)).tolist()
     picture = lambda i, j: f"{i} {j}".encode()
     return [
-        {"prompt": f"p{i}", "images": [picture(i, j) for j in range(4)], "correct": [0.0, 1.0, 1.0, 0.0], "large": [v[0] for v in four], "red": [v[1] for v in four]}
+        {"prompt": f"p{i}", "images": [picture(i, j) for j in range(4)], "correct": [0.0, 1.0, 1.0, 0.0], "large": four}
         for i, four in enumerate(values)
     ]
 

@@ -7,12 +7,13 @@
 Both sides load the same small Stable Diffusion (shapes-sd), with LoRA of rank 4 on the attention, and see as many images,
 denoising steps, guided forwards and threads; the reward is the mean brightness. An epoch of DDPO is 64 samples of 10
 steps and one optimizer step on all of them; one of AlignProp is 16 samples of 10 steps with gradient through the last 5
-(ours: DRaFT with K = 5, the same thing). Each side runs in a process of its own, twice, in turns; memory is its peak less
-what it held after the imports, speed the median epoch but the first.
+(ours: DRaFT with K = 5, the same thing). Each side runs in processes of its own: one for speed, the median epoch but
+the first, and one for memory, the peak over what it held as the first epoch began, freed blocks given back at once.
 """
 
 import argparse
 import json
+import math
 import os
 import platform
 import resource
@@ -50,19 +51,20 @@ def for_both(folder: Path) -> None:
     (folder / "tokenizer/tokenizer_config.json").write_text(json.dumps(config))
 
 
-def rss() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def held() -> float:
+    """MB now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
 
 
 def report(times: list[float], reward: list[float], images: int, base: float) -> None:
-    middle = median(times[1:])
-    print(json.dumps({"images_per_s": images / middle, "first_s": times[0] - middle, "peak_mb": rss() - base, "reward": reward}))
+    middle, peak = median(times[1:]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    print(json.dumps({"images_per_s": images / middle, "first_s": times[0] - middle, "peak_mb": peak - base, "reward": reward}))
 
 
 def theirs(method: str, folder: str, epochs: int) -> None:
     from trl import AlignPropConfig, AlignPropTrainer, DDPOConfig, DDPOTrainer, DefaultDDPOStableDiffusionPipeline
 
-    base, times, rewards, n = rss(), [], [], SAMPLES[method]
+    times, rewards, n = [], [], SAMPLES[method]
     turn = iter(PROMPTS * 10_000)
     common = dict(mixed_precision="no", allow_tf32=False, sample_num_steps=STEPS, sample_guidance_scale=GUIDANCE, train_learning_rate=1e-5, train_batch_size=n, save_freq=10_000)
     pipe = DefaultDDPOStableDiffusionPipeline(folder, use_lora=True)
@@ -72,7 +74,7 @@ def theirs(method: str, folder: str, epochs: int) -> None:
     def brightness(images, *_):
         score = images.mean((1, 2, 3))
         rewards.append(score.mean().item())
-        return (score, {}) if method == "ddpo" else score
+        return score, {}
 
     if method == "ddpo":
         config = DDPOConfig(sample_batch_size=n, sample_num_batches_per_epoch=1, sample_eta=1.0, train_clip_range=1e-3, **common)
@@ -80,6 +82,7 @@ def theirs(method: str, folder: str, epochs: int) -> None:
     else:
         config = AlignPropConfig(sample_eta=0.0, truncated_backprop_rand=False, truncated_backprop_timestep=STEPS - KEPT, **common)
         trainer = AlignPropTrainer(config, brightness, prompt, pipe)
+    base = held()
     for epoch in range(epochs):
         start = time.perf_counter()
         trainer.step(epoch, epoch)
@@ -109,13 +112,16 @@ def ours(method: str, folder: str, epochs: int, compiled: bool) -> None:
             return score
 
     class Clock(L.Callback):
+        def on_train_start(self, *args):
+            self.base = held()
+
         def on_train_batch_start(self, *args):
             times.append(-time.perf_counter())
 
         def on_train_batch_end(self, *args):
             times[-1] += time.perf_counter()
 
-    base, times, rewards, n = rss(), [], [], SAMPLES[method]
+    times, rewards, n, clock = [], [], SAMPLES[method], Clock()
     policy = StableDiffusion(folder, LoRA(rank=4), compile=compiled)
     rollout = lambda eta: Sampler(STEPS, GUIDANCE, DDIM(eta=eta))
     common = dict(policy=policy, reward=Brightness(), optimizer=lambda p: torch.optim.AdamW(p, lr=1e-5))
@@ -128,13 +134,14 @@ def ours(method: str, folder: str, epochs: int, compiled: bool) -> None:
     quiet = dict(logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False)
     clip = {} if method == "ddpo" else {"gradient_clip_val": 1.0}
     with tempfile.TemporaryDirectory() as run:
-        trainer = L.Trainer(accelerator="cpu", max_epochs=1, callbacks=[Clock()], default_root_dir=run, **quiet, **clip)
+        trainer = L.Trainer(accelerator="cpu", max_epochs=1, callbacks=[clock], default_root_dir=run, **quiet, **clip)
         trainer.fit(algorithm, DataLoader([batch] * epochs, batch_size=None))
-    report(times, rewards, n, base)
+    report(times, rewards, n, clock.base)
 
 
-def side(python: str, *words: str) -> dict:
+def side(python: str, *words: str, frugal: bool) -> dict:
     env = os.environ | {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
+    env |= {"MALLOC_MMAP_THRESHOLD_": "65536"} if frugal else {}
     found = subprocess.run([python, __file__, "--side", *words], env=env, check=True, capture_output=True, text=True)
     return json.loads(found.stdout.splitlines()[-1])
 
@@ -154,12 +161,12 @@ def main() -> None:
         for_both(model := Path(folder) / "model")
         for method in SAMPLES:
             pythons = {"theirs": args.peer, "ours": sys.executable, "compiled": sys.executable}
-            runs = {who: [] for who in pythons}
-            for who in [*pythons, *pythons]:
-                runs[who].append(side(pythons[who], who, method, str(model), str(args.epochs)))
-            best = {who: max(several, key=lambda r: r["images_per_s"]) for who, several in runs.items()}
-            peer = best["theirs"]
-            for who, r in best.items():
+            peer = None
+            for who, python in pythons.items():
+                words = (python, who, method, str(model))
+                r = side(*words, str(args.epochs), frugal=False)
+                r["peak_mb"] = side(*words, "2", frugal=True)["peak_mb"] if who != "compiled" else math.nan
+                peer = peer or r
                 ratio = lambda key: f"{r[key]:.1f} | {r[key] / peer[key]:.2f}"
                 wait = f"{r['first_s']:.0f}" if who == "compiled" else ""
                 lines.append(f"| {method} | {who} | {ratio('images_per_s')} | {ratio('peak_mb')} | {r['reward'][0]:.4f} | {wait} |")
