@@ -112,8 +112,9 @@ def write(done: dict, seconds: int) -> None:
 Written by `python -m lit_align.robustness`. Exact accuracy on {prompts} held-out prompts after {seconds} s of training
 on {cores} core(s), mean of {seeds} seed(s), ± half the 95 % interval of its gain; before training it is {before:.3f}.
 The pairs are always of the same lists of samples. `judge`: labelled by the exact judge; `flip-x`: a share x of those
-labels turned round; `large-x`: by a utility of (1 - x) correct + x share of large objects; `large-x-opposed-y`: that with -x in place of x for a share y of the lists. `cdpo` and `rdpo` are told the share of
-wrong labels, a tie counted half.
+labels turned round; `large-x`: by a utility of (1 - x) correct + x share of large objects; `large-x-opposed-y`: that
+with -x in place of x for a share y of the lists. `cdpo` and `rdpo` are told the share of wrong labels, a tie counted
+half.
 
 ![Accuracy against what is wrong with the labels](robustness.png)
 
