@@ -42,12 +42,14 @@ class ShapesReward(Reward):
             one the weights are random.
         width: of cells and words.
         depth: layers.
+        name: in logs.
     """
 
-    name, differentiable = "proxy", True
+    differentiable = True
 
-    def __init__(self, checkpoint: str | None = None, width: int = 64, depth: int = 2):
+    def __init__(self, checkpoint: str | None = None, width: int = 64, depth: int = 2, name: str = "proxy"):
         super().__init__()
+        self.name = name
         norm = lambda channels: (nn.GroupNorm(8, channels), nn.SiLU())
         self.cells = nn.Sequential(
             *(nn.Conv2d(3, 48, 6, 4, 1), *norm(48)),

@@ -7,8 +7,9 @@
 Both sides load the same small Stable Diffusion (shapes-sd), with LoRA of rank 4 on the attention, and see as many images,
 denoising steps, guided forwards and threads; the reward is the mean brightness. An epoch of DDPO is 64 samples of 10
 steps and one optimizer step on all of them; one of AlignProp is 16 samples of 10 steps with gradient through the last 5
-(ours: DRaFT with K = 5, the same thing). Each side runs in processes of its own: one for speed, the median epoch but
-the first, and one for memory, the peak over what it held as the first epoch began, freed blocks given back at once.
+(ours: DRaFT with K = 5, the same thing). Each side runs in processes of its own: two for speed, in turns, the best of
+the medians of all epochs but the first, and one for memory, the peak over what it held as the first epoch began, freed
+blocks given back at once.
 """
 
 import argparse
@@ -149,7 +150,7 @@ def side(python: str, *words: str, frugal: bool) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", help="the python of an environment with trl 0.11.4")
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--write", action="store_true", help=f"make {PAGE.relative_to(ROOT)} of it")
     parser.add_argument("--side", nargs=4, help=argparse.SUPPRESS)  # who, method, folder, epochs
     args = parser.parse_args()
@@ -161,12 +162,14 @@ def main() -> None:
         for_both(model := Path(folder) / "model")
         for method in SAMPLES:
             pythons = {"theirs": args.peer, "ours": sys.executable, "compiled": sys.executable}
-            peer = None
-            for who, python in pythons.items():
-                words = (python, who, method, str(model))
-                r = side(*words, str(args.epochs), frugal=False)
-                r["peak_mb"] = side(*words, "2", frugal=True)["peak_mb"] if who != "compiled" else math.nan
-                peer = peer or r
+            call = lambda who, epochs, frugal=False: side(pythons[who], who, method, str(model), str(epochs), frugal=frugal)
+            found = {who: call(who, args.epochs) for who in pythons}
+            for who, r in found.items():
+                again = call(who, args.epochs) if who != "compiled" else r
+                r["images_per_s"] = max(r["images_per_s"], again["images_per_s"])
+                r["peak_mb"] = call(who, 2, frugal=True)["peak_mb"] if who != "compiled" else math.nan
+            peer = found["theirs"]
+            for who, r in found.items():
                 ratio = lambda key: f"{r[key]:.1f} | {r[key] / peer[key]:.2f}"
                 wait = f"{r['first_s']:.0f}" if who == "compiled" else ""
                 lines.append(f"| {method} | {who} | {ratio('images_per_s')} | {ratio('peak_mb')} | {r['reward'][0]:.4f} | {wait} |")

@@ -1,0 +1,191 @@
+"""Writes docs/overoptimization.md and .png: proxy and exact reward as training on the proxy goes on.
+
+`python -m lit_align.overoptimization --runs ddpo draft`. What a run measured is kept in docs/overoptimization.json; a
+run that stands there is not done again.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from callbacks.reward_overoptimization import RewardOveroptimizationStopping
+from lit_align.paths import ROOT
+from lit_align.results import cores
+
+FOLDER = Path("checkpoints/overoptimization")
+RECORDS, PAGE, PLOT = (ROOT / f"docs/overoptimization.{end}" for end in ("json", "md", "png"))
+LORA = '{"class_path": "LoRA", "init_args": {"rank": 8}}'
+RUNS = {  # name -> config, batches between validations, flags
+    "ddpo": ("ddpo", 5, {"model.optimizer.init_args.lr": 3e-5}),
+    "dpok": ("dpok", 5, {"model.optimizer.init_args.lr": 3e-5}),
+    "dpok without KL": ("dpok", 5, {"model.optimizer.init_args.lr": 3e-5, "model.kl_weight": 0}),
+    "tdpo_r": ("tdpo_r", 5, {}),
+    "draft": ("draft", 10, {"model.optimizer.init_args.lr": 1e-4}),
+    "draft with KL (elegant)": ("elegant", 10, {"model.optimizer.init_args.lr": 1e-4}),
+    "draft, LoRA": ("draft", 10, {"model.optimizer.init_args.lr": 1e-3, "model.policy.init_args.adapter": LORA}),
+    "alignprop": ("alignprop", 10, {"model.optimizer.init_args.lr": 1e-4}),
+}
+SCALED, SCALES = "draft, LoRA", (0.25, 0.5, 0.75)
+WATCHED = ("proxy", "second", "exact")
+COLORS = {"proxy": "#0072b2", "second": "#e69f00", "exact": "#000000"}
+
+
+def words(name: str) -> list[str]:
+    """The flags of a run."""
+    config, every, flags = RUNS[name]
+    flags = flags | {
+        "trainer.default_root_dir": FOLDER / name.replace(" ", "_"),
+        "trainer.val_check_interval": every,
+        "trainer.enable_progress_bar": False,
+    }
+    given = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
+    return ["--config", f"shapes/{config}", "--config", "with/proxy", *given]
+
+
+def fit(name: str, seconds: int) -> list[dict]:
+    """Trains; the validations on the way, and before it: {"step", "proxy", "second", "exact", "diversity"} of each."""
+    command, folder = [sys.executable, "-m", "lit_align"], FOLDER / name.replace(" ", "_")
+    shutil.rmtree(folder, ignore_errors=True)
+    subprocess.run([*command, "validate", *words(name)], check=True)
+    budget = ["--trainer.max_steps", "-1", "--trainer.max_time", f"00:00:{seconds // 60:02d}:{seconds % 60:02d}"]
+    subprocess.run([*command, "fit", *words(name), *budget], check=True)
+    return curve(folder)
+
+
+def at_scales(name: str) -> dict[str, dict]:
+    """The trained adapter validated at a part of its strength."""
+    found, folder = {}, FOLDER / "scaled"
+    for scale in SCALES:
+        shutil.rmtree(folder, ignore_errors=True)
+        at = ["--ckpt_path", str(FOLDER / name.replace(" ", "_") / "checkpoints/last.ckpt")]
+        at += ["--trainer.default_root_dir", str(folder), "--trainer.callbacks+", "LoRAScaling"]
+        at += ["--trainer.callbacks.scale", str(scale)]
+        subprocess.run([sys.executable, "-m", "lit_align", "validate", *words(name), *at], check=True)
+        found[str(scale)] = curve(folder)[0]
+    return found
+
+
+def curve(folder: Path) -> list[dict]:
+    """The validations that a folder's event files tell of, in order."""
+    rows: dict[int, dict] = {}
+    for file in folder.glob("events*"):
+        events = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
+        for key in ("reward/proxy", "reward/second", "reward/exact", "diversity"):
+            for e in events.Scalars(f"val/{key}") if f"val/{key}" in events.Tags()["scalars"] else ():
+                rows.setdefault(e.step, {})[key.split("/")[-1]] = e.value
+    return [{"step": step} | rows[step] for step in sorted(rows)]
+
+
+def stopped(points: list[dict], patience: int = 2) -> dict:
+    """The point whose weights RewardOveroptimizationStopping keeps, as it sees nothing but proxy and second."""
+    callback = RewardOveroptimizationStopping("proxy", ["second"], patience)
+    trainer = SimpleNamespace(sanity_checking=False, state=SimpleNamespace(fn="fit"), should_stop=False)
+    for point in points:
+        trainer.global_step, trainer.callback_metrics = point["step"], point
+        callback.on_validation_end(trainer, torch.nn.Module())
+        if trainer.should_stop:
+            break
+    return next(p for p in points if p["step"] == callback.best_step) | {"ended": point["step"]}
+
+
+def table(records: dict) -> str:
+    """A line for each run."""
+    pair = lambda p: f"{p['proxy']:+.2f}, {p['exact']:.3f}"
+    heads = ["run", "before", "best exact", "end", "the callback ends at", "and keeps", "of the best exact"]
+    lines = [heads, ["---"] * len(heads)]
+    for name, points in ((n, records[n]["curve"]) for n in RUNS if n in records):
+        best, kept = max(points, key=lambda p: p["exact"]), stopped(points[1:])
+        lines.append(
+            [f"`{name}`", pair(points[0]), f"{pair(best)} (step {best['step']})"]
+            + [f"{pair(points[-1])} (step {points[-1]['step']})", f"step {kept['ended']}"]
+            + [f"{pair(kept)} (step {kept['step']})", f"{kept['exact'] / best['exact']:.0%}"]
+        )
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+
+
+def write(records: dict, seconds: int) -> None:
+    """The page and its plot."""
+    scaled = records.get(SCALED, {}).get("scaled", {})
+    points = [*scaled.items(), ("1", records[SCALED]["curve"][-1])] if scaled else []
+    sweep = ", ".join(f"{scale}: {p['proxy']:+.2f}, {p['exact']:.3f}" for scale, p in points)
+    PAGE.write_text(
+        f"""# Reward over-optimization on Shapes
+
+Written by `python -m lit_align.overoptimization`. Every run trains on the proxy, a small reward learnt from simulated
+annotators (`checkpoints/shapes-reward`), for {seconds} s on {cores()} core(s), validation included; learning rates are
+high on purpose. A second proxy, of another seed, is held out: `RewardOveroptimizationStopping` sees these two and
+nothing else. Exact is the judge's accuracy on the same 128 validation prompts (half-width of its 95 % interval about
+0.09 for one point, less for differences). Proxies are in standard deviations of the base's samples. A cell is proxy,
+exact.
+
+![Proxy and exact reward as training goes on](overoptimization.png)
+
+{table(records)}
+LoRA of `{SCALED}` at a part of its strength, proxy and exact: {sweep or "not run"}.
+"""
+    )
+    plot(records)
+    print(PAGE.read_text())
+
+
+def plot(records: dict) -> None:
+    """A panel for each run: proxies on the left axis, exact on the right one, over optimizer steps; a vertical line
+    where the callback keeps the weights, a dashed one where it ends training."""
+    w, h, scale, across = 330, 230, 2, 4
+    names = [n for n in RUNS if n in records]
+    image = Image.new("RGB", (across * w * scale, (-(-len(names) // across) * h + 30) * scale), "white")
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(12 * scale)
+    text = lambda x, y, what, anchor, color="black": draw.text((x * scale, y * scale), what, color, font, anchor)
+    line = lambda *points, color="black": draw.line([(x * scale, y * scale) for x, y in points], color, 2 * scale)
+    every = [p for n in names for p in records[n]["curve"]]
+    span = lambda *keys: (min(p[k] for p in every for k in keys), max(p[k] for p in every for k in keys))
+    ranges = dict.fromkeys(("proxy", "second"), span("proxy", "second")) | {"exact": span("exact")}
+    for i, name in enumerate(names):
+        points = records[name]["curve"]
+        left, top, wide, tall = i % across * w + 40, i // across * h + 30, w - 90, h - 60
+        x = lambda step: left + wide * step / max(p["step"] for p in points)
+        y = lambda key, value: top + tall * (1 - (value - ranges[key][0]) / (ranges[key][1] - ranges[key][0]))
+        text(left, top - 14, name, "lm")
+        line((left, top), (left, top + tall), (left + wide, top + tall), (left + wide, top), color="#999999")
+        for key, edge, anchor in (("proxy", left - 4, "rm"), ("exact", left + wide + 4, "lm")):
+            for value in ranges[key]:
+                text(edge, y(key, value), f"{value:.2f}", anchor, COLORS[key])
+        text(left + wide, top + tall + 10, f"{points[-1]['step']} steps", "rm")
+        kept = stopped(points[1:])
+        line((x(kept["step"]), top), (x(kept["step"]), top + tall), color="#009e73")
+        for dash in range(0, tall, 8):
+            line((x(kept["ended"]), top + dash), (x(kept["ended"]), top + dash + 4), color="#d55e00")
+        for key in WATCHED:
+            line(*((x(p["step"]), y(key, p[key])) for p in points), color=COLORS[key])
+    legend = [*COLORS.items(), ("kept by the callback", "#009e73"), ("ended by it", "#d55e00")]
+    for i, (what, color) in enumerate(legend):
+        text(40 + 150 * i, image.height / scale - 14, what, "lm", color)
+    image.reduce(scale).save(PLOT)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=RUNS)
+    parser.add_argument("--seconds", type=int, default=600, help="of a run, validation included")
+    args = parser.parse_args()
+    records = json.loads(RECORDS.read_text()) if RECORDS.exists() else {}
+    done = records.setdefault(f"{args.seconds} s", {})
+    for name in args.runs:
+        if name not in done:
+            done[name] = {"curve": fit(name, args.seconds)}
+            if name == SCALED:
+                done[name]["scaled"] = at_scales(name)
+            RECORDS.write_text(json.dumps(records, indent=1) + "\n")
+    write(done, args.seconds)
+
+
+if __name__ == "__main__":
+    main()

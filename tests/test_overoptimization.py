@@ -1,0 +1,46 @@
+"""The over-optimization page: where the callback would stop, and what the table says of it."""
+
+import math
+
+import pytest
+from PIL import Image
+
+from lit_align import overoptimization
+from lit_align.overoptimization import COLORS, RUNS, SCALED, stopped, write
+
+
+def points(peak: int, n: int = 9) -> list[dict]:
+    """A proxy that rises for ever; what it stands for, and the second proxy, rise until `peak`."""
+    fall = lambda i: -abs(i - peak)
+    return [{"step": 10 * i, "proxy": float(i), "second": fall(i) / 2, "exact": 0.6 + fall(i) / 50, "diversity": 1.0} for i in range(n)]
+
+
+@pytest.mark.parametrize("peak", [1, 4, 6])
+def test_the_callback_keeps_the_peak_and_ends_two_validations_after_it(peak):
+    kept = stopped(points(peak)[1:])
+    assert kept["step"] == 10 * peak and kept["ended"] == 10 * (peak + 2)
+
+
+def test_the_callback_does_not_see_the_exact_reward():
+    changed = [p | {"exact": math.nan} for p in points(4)]
+    assert stopped(changed)["step"] == stopped(points(4))["step"] == 40
+
+
+def test_without_over_optimization_it_runs_to_the_end():
+    kept = stopped(points(8))
+    assert kept["step"] == kept["ended"] == 80
+
+
+def test_table_and_plot(tmp_path, monkeypatch):
+    for name in ("PAGE", "PLOT"):
+        monkeypatch.setattr(overoptimization, name, tmp_path / getattr(overoptimization, name).name)
+    records = {name: {"curve": points(4)} for name in RUNS} | {SCALED: {"curve": points(3), "scaled": {"0.5": points(3)[2]}}}
+    write(records, 600)
+    text = (tmp_path / "overoptimization.md").read_text()
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| `")]
+    assert [row[0].strip("| `") for row in rows] == list(RUNS)
+    assert rows[0][1:] == ["+0.00, 0.520", "+4.00, 0.600 (step 40)", "+8.00, 0.520 (step 80)", "step 60", "+4.00, 0.600 (step 40)", "100% |"]
+    assert "0.5: +2.00, 0.580, 1: +8.00, 0.500" in text
+    picture = Image.open(tmp_path / "overoptimization.png")
+    shown = {color for _, color in picture.getcolors(picture.width * picture.height)}
+    assert {tuple(bytes.fromhex(color[1:])) for color in COLORS.values()} <= shown
