@@ -30,7 +30,8 @@ def randn_like(x: Tensor, generators: list[torch.Generator] | None) -> Tensor:
 
 @dataclass
 class Trajectory:
-    """A recorded rollout of B samples and T steps; conditioning and prompts as the sampler got them."""
+    """A recorded rollout of B samples and T steps; conditioning and prompts as the sampler got them. The latents lie on
+    the CPU, whatever the policy's device."""
 
     x_t: Tensor  # (B, T, ...)
     x_s: Tensor  # (B, T, ...): what the step led to
@@ -42,17 +43,11 @@ class Trajectory:
     prompts: list[str] | None
 
     def minibatch(self, rows: Tensor, steps: Tensor) -> dict:
-        """Single steps (rows[m], steps[m]): x_t, x_s, mean (M, ...), t, s, log_prob (M,) and cond."""
-        at = (rows, steps)
-        return {
-            "x_t": self.x_t[at],
-            "x_s": self.x_s[at],
-            "t": self.t[at],
-            "s": self.s[at],
-            "log_prob": self.log_prob[at],
-            "mean": self.mean[at],
-            "cond": gather(self.cond, rows.tolist()),
-        }
+        """Single steps (rows[m], steps[m]), on the policy's device: x_t, x_s, mean (M, ...), t, s, log_prob (M,) and
+        cond."""
+        names, device = ("x_t", "x_s", "t", "s", "log_prob", "mean"), self.t.device
+        step = {name: getattr(self, name)[rows, steps].to(device) for name in names}
+        return step | {"cond": gather(self.cond, rows.tolist())}
 
 
 @dataclass
@@ -225,8 +220,9 @@ class Sampler:
         if record:
             noisy = bool((gaussian.std > 0).all())
             log_prob = gaussian.log_prob(state.x) if noisy else torch.zeros(n, device=x_t.device)
-            step = {"x_t": x_t, "x_s": state.x, "t": t, "s": s, "log_prob": log_prob, "mean": gaussian.mean}
-            state.history.append({k: v.detach() for k, v in step.items()})
+            latents = {"x_t": x_t, "x_s": state.x, "mean": gaussian.mean}
+            step = {"t": t, "s": s, "log_prob": log_prob.detach()}
+            state.history.append(step | {k: v.detach().cpu() for k, v in latents.items()})
         hook.after_step(policy, state)
 
     def _predicted(self, hook: Hook, policy, state: State, x: Tensor) -> tuple[Tensor, Tensor]:

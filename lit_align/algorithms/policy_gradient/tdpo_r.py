@@ -57,7 +57,8 @@ class TDPOR(DDPO):
     def embedded(self, x_t: Tensor) -> Tensor:
         """Embeddings (N, T, D) of latents (N, T, ...)."""
         parts = x_t.flatten(0, 1).split(self.minibatch)
-        return torch.cat([self.reward.embed(self.policy.decode(x)).float() for x in parts]).unflatten(0, x_t.shape[:2])
+        embed = lambda x: self.reward.embed(self.policy.decode(x.to(self.device))).float()
+        return torch.cat([embed(x) for x in parts]).unflatten(0, x_t.shape[:2])
 
     def temporal(self, e: Tensor, returns: Tensor) -> tuple[Tensor, Tensor]:
         """C(e) as it is now and the advantages of all steps, both (N, T)."""
