@@ -20,15 +20,14 @@ from statistics import median
 
 import lightning as L
 import torch
-import yaml
 from torch.utils.data import DataLoader
 
-from lit_align.algorithms.algorithm import Algorithm
 from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient
 from lit_align.algorithms.preference.online import Online
-from lit_align.cli import CONFIGS, import_all, subclasses
+from lit_align.cli import CONFIGS
 from lit_align.cli import main as command_line
 from lit_align.diffusion.sampler import gather
+from lit_align.methods import family_of
 from lit_align.paths import ROOT
 from lit_align.results import cores
 
@@ -38,11 +37,9 @@ COST = dict(zip(FORWARDS, (3, 1, 1)))
 
 def names() -> list[str]:
     """The configs whose method belongs to the preference family, dpo first."""
-    import_all()
-    family = {c.__name__ for c in subclasses(Algorithm) if c.__module__.startswith("lit_align.algorithms.preference.")}
-    files = [f for f in (CONFIGS / "shapes").glob("*.yaml") if not f.stem.startswith("base_")]
-    method = lambda file: yaml.safe_load(file.read_text())["model"]["class_path"].split(".")[-1]
-    return sorted((f.stem for f in files if method(f) in family), key=lambda name: (name != "dpo", name))
+    every = [f.stem for f in (CONFIGS / "shapes").glob("*.yaml") if not f.stem.startswith("base_")]
+    family = [name for name in every if family_of(f"shapes/{name}") == "preference"]
+    return sorted(family, key=lambda name: (name != "dpo", name))
 
 
 class Clock(L.Callback):
