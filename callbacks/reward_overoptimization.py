@@ -14,7 +14,8 @@ class RewardOveroptimizationStopping(L.Callback):
     A validation is bad when the proxy is above its value at the best validation while the mean of the held-out
     metrics is below its best, or when diversity or KL leave their bounds. After `patience` bad validations in a row
     training stops, and the trained weights go back to those of the best held-out validation, whether training was
-    stopped or ran out. Where EMA is used, list it first.
+    stopped or ran out. With `num_sanity_val_steps: -1` the untrained policy is the first validation. Where EMA is used,
+    list it first.
 
     Args:
         proxy: name of the reward that is trained on, as logged.
@@ -58,7 +59,8 @@ class RewardOveroptimizationStopping(L.Callback):
         self.seen = {name: whole(p) for name, p in trainable(module).items()}
 
     def on_validation_end(self, trainer, module) -> None:
-        if trainer.sanity_checking or not trainer.state.fn == "fit":
+        partial = trainer.sanity_checking and trainer.num_sanity_val_steps != math.inf
+        if partial or not trainer.state.fn == "fit":
             return
         proxy = self._read(trainer, self.proxy)
         held_out = sum(self._read(trainer, name) for name in self.held_out) / len(self.held_out)

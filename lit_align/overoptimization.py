@@ -23,15 +23,16 @@ from lit_align.results import cores
 FOLDER = Path("checkpoints/overoptimization")
 RECORDS, PAGE, PLOT = (ROOT / f"docs/overoptimization.{end}" for end in ("json", "md", "png"))
 LORA = '{"class_path": "LoRA", "init_args": {"rank": 8}}'
+RATE = "model.optimizer.init_args.lr"
 RUNS = {  # name -> config, batches between validations, flags
-    "ddpo": ("ddpo", 5, {"model.optimizer.init_args.lr": 3e-5}),
-    "dpok": ("dpok", 5, {"model.optimizer.init_args.lr": 3e-5}),
-    "dpok without KL": ("dpok", 5, {"model.optimizer.init_args.lr": 3e-5, "model.kl_weight": 0}),
-    "tdpo_r": ("tdpo_r", 5, {}),
-    "draft": ("draft", 10, {"model.optimizer.init_args.lr": 1e-4}),
-    "draft with KL (elegant)": ("elegant", 10, {"model.optimizer.init_args.lr": 1e-4}),
-    "draft, LoRA": ("draft", 10, {"model.optimizer.init_args.lr": 1e-3, "model.policy.init_args.adapter": LORA}),
-    "alignprop": ("alignprop", 10, {"model.optimizer.init_args.lr": 1e-4}),
+    "ddpo": ("ddpo", 5, {RATE: 3e-5}),
+    "dpok": ("dpok", 5, {RATE: 3e-5}),
+    "dpok without KL": ("dpok", 5, {RATE: 3e-5, "model.kl_weight": 0}),
+    "tdpo_r": ("tdpo_r", 5, {RATE: 3e-6}),
+    "draft": ("draft_k", 20, {RATE: 5e-5}),
+    "draft with KL (elegant)": ("elegant", 20, {RATE: 5e-5}),
+    "draft, LoRA": ("draft_k", 20, {RATE: 1e-3, "model.policy.init_args.adapter": LORA}),
+    "alignprop": ("alignprop", 20, {RATE: 5e-5}),
 }
 SCALED, SCALES = "draft, LoRA", (0.25, 0.5, 0.75)
 WATCHED = ("proxy", "second", "exact")
@@ -45,6 +46,8 @@ def words(name: str) -> list[str]:
         "trainer.default_root_dir": FOLDER / name.replace(" ", "_"),
         "trainer.val_check_interval": every,
         "trainer.enable_progress_bar": False,
+        "data.path": "configs/shapes/prompts/few.jsonl",
+        "data.val_prompts": "configs/shapes/prompts/few_val.jsonl",
     }
     given = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
     return ["--config", f"shapes/{config}", "--config", "with/proxy", *given]
@@ -102,7 +105,7 @@ def table(records: dict) -> str:
     heads = ["run", "before", "best exact", "end", "the callback ends at", "and keeps", "of the best exact"]
     lines = [heads, ["---"] * len(heads)]
     for name, points in ((n, records[n]["curve"]) for n in RUNS if n in records):
-        best, kept = max(points, key=lambda p: p["exact"]), stopped(points[1:])
+        best, kept = max(points, key=lambda p: p["exact"]), stopped(points)
         lines.append(
             [f"`{name}`", pair(points[0]), f"{pair(best)} (step {best['step']})"]
             + [f"{pair(points[-1])} (step {points[-1]['step']})", f"step {kept['ended']}"]
@@ -121,9 +124,9 @@ def write(records: dict, seconds: int) -> None:
 
 Written by `python -m lit_align.overoptimization`. Every run trains on the proxy, a small reward learnt from simulated
 annotators (`checkpoints/shapes-reward`), for {seconds} s on {cores()} core(s), validation included; learning rates are
-high on purpose. A second proxy, of another seed, is held out: `RewardOveroptimizationStopping` sees these two and
-nothing else. Exact is the judge's accuracy on the same 128 validation prompts (half-width of its 95 % interval about
-0.09 for one point, less for differences). Proxies are in standard deviations of the base's samples. A cell is proxy,
+high on purpose, and the prompts are only 16. A second proxy, of another seed, is held out:
+`RewardOveroptimizationStopping` sees these two and nothing else, the base first. Exact is the judge's accuracy on 8 samples
+of each prompt, always the same seeds (half-width of its 95 % interval about 0.09 for one point, less for differences). Proxies are in standard deviations of the base's samples. A cell is proxy,
 exact.
 
 ![Proxy and exact reward as training goes on](overoptimization.png)
@@ -159,7 +162,7 @@ def plot(records: dict) -> None:
             for value in ranges[key]:
                 text(edge, y(key, value), f"{value:.2f}", anchor, COLORS[key])
         text(left + wide, top + tall + 10, f"{points[-1]['step']} steps", "rm")
-        kept = stopped(points[1:])
+        kept = stopped(points)
         line((x(kept["step"]), top), (x(kept["step"]), top + tall), color="#009e73")
         for dash in range(0, tall, 8):
             line((x(kept["ended"]), top + dash), (x(kept["ended"]), top + dash + 4), color="#d55e00")
