@@ -92,6 +92,16 @@ def test_sanity_check_does_not_count(trainer):
     assert fit(trainer, model, stopping, num_sanity_val_steps=1) == (3, 1.0)
 
 
+def test_a_full_sanity_check_is_the_first_validation(trainer):
+    class FromTheStart(Scripted):
+        def on_validation_end(self):
+            self.validations += 1
+
+    model = FromTheStart(proxy=[0.1, 0.2, 0.3, 0.4], exact=[0.9, 0.8, 0.7, 0.6])
+    stopping = RewardOveroptimizationStopping(PROXY, [EXACT])
+    assert fit(trainer, model, stopping, num_sanity_val_steps=-1) == (2, 0.0)  # back to the untrained weights
+
+
 def test_best_weights_survive_a_resume(trainer, tmp_path):
     table = {"proxy": [0.1, 0.2, 0.3, 0.4, 0.5], "exact": [0.9, 0.8, 0.7, 0.6, 0.5]}
     save = L.pytorch.callbacks.ModelCheckpoint(tmp_path, "middle", every_n_train_steps=2, save_on_train_epoch_end=False)
