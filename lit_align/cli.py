@@ -117,13 +117,16 @@ class Parser(LightningArgumentParser):
 
 
 TINY = {"pretrained": "tiny", "vae": None, "quantize": None, "checkpoint": None, "dtype": "float32", "resolution": 32}
+FEW = {"samples_per_prompt": 2, "updates": 1, "accumulate": 1}
 
 
 def shrink(config) -> None:
-    """Gives tiny random weights to whatever in a model's config loads some: policies and rewards."""
+    """Gives tiny random weights to whatever in a model's config loads some, policies and rewards, and little to do."""
     for key, value in vars(config).items():
         if key in TINY:
             config[key] = TINY[key]
+        elif key in FEW and isinstance(value, int):
+            config[key] = min(value, FEW[key])
         values = value.values() if isinstance(value, dict) else value
         for part in values if isinstance(value, list | dict) else [value]:
             if isinstance(part, Namespace):
