@@ -6,6 +6,7 @@ import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from lit_align.diffusion.sampler import Sampler, State
 from lit_align.paths import find
@@ -82,9 +83,15 @@ class Algorithm(L.LightningModule):
             self.policy.keep_reference(moving=self.moves_reference and stage == "fit")  # test compares with the base
 
     def configure_model(self) -> None:
-        """Shards the denoiser under a ModelParallelStrategy (FSDP2); otherwise nothing."""
+        """Shards the denoiser under a ModelParallelStrategy (FSDP2), and ValueError where more is trained: nobody would
+        keep that alike on all ranks. Otherwise nothing."""
         if self.device_mesh is not None:
             self.policy.shard(self.device_mesh["data_parallel"])
+            if beside := [n for n, p in self.named_parameters() if p.requires_grad and not isinstance(p, DTensor)]:
+                raise ValueError(
+                    f"{type(self).__name__} trains {beside[0]} and {len(beside) - 1} more tensors beside the denoiser, "
+                    "which FSDP does not shard: set --trainer.strategy ddp."
+                )
 
     def parameter_groups(self) -> list:
         """What the optimizer gets: parameters, or groups of them."""
