@@ -211,6 +211,7 @@ class CLI(LightningCLI):
 
 def main(args: list[str] | None = None, model_class=None, data_class=None) -> CLI:
     """Runs the command line; `args` in place of the process's own."""
+    torch.set_flush_denormal(True)  # a loss that saturates leaves gradients of 1e-40, with which a CPU is slow
     import_all()
     from lit_align.algorithms.algorithm import Algorithm
     from lit_align.data.datamodule import AlignData
