@@ -73,7 +73,7 @@ def test_pairs_are_the_best_and_the_worst_candidates_of_one_x_t(needs_x0, family
 def test_a_step_seen_again_has_the_likelihood_it_was_drawn_with():
     policy = StableDiffusion("tiny")
     method = spo(policy, Mean(needs_x0=True))
-    method.log_mean = lambda *args: None
+    method.log_mean, method.all_gather = lambda *args: None, lambda x: x
     trajectory, advantage = method.collect(["a", "b"])
     for i in range(trajectory.t.shape[1]):
         m = trajectory.minibatch(torch.arange(4), torch.full((4,), i))
@@ -86,7 +86,7 @@ def test_the_threshold_grows_with_the_steps_noise():
     """tanh(gap / 2) against low + (high - low) (std - min) / (max - min), recomputed from the recorded scores."""
     policy, reward = StableDiffusion("tiny"), Mean(scale=20.0)
     method = spo(policy, reward, threshold=(0.1, 0.9), rollout=Sampler(6, 2.0, DDIM(1.0)), first=0)
-    method.log_mean = lambda *args: None
+    method.log_mean, method.all_gather = lambda *args: None, lambda x: x
     torch.manual_seed(0)
     _, advantage = method.collect(["a", "b", "c", "d"])
     grid = policy.process.timesteps(6)
@@ -284,7 +284,7 @@ def test_training_moves_the_reward_alone_and_leaves_it_on_disk(kind, clip, tmp_p
 def test_one_image_twice_has_margin_0_and_a_tie_is_half_a_win():
     method = StepPreference(policy=StableDiffusion("tiny"), reward=Mean())
     method._trainer = type("T", (), {"training": True})()
-    method.log_mean = lambda *args: None
+    method.log_mean, method.all_gather = lambda *args: None, lambda x: x
     method.latents = lambda batch, key: batch[key].mean(1, keepdim=True).expand(-1, 4, -1, -1)[..., ::2, ::2]
     assert method.margin(pair_batch(same=True)).abs().max() == 0
     assert method.step(pair_batch(same=True)).item() == pytest.approx(math.log(2))
