@@ -24,7 +24,9 @@ def hinge(tmp_path, monkeypatch):
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
     monkeypatch.chdir(tmp_path)
     yield tmp_path
-    sys.modules.pop("lit_align.algorithms.preference.hinge", None)
+    module = sys.modules.pop("lit_align.algorithms.preference.hinge", None)
+    if module is not None:
+        module.HingeDPO.__module__ = "readme"  # the class lives on; other tests list those of the library
 
 
 def test_the_method_of_the_readme_passes_its_test_and_trains_from_its_yaml(hinge):

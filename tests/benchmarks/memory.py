@@ -3,8 +3,7 @@
 `python tests/benchmarks/memory.py [--batch 16] [--write]`
 
 DRaFT-K on shapes-sd with LoRA and the learnt reward, guided: forward and backward, peak over what was held before, in MB.
-`stored` is the same step with K = T whose activations are kept in place of recomputed. One rollout with `record`, as the
-policy-gradient family makes it, stands beside it. Freed blocks go back to the system at once (a glibc setting, with
+`stored` is the same step with K = T whose activations are kept in place of recomputed. Freed blocks go back to the system at once (a glibc setting, with
 which the script starts itself again), so that the peak is that of live tensors. Linux.
 """
 
@@ -37,7 +36,6 @@ def peak(step) -> float:
 def table(batch: int) -> str:
     from lit_align.diffusion import sampler
     from lit_align.diffusion.sampler import Sampler, last_k
-    from lit_align.diffusion.transition import DDIM
     from lit_align.policies.adapters import LoRA
     from lit_align.policies.stable_diffusion import StableDiffusion
     from lit_align.shapes.reward import ShapesReward
@@ -52,13 +50,12 @@ def table(batch: int) -> str:
 
     stored = lambda function, *args, use_reentrant: function(*args)
     step(2, 2)  # what is allocated once
-    heads = ["T", *(f"K = {k}" for k in K), "K = T", "K = T, stored", "rollout, recorded"]
+    heads = ["T", *(f"K = {k}" for k in K), "K = T", "K = T, stored"]
     lines = [heads, ["---"] * len(heads)]
     for t in T:
         row = [peak(lambda: step(t, k)) for k in (*K, t)]
         with patch.object(sampler, "checkpoint", stored):
             row.append(peak(lambda: step(t, t)))
-        row.append(peak(lambda: Sampler(t, 3.0, DDIM(eta=1.0))(policy, prompts, record=True)))
         lines.append([t, *(f"{mb:.0f}" for mb in row)])
         print(*lines[-1], flush=True)
     return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
