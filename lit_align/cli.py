@@ -28,8 +28,7 @@ CONFIGS = ROOT / "configs"
 
 def import_all() -> None:
     """Imports every module that defines classes a config can name, so that short class names are known."""
-    import callbacks  # noqa: F401
-
+    importlib.import_module("callbacks")
     for name in ("algorithms", "data", "diffusion", "policies", "rewards", "shapes"):
         package = importlib.import_module(f"lit_align.{name}")
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):

@@ -14,11 +14,10 @@ from types import SimpleNamespace
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks.reward_overoptimization import RewardOveroptimizationStopping
 from lit_align.paths import ROOT
-from lit_align.results import cores
+from lit_align.results import budget, cores, scalars
 
 FOLDER = Path("checkpoints/overoptimization")
 RECORDS, PAGE, PLOT = (ROOT / f"docs/overoptimization.{end}" for end in ("json", "md", "png"))
@@ -59,8 +58,7 @@ def fit(name: str, seconds: int) -> list[dict]:
     command, folder = [sys.executable, "-m", "lit_align"], FOLDER / name.replace(" ", "_")
     shutil.rmtree(folder, ignore_errors=True)
     subprocess.run([*command, "validate", *words(name)], check=True)
-    budget = ["--trainer.max_steps", "-1", "--trainer.max_time", f"00:00:{seconds // 60:02d}:{seconds % 60:02d}"]
-    subprocess.run([*command, "fit", *words(name), *budget], check=True)
+    subprocess.run([*command, "fit", *words(name), "--trainer.max_steps", "-1", *budget(seconds)], check=True)
     return curve(folder)
 
 
@@ -78,13 +76,11 @@ def at_scales(name: str) -> dict[str, dict]:
 
 
 def curve(folder: Path) -> list[dict]:
-    """The validations that a folder's event files tell of, in order."""
-    rows: dict[int, dict] = {}
-    for file in folder.glob("events*"):
-        events = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
-        for key in ("reward/proxy", "reward/second", "reward/exact", "diversity"):
-            for e in events.Scalars(f"val/{key}") if f"val/{key}" in events.Tags()["scalars"] else ():
-                rows.setdefault(e.step, {})[key.split("/")[-1]] = e.value
+    """The validations that a run logged, in order."""
+    logged, rows = scalars(folder), {}
+    for key in ("reward/proxy", "reward/second", "reward/exact", "diversity"):
+        for step, value in logged.get(f"val/{key}", {}).items():
+            rows.setdefault(step, {})[key.split("/")[-1]] = value
     return [{"step": step} | rows[step] for step in sorted(rows)]
 
 

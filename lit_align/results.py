@@ -24,12 +24,18 @@ CONFIGS, RUNS = ROOT / "configs/shapes", Path("checkpoints/results")
 RECORDS, TABLE = ROOT / "docs/results.json", ROOT / "docs/results.md"
 SKILLS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 LOGGED = ("train/implicit_accuracy", "test/diversity", "test/drift", "perf/peak_memory_mb")
-SECONDS = {"preference": 120}  # of training; the other families, which sample as they train, get SAMPLING
+SECONDS = {"preference": 120}  # of training; the other families get SAMPLING
 SAMPLING = 600
 
 
 def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def budget(seconds: int) -> list[str]:
+    """The flags that end training after some seconds."""
+    minutes, rest = divmod(seconds, 60)
+    return ["--trainer.max_time", f"00:{minutes // 60:02d}:{minutes % 60:02d}:{rest:02d}"]
 
 
 def run(
@@ -41,15 +47,14 @@ def run(
     shutil.rmtree(folder, ignore_errors=True)
     common = ["--config", f"shapes/{method}", "--config", "with/budget", "--trainer.default_root_dir", str(folder)]
     common += ["--seed_everything", str(seed), "--data.seed", str(seed), *(extra or [])]
-    minutes, rest = divmod(seconds, 60)
-    budget = f"00:{minutes // 60:02d}:{minutes % 60:02d}:{rest:02d}"
-    subprocess.run([sys.executable, "-m", "lit_align", "fit", *common, "--trainer.max_time", budget], check=True)
+    subprocess.run([sys.executable, "-m", "lit_align", "fit", *common, *budget(seconds)], check=True)
     alike = ["--data.test_prompts", "configs/shapes/prompts/test.jsonl", "--model.rewards", '["ShapesJudge"]']
     limit = ["--trainer.limit_test_batches", str(test_batches)] if test_batches else []
     with patch.object(Algorithm, "baseline", baseline):
         cli.main(["test", *common, *alike, *limit, "--ckpt_path", "last"])
-    logged = scalars(folder)
+    logged = {name: list(values.values()) for name, values in scalars(folder).items()}
     first, last = fifth(logged, 0), fifth(logged, -1)
+    last |= {name: max(values) for name, values in logged.items() if "peak" in name}
     return {
         "exact": json.loads((folder / "comparison.json").read_text())["exact"],
         "fit_seconds": json.loads((folder / "fit_seconds.json").read_text()),
@@ -83,15 +88,15 @@ def remembering(baseline):
 baseline = remembering(Algorithm.baseline)
 
 
-def scalars(folder: Path) -> dict[str, list[float]]:
-    """The values of everything that a run logged, in order."""
+def scalars(folder: Path) -> dict[str, dict[int, float]]:
+    """Everything that a run logged: {name: {step: value}}, in order."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    found: dict[str, list[float]] = {}
+    found: dict[str, dict[int, float]] = {}
     for file in sorted(folder.glob("events*"), key=os.path.getmtime):
         events = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
         for name in events.Tags()["scalars"]:
-            found.setdefault(name, []).extend(event.value for event in events.Scalars(name))
+            found.setdefault(name, {}).update((event.step, event.value) for event in events.Scalars(name))
     return found
 
 
@@ -135,7 +140,7 @@ def row(method: str, runs: list[dict]) -> tuple[float, str]:
     return gain, f"| {' | '.join(cells)} |"
 
 
-def table(records: dict, seconds: int) -> str:
+def table(records: dict, time: str) -> str:
     """The rows of one budget's runs, best first."""
     found = {m: list(seeds.values()) for m, seeds in records.items() if seeds}
     rows = [line for _, line in sorted((row(m, runs) for m, runs in found.items()), reverse=True)]
@@ -146,14 +151,14 @@ def table(records: dict, seconds: int) -> str:
     heads = ["method", "exact accuracy", "gain, 95 % interval", "seeds: least .. most (n)", *SKILLS]
     heads += ["train reward", "implicit accuracy", "diversity", "drift", "seconds", "peak MB"]
     return (
-        f"## {seconds} s of training\n\n{prompts} held-out prompts; {cores} core(s), {machine}.\n\n"
+        f"## {time} of training\n\n{prompts} held-out prompts; {cores} core(s), {machine}.\n\n"
         f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}\n" + "\n".join(rows) + "\n"
     )
 
 
 def write(records: dict) -> None:
     """docs/results.md, of all that is recorded."""
-    tables = [table(done, int(budget.split()[0])) for budget, done in records.items() if any(done.values())]
+    tables = [table(done, time) for time, done in records.items() if any(done.values())]
     TABLE.write_text(
         f"""# Results on Shapes
 
