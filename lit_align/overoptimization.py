@@ -25,14 +25,14 @@ LORA = '{"class_path": "LoRA", "init_args": {"rank": 8}}'
 RATE = "model.optimizer.init_args.lr"
 FOUR = {"model.samples_per_prompt": 4}
 RUNS = {  # name -> config, batches between validations, flags
-    "ddpo": ("ddpo", 5, FOUR | {RATE: 3e-5}),
-    "dpok": ("dpok", 5, FOUR | {RATE: 3e-5}),
-    "dpok without KL": ("dpok", 5, FOUR | {RATE: 3e-5, "model.kl_weight": 0}),
-    "tdpo_r": ("tdpo_r", 5, FOUR | {RATE: 3e-6}),
-    "draft": ("draft_k", 20, {RATE: 2e-5}),
-    "draft with KL (elegant)": ("elegant", 20, {RATE: 2e-5}),
-    "draft, LoRA": ("draft_k", 20, {RATE: 2e-3, "model.policy.init_args.adapter": LORA}),
-    "alignprop": ("alignprop", 20, {RATE: 2e-5}),
+    "ddpo": ("ddpo", 8, FOUR | {RATE: 5e-5}),
+    "dpok": ("dpok", 8, FOUR | {RATE: 5e-5}),
+    "dpok without KL": ("dpok", 8, FOUR | {RATE: 5e-5, "model.kl_weight": 0}),
+    "tdpo_r": ("tdpo_r", 8, FOUR | {RATE: 1e-5}),
+    "draft": ("draft_k", 30, {RATE: 1e-5}),
+    "draft with KL (elegant)": ("elegant", 15, {RATE: 1e-5}),
+    "draft, LoRA": ("draft_k", 30, {RATE: 1e-3, "model.policy.init_args.adapter": LORA}),
+    "alignprop": ("alignprop", 20, {RATE: 1e-5}),
 }
 SCALED, SCALES = "draft, LoRA", (0.25, 0.5, 0.75)
 WATCHED = ("proxy", "second", "exact")
