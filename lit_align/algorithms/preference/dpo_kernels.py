@@ -16,7 +16,8 @@ class DPOKernels(Preference):
     The port to diffusion is ours. With p the prediction, e its target and N their size, log k(p, e) is
     rbf: -||p - e||^2 / N (Diffusion-DPO); polynomial: degree x log(1 + <p, e> / N);
     mahalanobis: the squared error in units of the reference's mean squared residual at each latent coordinate in the
-    batch. u = beta (log k(p, e) - log k(p_ref, e)), and the loss is f-DPO's on u.
+    batch. The spectral kernel is left out: no source that we found names its eigenfunctions.
+    u = beta (log k(p, e) - log k(p_ref, e)), and the loss is f-DPO's on u.
 
     Args:
         beta: coefficient of the log-kernels.
