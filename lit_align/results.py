@@ -164,14 +164,14 @@ def write(records: dict) -> None:
 
 Written by `make results`. Every method starts from `checkpoints/shapes-sd` (or `shapes-flow`), trains for the table's
 wall-clock ({SECONDS["preference"]} s for the preference family, {SAMPLING} s for those that sample as they train), and
-draws one image for each held-out prompt, with the same seeds before and after. Most of the preference family is judged
-in 15 deterministic steps at guidance 3. Those that learn from trajectories of their own (d3po, spo, lpo, dense_dpo) and
-all other families draw and are judged without guidance, in 10 stochastic steps; few-step methods (pso, pso_offline,
-lasro) in their 4 steps, guided. Exact accuracy is the judge's. The interval is over prompts, pooled over seeds; beside
-it is the least and the greatest gain of a seed. Skills: gain. Train reward: what is trained on, over the first fifth of
-training -> over the last. Implicit accuracy: on training data, over the last fifth. Diversity: mean distance of two
-samples' latents; drift: mean distance of a sample's latents to the reference's on the same seed; both per dimension.
-Seconds: of fit, encoding included. Why some lose: [what_loses.md](what_loses.md).
+draws one image for each held-out prompt, with the same seeds before and after. The preference family and the
+reward-weighted one are judged in 15 deterministic steps at guidance 3. Those that learn from trajectories of their own
+(d3po, spo, lpo, dense_dpo) and the other families draw and are judged without guidance, in 10 stochastic steps;
+few-step methods (pso, pso_offline, lasro) in their 4 steps, guided. Exact accuracy is the judge's. The interval is over
+prompts, pooled over seeds; beside it is the least and the greatest gain of a seed. Skills: gain. Train reward: what is
+trained on, over the first fifth of training -> over the last. Implicit accuracy: on training data, over the last fifth.
+Diversity: mean distance of two samples' latents; drift: mean distance of a sample's latents to the reference's on the
+same seed; both per dimension. Seconds: of fit, encoding included. Why some lose: [what_loses.md](what_loses.md).
 
 """
         + "\n".join(tables)
