@@ -56,15 +56,15 @@ def test_two_methods_end_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(results, "RECORDS", tmp_path / "results.json")
     monkeypatch.setattr(results, "TABLE", tmp_path / "results.md")
-    command = "results --methods ipo d3po --seeds 1 --seconds 4 --test_batches 1"
+    command = "results --methods ipo online_dpo --seeds 1 --seconds 4 --test_batches 1"
     monkeypatch.setattr("sys.argv", command.split())
     results.main()
     runs = json.loads(results.RECORDS.read_text())["4 s"]
-    assert set(runs) == {"ipo", "d3po"}
+    assert set(runs) == {"ipo", "online_dpo"}
     for seeds in runs.values():
         assert seeds["1"]["exact"]["all"]["n"] == 32 and 4 <= seeds["1"]["fit_seconds"] < 60
-    assert runs["ipo"]["1"]["exact"]["all"]["before"] == runs["d3po"]["1"]["exact"]["all"]["before"]
-    assert runs["d3po"]["1"]["train/reward"][0] is not None and runs["ipo"]["1"]["train/reward"] == [None, None]
+    assert runs["ipo"]["1"]["exact"]["all"]["before"] == runs["online_dpo"]["1"]["exact"]["all"]["before"]
+    assert runs["online_dpo"]["1"]["train/reward"][0] is not None and runs["ipo"]["1"]["train/reward"] == [None, None]
     assert results.TABLE.read_text().count("\n| `") == 2
     monkeypatch.setattr(results, "run", None)  # would fail if it were called
     results.main()
