@@ -144,6 +144,24 @@ def test_the_guarded_ratio_has_mean_one():
     assert abs(drawn.ratio.log().mean().item() + mu**2 / (2 * s**2)) < 1e-3  # without it: below
 
 
+def test_the_guard_gives_the_velocity_as_much_gradient_at_every_step():
+    """mu = x + (1 + a^2 / 2) (s - t) v + ..., so d log rho / dv is -(1 + a^2 / 2) (s - t) eps / D whatever s is, where the
+    ratio is 1; unguarded it goes with (t - s) / std."""
+    method, process, a, A = quiet(make(FlowGRPO, beta=0.0, guard=True)), Flow(), 0.7, 1.5
+    x_t, eps = torch.randn(1, 4), torch.randn(1, 4)
+    for t, s in ((0.9, 0.85), (0.5, 0.2), (0.3, 0.1)):
+        v, (t, s) = torch.randn(1, 4, requires_grad=True), (T([t]), T([s]))
+        gaussian = FlowSDE(a)(process, x_t, x_t - t * v, x_t + (1 - t) * v, t, s)
+        old = Gaussian(gaussian.mean.detach(), gaussian.std)
+        x_s = old.sample(eps)
+        rest = {"x_t": x_t, "x_s": x_s, "t": t, "s": s, "cond": {}, "old_mean": old.mean}
+        loss = method.loss(Step(gaussian, gaussian.log_prob(x_s), old.log_prob(x_s), T([A]), **rest))
+        (grad,) = torch.autograd.grad(loss.sum(), v)
+        torch.testing.assert_close(grad, A * (1 + a**2 / 2) * eps / 4)
+    with pytest.raises(ValueError, match="guard balances the steps of FlowSDE"):
+        make(FlowGRPO, rollout=Sampler(4, 1.0, DDIM(1.0)), guard=True)
+
+
 @pytest.mark.parametrize("adapter", [LoRA(rank=2), Full()], ids=["lora", "full"])
 @pytest.mark.parametrize("family", [StableDiffusion, StableDiffusionXL, StableDiffusion3], ids=lambda c: c.__name__)
 @pytest.mark.parametrize("cls", [FlowGRPO, DPOK, PRDP, SDPO, PCL, BranchGRPO], ids=lambda c: c.__name__)

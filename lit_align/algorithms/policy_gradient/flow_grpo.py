@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from lit_align.algorithms.policy_gradient.advantage import Group
 from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, Step, clipped
 from lit_align.diffusion.sampler import Trajectory
-from lit_align.diffusion.transition import Windowed
+from lit_align.diffusion.transition import FlowSDE, Windowed
 
 
 class FlowGRPO(PolicyGradient):
@@ -16,7 +16,7 @@ class FlowGRPO(PolicyGradient):
     The last step is not learnt from. With a `window` only its steps are noisy and learnt from: drawn anew for each
     rollout (Flow-GRPO-Fast) or sliding (MixGRPO, arXiv 2507.21802). DanceGRPO (arXiv 2505.07818) is DanceSDE, one
     initial noise for a prompt's samples, their own standard deviation, a fraction of the steps and no KL. GRPO-Guard
-    (arXiv 2510.22319) is `guard`.
+    (arXiv 2510.22319) is `guard`; its equation numbers are those of its port in TeleBoost.
 
     Args:
         beta: coefficient of the KL; 0: no reference.
@@ -26,8 +26,9 @@ class FlowGRPO(PolicyGradient):
         slide_every: training steps after which the window moves on by one step; 0: it is drawn at random.
         shared_noise: one initial noise for all samples of a prompt.
         fraction: of the noisy steps that are learnt from, drawn for each rollout.
-        guard: the ratio exp(s (delta + |mu - mu_old|^2 / 2 s^2)), delta its logarithm and s the step's standard
-            deviation, in place of exp(delta): its mean is 1 at every step, and so is its scale alike.
+        guard: the ratio exp(s (delta + |mu - mu_old|^2 / 2 s^2)) (eq. 8), delta its logarithm and s the step's standard
+            deviation, in place of exp(delta): its mean is 1 at every step, and its scale alike; and the step's term
+            over t - s (eq. 12), so that the velocity gets as much gradient at every step. For FlowSDE.
     """
 
     def __init__(
@@ -47,6 +48,11 @@ class FlowGRPO(PolicyGradient):
         self.beta, self.uses_reference, self.clip_range = beta, beta > 0, clip_range
         self.window, self.window_range, self.slide_every = window, window_range, slide_every
         self.shared_noise, self.fraction, self.guard = shared_noise, fraction, guard
+        if guard and not isinstance(self.rollout.transition, FlowSDE):
+            raise ValueError(
+                f"guard balances the steps of FlowSDE; the rollout has {type(self.rollout.transition).__name__}: "
+                "give it FlowSDE, or leave guard out."
+            )
         if window:
             self.rollout.transition = Windowed(self.rollout.transition)
 
@@ -82,6 +88,8 @@ class FlowGRPO(PolicyGradient):
         rho, e = self.ratio(step), self.clip_range
         self.log_mean("train/clip_fraction", ((rho - 1).abs() > e).float().mean(), len(rho))
         loss = clipped(rho, step.advantage, e)
+        if self.guard:
+            loss = loss / (step.t - step.s)
         if not self.beta:
             return loss
         kl = step.gaussian.kl(step.reference) * (step.t - step.s)
