@@ -26,13 +26,13 @@ RATE = "model.optimizer.init_args.lr"
 FOUR = {"model.samples_per_prompt": 4}
 RUNS = {  # name -> config, batches between validations, flags
     "ddpo": ("ddpo", 8, FOUR | {RATE: 5e-5}),
-    "dpok": ("dpok", 8, FOUR | {RATE: 5e-5}),
-    "dpok without KL": ("dpok", 8, FOUR | {RATE: 5e-5, "model.kl_weight": 0}),
-    "tdpo_r": ("tdpo_r", 8, FOUR | {RATE: 1e-5}),
-    "draft": ("draft_k", 30, {RATE: 1e-5}),
-    "draft with KL (elegant)": ("elegant", 15, {RATE: 1e-5}),
-    "draft, LoRA": ("draft_k", 30, {RATE: 1e-3, "model.policy.init_args.adapter": LORA}),
-    "alignprop": ("alignprop", 20, {RATE: 1e-5}),
+    "dpok": ("dpok", 6, FOUR | {RATE: 5e-5}),
+    "dpok without KL": ("dpok", 6, FOUR | {RATE: 5e-5, "model.kl_weight": 0}),
+    "tdpo_r": ("tdpo_r", 4, FOUR | {RATE: 1e-5}),
+    "draft": ("draft_k", 20, {RATE: 4e-5}),
+    "draft with KL (elegant)": ("elegant", 5, {RATE: 4e-5, "model.learn_initial": "false"}),
+    "draft, LoRA": ("draft_k", 20, {RATE: 1e-3, "model.policy.init_args.adapter": LORA}),
+    "alignprop": ("alignprop", 12, {RATE: 4e-5}),
 }
 SCALED, SCALES = "draft, LoRA", (0.25, 0.5, 0.75)
 WATCHED = ("proxy", "second", "exact")
@@ -46,8 +46,8 @@ def words(name: str) -> list[str]:
         "trainer.default_root_dir": FOLDER / name.replace(" ", "_"),
         "trainer.val_check_interval": every,
         "trainer.enable_progress_bar": False,
-        "data.path": "configs/shapes/prompts/few.jsonl",
-        "data.val_prompts": "configs/shapes/prompts/few_val.jsonl",
+        "trainer.limit_val_batches": 16,  # of 32
+        "data.val_prompts": "configs/shapes/prompts/test.jsonl",
     }
     given = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
     return ["--config", f"shapes/{config}", "--config", "with/proxy", *given]

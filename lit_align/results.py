@@ -172,7 +172,8 @@ lasro) in their 4 steps, guided. Gains over bases that are drawn differently do 
 is the least and the greatest gain of a seed. Skills: gain. Train reward: what is trained on, over the first fifth of
 training -> over the last. Implicit accuracy: on training data, over the last fifth. Diversity: mean distance of two
 samples' latents; drift: mean distance of a sample's latents to the reference's on the same seed; both per dimension.
-Seconds: of fit, encoding included. Why some lose: [what_loses.md](what_loses.md).
+Seconds: of fit, encoding included. Learning rates were chosen in trials of two to ten minutes, with another seed, on
+the first 128 to 256 of these prompts. Why some lose: [what_loses.md](what_loses.md).
 
 """
         + "\n".join(tables)

@@ -7,7 +7,7 @@ import torch
 from parts import Darkness, T, prompts, rollout, trainer
 
 from lit_align.algorithms.policy_gradient.advantage import Group, LeaveOneOut, WinRate
-from lit_align.algorithms.policy_gradient.branch_grpo import BranchGRPO
+from lit_align.algorithms.policy_gradient.branch_grpo import BranchGRPO, Tree
 from lit_align.algorithms.policy_gradient.dpok import DPOK
 from lit_align.algorithms.policy_gradient.flow_grpo import FlowGRPO
 from lit_align.algorithms.policy_gradient.pcl import PCL
@@ -267,6 +267,18 @@ def test_a_node_is_judged_by_its_leaves_and_learnt_from_once(tmp_path):
     steps = method.trained_steps(tr).tolist()
     want = {(row, i) for i in steps for row in ((0, 2, 4, 6) if i < 2 else range(8))}
     assert set(learnt) == want and len(learnt) == len(want)
+
+
+def test_noise_is_larger_where_the_tree_splits_and_the_likelihood_is_the_plain_steps():
+    policy, drawn = StableDiffusion("tiny"), {}
+    for noise in (1.0, 4.0):
+        torch.manual_seed(0)
+        drawn[noise] = Sampler(4, 1.0, DDIM(1.0))(policy, ["p0"], hook=Tree((0,), noise), record=True).trajectory
+    moved = {noise: tr.x_s[:, 0] - tr.mean[:, 0] for noise, tr in drawn.items()}  # from one x_t
+    torch.testing.assert_close(moved[4.0], 4 * moved[1.0], atol=1e-5, rtol=1e-5)
+    tr = drawn[4.0]
+    std = DDIM(1.0)(policy.process, tr.x_t[:, 0], tr.x_t[:, 0], tr.x_t[:, 0], tr.t[:, 0], tr.s[:, 0]).std
+    torch.testing.assert_close(tr.log_prob[:, 0], Gaussian(tr.mean[:, 0], std).log_prob(tr.x_s[:, 0]))
 
 
 def test_pruned_paths_lead_to_the_best_and_the_worst_leaf(tmp_path):

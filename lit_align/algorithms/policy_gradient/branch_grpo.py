@@ -10,33 +10,47 @@ from lit_align.diffusion.sampler import Hook, Trajectory
 
 
 class Tree(Hook):
-    """Every particle becomes two, which draw their own noise, at the given steps."""
+    """Every particle becomes two, which draw their own noise, at the given steps, `noise` times as large as elsewhere."""
 
-    def __init__(self, splits: tuple[int, ...]):
-        self.splits = splits
+    def __init__(self, splits: tuple[int, ...], noise: float = 1.0):
+        self.splits, self.noise = splits, noise
 
     def predict(self, policy, state, sampler):
         super().predict(policy, state, sampler)
         if state.i in self.splits:
             state.reindex(torch.arange(len(state.x)).repeat_interleave(2))
 
+    def propose(self, policy, state, gaussian):
+        x_s = super().propose(policy, state, gaussian)
+        return gaussian.mean + self.noise * (x_s - gaussian.mean) if state.i in self.splits else x_s
+
 
 class BranchGRPO(PolicyGradient):
     """Li et al. 2025, arXiv 2509.06040: rollouts share their beginnings; a node's reward is the mean of its leaves',
     its advantage (reward - mean) / std over the prompt's nodes of the same depth, 0 where they are alike; PPO's clipped
-    ratio on every node once. (Released besides: more noise where the tree splits, pruning by depth.)
+    ratio on every node once. As released, the likelihood is the plain step's where the tree splits with more noise.
+    (Released besides: pruning by depth.)
 
     Args:
         splits: the steps at which every particle becomes two: 2^len leaves for each prompt.
         clip_range: half the width of the ratio's band.
+        split_noise: factor of the noise where the tree splits; 4 as released, for FLUX and DanceSDE(0.3).
         prune: learn from the paths to each prompt's best and worst leaf alone.
     """
 
-    def __init__(self, splits: tuple[int, ...] = (0, 3, 6, 9), clip_range: float = 1e-3, prune: bool = False, **kwargs):
+    def __init__(
+        self,
+        splits: tuple[int, ...] = (0, 3, 6, 9),
+        clip_range: float = 1e-3,
+        split_noise: float = 1.0,
+        prune: bool = False,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         if self.samples_per_prompt != 1 or self.updates != 1:
             raise ValueError("BranchGRPO learns from whole trees: set splits, and samples_per_prompt and updates to 1.")
-        self.splits, self.clip_range, self.prune = tuple(splits), clip_range, prune
+        self.splits, self.clip_range = tuple(splits), clip_range
+        self.split_noise, self.prune = split_noise, prune
         self.leaves = 2 ** len(self.splits)
 
     def nodes(self, step: int) -> int:
@@ -45,7 +59,7 @@ class BranchGRPO(PolicyGradient):
 
     @torch.no_grad()
     def collect(self, prompts: list[str]) -> tuple[Trajectory, Tensor]:
-        state = self.rollout(self.policy, prompts, hook=Tree(self.splits), record=True)
+        state = self.rollout(self.policy, prompts, hook=Tree(self.splits, self.split_noise), record=True)
         reward = self.rated(self.reward(self.policy.decode(state.x), state.prompts).float(), state.prompts)
         reward, k = reward.view(len(prompts), self.leaves), self.leaves
         columns = []
