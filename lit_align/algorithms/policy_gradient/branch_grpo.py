@@ -10,7 +10,7 @@ from lit_align.diffusion.sampler import Hook, Trajectory
 
 
 class Tree(Hook):
-    """Every particle becomes two, which draw their own noise, at the given steps, `noise` times as large as elsewhere."""
+    """Every particle becomes two, which draw their own noise, `noise` times as large, at the given steps."""
 
     def __init__(self, splits: tuple[int, ...], noise: float = 1.0):
         self.splits, self.noise = splits, noise
