@@ -178,8 +178,18 @@ class CLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def after_instantiate_classes(self) -> None:
-        """Makes a path of `--ckpt_path last|best`: a checkpoint of the run that `fit` with the same --config left."""
-        config = self.config_init[self.subcommand]
+        """Refuses what the Trainer cannot do for the method, and makes a path of `--ckpt_path last|best`: a checkpoint
+        of the run that `fit` with the same --config left."""
+        config, t, who = self.config_init[self.subcommand], self.trainer, type(self.model).__name__
+        if self.subcommand == "fit" and not self.model.automatic_optimization:
+            for flag, given, instead in (
+                ("gradient_clip_val", t.gradient_clip_val, "max_grad_norm"),
+                ("accumulate_grad_batches", t.accumulate_grad_batches != 1, "updates"),
+            ):
+                if given:
+                    self.parser.error(
+                        f"{who} makes its own optimizer steps: set --model.{instead} in place of --trainer.{flag}."
+                    )
         if self.subcommand == "fit" and config.ckpt_path == "last":
             return  # Lightning resumes, or says that there is nothing to resume and starts: for jobs that are requeued
         if config.ckpt_path in ("last", "best"):

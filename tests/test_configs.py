@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from lit_align.cli import main
@@ -49,3 +50,20 @@ def test_published_hyperparameters_of_diffusion_dpo():
         assert model["beta"] == 2500 and float(model["optimizer"]["init_args"]["lr"]) == 2.048e-5 and t["max_steps"] == 2000
         assert model["lr_scheduler"]["init_args"]["total_iters"] == warmup and model["caption_dropout"] == 0.2
         assert model["optimizer"]["class_path"].endswith(optimizer) and t["gradient_clip_val"] == 1.0
+
+
+def test_a_sum_of_rewards_logs_each_of_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cli = main(["fit", "--config", "shapes/ddpo", "--config", "with/two_rewards", "--config", "smoke", *QUIET])
+    assert {"train/reward", "train/reward/right", "train/reward/small"} <= set(cli.trainer.callback_metrics)
+    checkpoint = torch.load(tmp_path / "checkpoints/shapes/ddpo+two_rewards+smoke/checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["state_dict"]["reward._extra_state"][0, 0] > 0  # samples that were scored
+
+
+@pytest.mark.parametrize("flag,instead", [("gradient_clip_val", "max_grad_norm"), ("accumulate_grad_batches", "updates")])
+def test_a_method_with_optimizer_steps_of_its_own_names_its_own_option(flag, instead, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", "shapes/ddpo", "--config", "smoke", f"--trainer.{flag}", "2", *QUIET])
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == f"lit_align: DDPO makes its own optimizer steps: set --model.{instead} in place of --trainer.{flag}."

@@ -140,6 +140,8 @@ class Algorithm(L.LightningModule):
             bad = [p for p, ok in zip(prompts, fine.tolist()) if not ok]
             raise FloatingPointError(f"the reward is not finite at step {self.global_step} for {bad[0]!r}.")
         self.log_mean("train/reward", self.all_gather(reward.detach().mean()).mean(), len(reward))
+        for name, r in getattr(self.reward, "latest", {}).items():  # of a weighted sum
+            self.log_mean(f"train/reward/{name}", r.mean(), len(r))
         return reward
 
     def nothing(self) -> Tensor:

@@ -103,6 +103,32 @@ def test_one_update_is_the_policy_gradient_of_all_steps(tmp_path):
         torch.testing.assert_close(grads[-1], torch.cat([w.flatten() for w in want]), rtol=1e-3, atol=1e-6 + 1e-3 * grads[-1].abs().max().item())
 
 
+def test_the_gradient_is_that_of_the_expected_reward():
+    """On a denoiser of one weight and latents of one number: against a central difference of the mean reward of samples
+    from the same noise."""
+    method, n = ddpo(rollout=Sampler(4, 1.0, DDIM(1.0)), minibatch=10**9, max_grad_norm=1e9, clip_range=1e9), 100_000
+    policy, weight = method.policy, torch.tensor(0.3, requires_grad=True)
+    policy.denoise = lambda x, t, cond, guidance_scale=1.0: weight * x
+    method.optimizers = lambda: torch.optim.SGD([weight], lr=0.0)
+    method.manual_backward, method.log_mean = (lambda loss: loss.backward()), (lambda *args: None)
+    cond, x = {"text": torch.zeros(n, 1)}, torch.randn(n, 1, 1, 1, generator=torch.Generator().manual_seed(0))
+
+    def rollout(value, record=False):
+        torch.manual_seed(3)
+        weight.data.fill_(value)
+        return method.rollout(policy, cond=cond, x=x, record=record)
+
+    reward = lambda state: -(state.x.flatten() - 1).square()
+    h = 1e-2
+    want = (reward(rollout(0.3 + h)).mean() - reward(rollout(0.3 - h)).mean()) / (2 * h)
+    state = rollout(0.3, record=True)
+    r = reward(state)
+    steps = method.trained_steps(state.trajectory)
+    method.update(state.trajectory, (r - r.mean())[:, None].expand(n, 4), torch.arange(n)[:, None], steps)
+    got = -weight.grad * len(steps)  # the loss is a mean over steps
+    assert abs(want) > 0.1 and got.item() == pytest.approx(want.item(), rel=0.05)
+
+
 @pytest.mark.slow
 def test_ddpo_raises_its_reward(tmp_path):
     L.seed_everything(0)

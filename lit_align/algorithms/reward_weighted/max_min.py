@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from lit_align.algorithms.reward_weighted.reward_weighted import Several
 from lit_align.algorithms.reward_weighted.rwr import RWR
 from lit_align.rewards.reward import Reward
+from lit_align.rewards.several import Several
 
 
 class MaxMin(RWR):

@@ -6,28 +6,12 @@ from contextlib import nullcontext
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_align.algorithms.own_samples import OwnSamples
 from lit_align.diffusion.sampler import gather
 from lit_align.rewards.reward import Reward
-
-
-class Several(Reward):
-    """R rewards side by side, for the methods that tell them apart: (B, R).
-
-    Args:
-        rewards: name -> reward.
-    """
-
-    name, differentiable = "several", False
-
-    def __init__(self, rewards: dict[str, Reward]):
-        super().__init__()
-        self.parts = nn.ModuleDict(rewards)
-
-    def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
-        return torch.stack([reward(images, prompts).float() for reward in self.parts.values()], 1)
+from lit_align.rewards.several import Several
 
 
 class WeightedLikelihood(OwnSamples):

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
-from lit_align.algorithms.reward_weighted.reward_weighted import Several, WeightedLikelihood
+from lit_align.algorithms.reward_weighted.reward_weighted import WeightedLikelihood
 from lit_align.diffusion.sampler import State
 from lit_align.rewards.reward import Reward
+from lit_align.rewards.several import Several
 
 
 class RewardsInContext(WeightedLikelihood):
