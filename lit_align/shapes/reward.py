@@ -40,8 +40,8 @@ class ShapesReward(Reward):
     Args:
         checkpoint: a .safetensors file that `BradleyTerry` or `python -m lit_align.shapes.calibrate` wrote; without
             one the weights are random.
-        width: of cells and words.
-        depth: layers.
+        width: of cells and words; a checkpoint has its own.
+        depth: layers; likewise.
         name: in logs.
     """
 
@@ -49,7 +49,13 @@ class ShapesReward(Reward):
 
     def __init__(self, checkpoint: str | None = None, width: int = 64, depth: int = 2, name: str = "proxy"):
         super().__init__()
-        self.name = name
+        self.name, state = name, {}
+        if checkpoint:
+            from safetensors.torch import load_file
+
+            state = load_file(fetch(checkpoint))
+            width = state["head.weight"].shape[1]
+            depth = len({key.split(".")[1] for key in state if key.startswith("layers.")})
         norm = lambda channels: (nn.GroupNorm(8, channels), nn.SiLU())
         self.cells = nn.Sequential(
             *(nn.Conv2d(3, 48, 6, 4, 1), *norm(48)),
@@ -66,10 +72,8 @@ class ShapesReward(Reward):
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 1)
         self.register_buffer("mean", torch.tensor(0.0))
         self.register_buffer("std", torch.tensor(1.0))
-        if checkpoint:
-            from safetensors.torch import load_file
-
-            self.load_state_dict({k: v.float() for k, v in load_file(fetch(checkpoint)).items()})
+        if state:
+            self.load_state_dict({k: v.float() for k, v in state.items()})
 
     def see(self, images: Tensor) -> Tensor:
         """The cells (B, 64, D) of images."""
