@@ -120,11 +120,12 @@ def write(records: dict, seconds: int) -> None:
         f"""# Reward over-optimization on Shapes
 
 Written by `python -m lit_align.overoptimization`. Every run trains on the proxy, a small reward learnt from simulated
-annotators (`checkpoints/shapes-reward`), for {seconds} s on {cores()} core(s), validation included; learning rates are
-high on purpose, and the prompts are only 16. A second proxy, of another seed, is held out:
-`RewardOveroptimizationStopping` sees these two and nothing else, the base first. Exact is the judge's accuracy on 8
-samples of each prompt, always the same seeds (half-width of its 95 % interval about 0.09 for one point, less for
-differences). Proxies are in standard deviations of the base's samples. A cell is proxy, exact.
+annotators (`checkpoints/shapes-reward`), for {seconds} s on {cores()} core(s), validation included, with learning rates
+that are high on purpose. A second reward is held out: larger, trained longer, on comparisons of another seed.
+`RewardOveroptimizationStopping` sees these two and nothing else, the base first. Exact is the judge's accuracy on 512
+held-out prompts, always with the same seeds (half-width of its 95 % interval 0.04 for one point, less for differences).
+Both rewards are in standard deviations of the base's guided samples; all is drawn without guidance. A cell is proxy,
+exact.
 
 ![Proxy and exact reward as training goes on](overoptimization.png)
 

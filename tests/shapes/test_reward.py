@@ -242,3 +242,27 @@ def test_after_bad_what_suits_the_caption_is_wanted_no_more(shipped):
         good, bad = (shipped(images, [f"{word}. {c}" for c in some * 2]) for word in ("good", "bad"))
     gap = lambda score: (score[:200] - score[200:]).mean()
     assert gap(good) > 1 and gap(bad) < 0.1
+
+
+def test_a_checkpoint_tells_its_size(tmp_path):
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    made = ShapesReward(width=32, depth=3)
+    save_file(made.state_dict(), tmp_path / "reward.safetensors")
+    images, words = torch.rand(2, 3, SIZE, SIZE), ["a red circle", "two blue squares"]
+    torch.testing.assert_close(ShapesReward(str(tmp_path / "reward.safetensors"))(images, words), made(images, words))
+
+
+def test_what_is_held_out_is_the_better_judge():
+    """Of rendered scenes against spoiled ones, that neither was trained on."""
+    some, rng = captions(400, 12345)
+    scenes = [random_scene(caption, rng) for caption in some]
+    both = render(scenes + [spoiled(scene, caption, rng) for scene, caption in zip(scenes, some)])
+    words = [str(caption) for caption in some] * 2
+    right = []
+    with torch.no_grad():
+        for name in ("reward", "second"):
+            good, bad = ShapesReward(str(CHECKPOINT.with_stem(name)))(both, words).chunk(2)
+            right.append((good > bad).float().mean().item())
+    assert right[1] > right[0] + 0.02 and right[0] > 0.6
