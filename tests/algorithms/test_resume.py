@@ -12,13 +12,26 @@ import pytest
 import torch
 from datasets import Dataset
 from lightning.pytorch.callbacks import ModelCheckpoint
+from parts import Darkness, prompts, trainer
 
 from callbacks import EMA
+from lit_align.algorithms.policy_gradient.advantage import PerPrompt
+from lit_align.algorithms.policy_gradient.ddpo import DDPO
+from lit_align.algorithms.policy_gradient.dpok import DPOK
+from lit_align.algorithms.policy_gradient.flow_grpo import FlowGRPO
 from lit_align.algorithms.preference.dpo import DiffusionDPO
+from lit_align.algorithms.reward_weighted.bond import BOND
+from lit_align.algorithms.reward_weighted.max_min import MaxMin
+from lit_align.algorithms.reward_weighted.rewards_in_context import RewardsInContext
 from lit_align.checkpoint import AtomicCheckpointIO
 from lit_align.data.pick_a_pic import PickAPic
+from lit_align.diffusion.sampler import Sampler
+from lit_align.diffusion.transition import DDIM, FlowSDE
 from lit_align.policies.adapters import Full, LoRA
 from lit_align.policies.stable_diffusion import StableDiffusion
+from lit_align.policies.stable_diffusion3 import StableDiffusion3
+from lit_align.rewards.jpeg import JPEGCompressibility
+from lit_align.rewards.several import WeightedSum
 from lit_align.shapes.lists import jpeg
 from lit_align.shapes.pairs import row
 
@@ -72,6 +85,37 @@ def test_stopping_and_going_on_changes_no_bit(tmp_path, pairs, adapter):
     assert same(whole["optimizer_states"], parts["optimizer_states"])
     ema = next(k for k in whole["callbacks"] if k.startswith("EMA"))
     assert same(whole["callbacks"][ema], parts["callbacks"][ema])
+
+
+SD, SD3 = (lambda: StableDiffusion("tiny", LoRA(rank=2))), (lambda: StableDiffusion3("tiny", LoRA(rank=2)))
+NOISY = dict(rollout=Sampler(3, 1.0, DDIM(1.0)), samples_per_prompt=2)
+REWARDED = {  # what lives across steps besides weights and optimizer
+    "per-prompt statistics, a sum's moments": lambda: DDPO(policy=SD(), reward=WeightedSum({"a": Darkness(), "b": JPEGCompressibility()}), advantage=PerPrompt(4, 2), **NOISY),
+    "a drawn window": lambda: FlowGRPO(policy=SD3(), reward=Darkness(), rollout=Sampler(5, 1.0, FlowSDE()), samples_per_prompt=2, window=1),
+    "a sliding window": lambda: FlowGRPO(policy=SD3(), reward=Darkness(), rollout=Sampler(5, 1.0, FlowSDE()), samples_per_prompt=2, window=1, slide_every=1, beta=0.0),
+    "a value function": lambda: DPOK(policy=SD(), reward=Darkness(), **NOISY),
+    "a moving anchor": lambda: BOND(policy=SD(), reward=Darkness(), refresh_every=3, updates=1, **NOISY),
+    "annotators' weights": lambda: MaxMin(policy=SD(), annotators={"a": Darkness(), "b": JPEGCompressibility()}, rate=0.5, updates=1, **NOISY),
+    "moments of rewards": lambda: RewardsInContext(policy=SD(), conditions={"a": Darkness()}, updates=1, **NOISY),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kept", REWARDED)
+def test_what_lives_across_steps_is_in_the_checkpoint(kept, tmp_path):
+    def run(epochs, ckpt_path=None):
+        L.seed_everything(3, verbose=False)
+        method = REWARDED[kept]()
+        method.optimizer = lambda p: torch.optim.AdamW(p, lr=1e-2)
+        fit = trainer(tmp_path, max_epochs=epochs)
+        fit.fit(method, prompts(2, 2), ckpt_path=ckpt_path, weights_only=False)
+        return method, fit
+
+    whole, fit = run(2)
+    run(1)[1].save_checkpoint(tmp_path / "half.ckpt")
+    parts, again = run(2, tmp_path / "half.ckpt")
+    assert fit.global_step == again.global_step == 4
+    assert same(whole.state_dict(), parts.state_dict())
+    assert same(whole.optimizers().optimizer.state_dict(), parts.optimizers().optimizer.state_dict())
 
 
 def test_a_checkpoint_holds_what_is_trained_and_no_more(tmp_path, pairs):
