@@ -21,7 +21,8 @@ class RewardOveroptimizationStopping(L.Callback):
         proxy: name of the reward that is trained on, as logged.
         held_out: names of rewards that are not.
         patience: bad validations in a row that are too many.
-        min_delta: by how much held-out must fall, or rise to be the best.
+        min_delta: by how much held-out must fall, or rise to be the best; the standard error of the difference of two
+            validations is a good choice, as smaller changes say nothing.
         diversity, min_diversity: a metric's name and its floor.
         kl, max_kl: a metric's name and its budget.
     """

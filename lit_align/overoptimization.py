@@ -35,6 +35,7 @@ RUNS = {  # name -> config, batches between validations, flags
     "alignprop": ("alignprop", 12, {RATE: 4e-5}),
 }
 SCALED, SCALES = "draft, LoRA", (0.25, 0.5, 0.75)
+NOISE = 0.04  # standard error of the difference of `second` between two validations
 WATCHED = ("proxy", "second", "exact")
 COLORS = {"proxy": "#0072b2", "second": "#e69f00", "exact": "#000000"}
 
@@ -84,9 +85,9 @@ def curve(folder: Path) -> list[dict]:
     return [{"step": step} | rows[step] for step in sorted(rows)]
 
 
-def stopped(points: list[dict], patience: int = 2) -> dict:
+def stopped(points: list[dict], patience: int = 2, min_delta: float = NOISE) -> dict:
     """The point whose weights RewardOveroptimizationStopping keeps, as it sees nothing but proxy and second."""
-    callback = RewardOveroptimizationStopping("proxy", ["second"], patience)
+    callback = RewardOveroptimizationStopping("proxy", ["second"], patience, min_delta)
     trainer = SimpleNamespace(sanity_checking=False, state=SimpleNamespace(fn="fit"), should_stop=False)
     for point in points:
         trainer.global_step, trainer.callback_metrics = point["step"], point
@@ -122,8 +123,9 @@ def write(records: dict, seconds: int) -> None:
 Written by `python -m lit_align.overoptimization`. Every run trains on the proxy, a small reward learnt from simulated
 annotators (`checkpoints/shapes-reward`), for {seconds} s on {cores()} core(s), validation included, with learning rates
 that are high on purpose. A second reward is held out: larger, trained longer, on comparisons of another seed.
-`RewardOveroptimizationStopping` sees these two and nothing else, the base first. Exact is the judge's accuracy on 512
-held-out prompts, always with the same seeds (half-width of its 95 % interval 0.04 for one point, less for differences).
+`RewardOveroptimizationStopping` sees these two and nothing else, the base first; its `min_delta` is {NOISE}, the
+standard error of the difference of the second between two validations. Exact is the judge's accuracy on 512 held-out
+prompts, always with the same seeds (half-width of its 95 % interval 0.04 for one point, less for differences).
 Both rewards are in standard deviations of the base's guided samples; all is drawn without guidance. A cell is proxy,
 exact.
 
