@@ -127,7 +127,8 @@ that are high on purpose. A second reward is held out: larger, trained longer, o
 standard error of the difference of the second between two validations. Exact is the judge's accuracy on 512 held-out
 prompts, always with the same seeds (half-width of its 95 % interval 0.04 for one point, less for differences).
 Both rewards are in standard deviations of the base's guided samples; all is drawn without guidance. A cell is proxy,
-exact.
+exact. In a trial of `draft` with a held-out reward of the proxy's own size, it went on rising with the proxy, and the
+callback kept 0.504 of 0.586: what is held out has to be the better judge.
 
 ![Proxy and exact reward as training goes on](overoptimization.png)
 
