@@ -137,7 +137,7 @@ def test_init_from_takes_the_weights_alone(tmp_path, pairs):
 
 
 SCRIPT = """
-import sys; sys.path.insert(0, {root!r}); sys.path.insert(0, {tests!r})
+import sys; sys.path[:0] = {paths!r}
 import test_resume as t
 from lit_align.policies.adapters import LoRA
 t.run({folder!r}, {pairs!r}, {steps}, lambda: LoRA(rank=2), ckpt_path={ckpt!r}, every=2)
@@ -148,7 +148,7 @@ t.run({folder!r}, {pairs!r}, {steps}, lambda: LoRA(rank=2), ckpt_path={ckpt!r}, 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, pairs):
     adapter = lambda: LoRA(rank=2)
     run(tmp_path / "whole", pairs, 8, adapter, every=2)
-    code = SCRIPT.format(root=str(ROOT), tests=str(Path(__file__).parent), folder=str(tmp_path / "killed"), pairs=pairs, steps=10_000, ckpt=None)
+    code = SCRIPT.format(paths=[str(Path(__file__).parent), str(ROOT / "tests"), str(ROOT)], folder=str(tmp_path / "killed"), pairs=pairs, steps=10_000, ckpt=None)
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     last = tmp_path / "killed/checkpoints/last.ckpt"
     until = time.time() + 120
