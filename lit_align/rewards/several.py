@@ -6,6 +6,18 @@ from torch import Tensor, nn
 from lit_align.rewards.reward import Reward
 
 
+def moments(r: Tensor) -> Tensor:
+    """Count, sum and sum of squares of rewards (N, R), in double: (3, R). Those of two sets add up."""
+    r = r.detach().double()
+    return torch.stack([torch.ones_like(r), r, r.square()]).sum(1)
+
+
+def mean_and_std(moments: Tensor) -> tuple[Tensor, Tensor]:
+    """(R,) each, from moments (3, R)."""
+    n, total, squares = moments
+    return total / n, (squares / n - (total / n).square()).clamp(min=0).sqrt()
+
+
 class Several(Reward):
     """R rewards side by side, for what tells them apart: (B, R).
 
@@ -13,7 +25,7 @@ class Several(Reward):
         rewards: name -> reward.
     """
 
-    name, differentiable = "several", False
+    name = "several"
 
     def __init__(self, rewards: dict[str, Reward]):
         super().__init__()
@@ -58,13 +70,11 @@ class WeightedSum(Reward):
 
     def normalised(self, r: Tensor) -> Tensor:
         """Rewards (B, R) less their mean, over their deviation."""
-        seen = r.detach().double()
-        new = torch.stack([torch.ones_like(seen), seen, seen.square()]).sum(1)
+        new = moments(r)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(new)
         self.moments = self.moments.to(new) + new
-        n, total, squares = self.moments
-        mean, std = total / n, (squares / n - (total / n).square()).clamp(min=0).sqrt()
+        mean, std = mean_and_std(self.moments)
         return (r - mean.to(r)) / std.where(std > 1e-6, 1.0).to(r)
 
     def get_extra_state(self) -> Tensor:

@@ -6,7 +6,7 @@ from torch import Tensor
 from lit_align.algorithms.reward_weighted.reward_weighted import WeightedLikelihood
 from lit_align.diffusion.sampler import State
 from lit_align.rewards.reward import Reward
-from lit_align.rewards.several import Several
+from lit_align.rewards.several import Several, mean_and_std, moments
 
 
 class RewardsInContext(WeightedLikelihood):
@@ -68,11 +68,9 @@ class RewardsInContext(WeightedLikelihood):
     def standardised(self, reward: Tensor) -> Tensor:
         """Rewards (B, K, R) less their mean, over their deviation; offline they first join the statistics."""
         if not self.online:
-            r = self.gathered(reward).flatten(0, 1).double().cpu()  # (N, R)
-            self.moments = self.moments + torch.stack([torch.ones_like(r), r, r.square()]).sum(1)
-        n, total, squares = self.moments
-        deviation = (squares / n - (total / n).square()).clamp(min=0).sqrt()
-        return (reward.cpu() - total / n) / (deviation + 1e-6)
+            self.moments = self.moments + moments(self.gathered(reward).flatten(0, 1).cpu())
+        mean, std = mean_and_std(self.moments)
+        return (reward.cpu() - mean) / (std + 1e-6)
 
     def collect(self, batch: dict) -> dict:
         found, told, prompts = [], [], batch["prompt"]  # found: latents (B, K, C, h, w), rewards (B, K, R)
