@@ -106,11 +106,15 @@ class Algorithm(L.LightningModule):
             "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"},
         }
 
+    @property
+    def batch_number(self) -> int:
+        """Of the training batch at hand, from 0, over all epochs and resumptions."""
+        return self.trainer.fit_loop.epoch_loop.total_batch_idx
+
     def on_train_batch_start(self, batch, batch_idx: int) -> None:
         """Seeds the step from (seed, batch number, rank): a resumed run draws what the uninterrupted one would have."""
-        number = self.trainer.fit_loop.epoch_loop.total_batch_idx
         base = int(os.environ.get("PL_GLOBAL_SEED", 0))
-        torch.manual_seed(base * 1_000_003 + number * self.trainer.world_size + self.global_rank)
+        torch.manual_seed(base * 1_000_003 + self.batch_number * self.trainer.world_size + self.global_rank)
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         self.check(batch)

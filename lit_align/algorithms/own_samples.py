@@ -62,7 +62,7 @@ class OwnSamples(Algorithm):
             self.log("train/loss", loss, prog_bar=True)
         if scheduler := self.lr_schedulers():
             scheduler.step()
-        if self.refresh_every and (self.trainer.fit_loop.epoch_loop.total_batch_idx + 1) % self.refresh_every == 0:
+        if self.refresh_every and (self.batch_number + 1) % self.refresh_every == 0:
             self.policy.refresh_reference()
 
     def accumulate(self, part: dict | None, batch: dict) -> Tensor:

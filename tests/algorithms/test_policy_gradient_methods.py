@@ -290,6 +290,15 @@ def test_pruned_paths_lead_to_the_best_and_the_worst_leaf(tmp_path):
     assert {row for row, _ in learnt} == {0, 3}
 
 
+@pytest.mark.parametrize("slide_every, skipped", [(0, [{3, 4}] * 3), (1, [{3, 4}, {2, 3}, {1, 2}, {1, 2}])])
+def test_steps_pruned_by_depth_slide_to_the_last_split(tmp_path, slide_every, skipped):
+    method = make(BranchGRPO, StableDiffusion("tiny"), rollout=Sampler(6, 1.0, DDIM(1.0)), splits=(0, 1), samples_per_prompt=1, skip=(3, 4), slide_every=slide_every)
+    learnt, update = [], method.update
+    method.update = lambda tr, a, groups, steps: learnt.append(set(range(6)) - set(steps.tolist())) or update(tr, a, groups, steps)
+    trainer(tmp_path).fit(method, prompts(1, len(skipped)))
+    assert learnt == skipped
+
+
 def test_trees_of_any_rewards_are_learnt_from_in_as_many_parts():
     """Ranks draw different trees, and each backward pass is a meeting point of all ranks."""
     method = make(BranchGRPO, StableDiffusion("tiny"), splits=(0, 1, 2), samples_per_prompt=1, prune=True, minibatch=2)

@@ -29,13 +29,14 @@ class BranchGRPO(PolicyGradient):
     """Li et al. 2025, arXiv 2509.06040: rollouts share their beginnings; a node's reward is the mean of its leaves',
     its advantage (reward - mean) / std over the prompt's nodes of the same depth, 0 where they are alike; PPO's clipped
     ratio on every node once. As released, the likelihood is the plain step's where the tree splits with more noise.
-    (Released besides: pruning by depth.)
 
     Args:
         splits: the steps at which every particle becomes two: 2^len leaves for each prompt.
         clip_range: half the width of the ratio's band.
         split_noise: factor of the noise where the tree splits; 4 as released, for FLUX and DanceSDE(0.3).
-        prune: learn from the paths to each prompt's best and worst leaf alone.
+        prune: learn from the paths to each prompt's best and worst leaf alone (pruning by width).
+        skip: successive steps that are not learnt from (pruning by depth).
+        slide_every: training steps after which `skip` moves one step towards the last split, where it stays; 0: never.
     """
 
     def __init__(
@@ -44,13 +45,15 @@ class BranchGRPO(PolicyGradient):
         clip_range: float = 1e-3,
         split_noise: float = 1.0,
         prune: bool = False,
+        skip: tuple[int, ...] = (),
+        slide_every: int = 0,
         **kwargs,
     ):
         super().__init__(**kwargs)
         if self.samples_per_prompt != 1 or self.updates != 1:
             raise ValueError("BranchGRPO learns from whole trees: set splits, and samples_per_prompt and updates to 1.")
         self.splits, self.clip_range = tuple(splits), clip_range
-        self.split_noise, self.prune = split_noise, prune
+        self.split_noise, self.prune, self.skip, self.slide_every = split_noise, prune, tuple(skip), slide_every
         self.leaves = 2 ** len(self.splits)
 
     def nodes(self, step: int) -> int:
@@ -73,6 +76,14 @@ class BranchGRPO(PolicyGradient):
             best = torch.stack([reward.argmax(1), reward.argmin(1)], 1).cpu()
             self.kept = torch.zeros_like(self.kept).scatter(1, best, True)
         return state.trajectory, torch.stack(columns, 1).clamp(-self.max_advantage, self.max_advantage)
+
+    def trained_steps(self, trajectory: Trajectory) -> Tensor:
+        steps = super().trained_steps(trajectory)
+        if not self.skip:
+            return steps
+        moved = self.batch_number // self.slide_every if self.slide_every else 0
+        moved = min(moved, max(0, min(self.skip) - max(self.splits)))
+        return steps[~torch.isin(steps, torch.tensor(self.skip) - moved)]
 
     def minibatches(self, groups: Tensor, steps: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Every node once, by the first of its leaves that is kept; as many parts on every rank."""

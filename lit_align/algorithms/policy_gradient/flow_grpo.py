@@ -66,9 +66,8 @@ class FlowGRPO(PolicyGradient):
         if self.window:
             first, end = self.window_range or (0, self.rollout.steps - 1)
             places = end - first - self.window + 1
-            done = self.trainer.fit_loop.epoch_loop.total_batch_idx
-            place = done // self.slide_every % places if self.slide_every else torch.randint(places, ()).item()
-            inside = self.rollout.timesteps(self.policy)[first + place :][: self.window]
+            place = self.batch_number // self.slide_every if self.slide_every else torch.randint(places, ()).item()
+            inside = self.rollout.timesteps(self.policy)[first + place % places :][: self.window]
             self.rollout.transition.low, self.rollout.transition.high = inside[-1].item(), inside[0].item()
         return super().collect(prompts)
 

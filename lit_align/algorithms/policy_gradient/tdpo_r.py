@@ -97,7 +97,7 @@ class TDPOR(DDPO):
                     optimizer.step()
         if scheduler := self.lr_schedulers():
             scheduler.step()
-        number = self.trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        number = self.batch_number + 1
         if self.reset_every and number % self.reset_every == 0:
             self.reset(e.flatten(0, 1), number)
 

@@ -54,7 +54,7 @@ class D3PO(PolicyGradient):
 
     def training_step(self, batch: dict, batch_idx: int) -> None:
         super().training_step(batch, batch_idx)
-        if self.refresh_every and (self.trainer.fit_loop.epoch_loop.total_batch_idx + 1) % self.refresh_every == 0:
+        if self.refresh_every and (self.batch_number + 1) % self.refresh_every == 0:
             self.policy.refresh_reference()
 
     def start(self, n: int) -> Tensor:

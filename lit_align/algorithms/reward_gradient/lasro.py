@@ -135,7 +135,7 @@ class LaSRO(OwnSamples):
 
     def parts(self, collected: dict) -> Iterable[dict]:
         yield from ({"pairs": self.replay.draw(self.minibatch)} for _ in range(self.updates))
-        if self.trainer.fit_loop.epoch_loop.total_batch_idx >= self.pretrain:
+        if self.batch_number >= self.pretrain:
             yield collected
 
     def accumulate(self, part: dict, batch: dict) -> Tensor:

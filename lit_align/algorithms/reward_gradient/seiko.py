@@ -81,8 +81,8 @@ class SEIKO(AlignProp):
     @torch.no_grad()
     def query(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
         """New queries of all ranks: what the surrogate sees (N, D), and rewards (N,)."""
-        loop, x, y = self.trainer.fit_loop.epoch_loop.total_batch_idx, [], []
-        for _ in range(self.samples_per_prompt[min(loop, len(self.samples_per_prompt) - 1)]):
+        x, y = [], []
+        for _ in range(self.samples_per_prompt[min(self.batch_number, len(self.samples_per_prompt) - 1)]):
             image = self.policy.decode(self.rollout(self.policy, prompts).x)
             x.append(self.reward.describe(image, prompts))
             y.append(self.reward.queried(image, prompts).float())
