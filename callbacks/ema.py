@@ -8,15 +8,16 @@ from callbacks.trainable import laid_out_like, trainable, whole, write
 
 
 class EMA(L.Callback):
-    """ema <- decay ema + (1 - decay) theta after every optimizer step, over trainable tensors only. Where a batch makes
-    n steps (manual optimization), ema <- decay^n ema + (1 - decay^n) theta after the batch.
+    """ema <- d ema + (1 - d) theta after optimizer step n, over trainable tensors only, with d = min(decay, (1 + n) /
+    (10 + n)), so that an early average forgets where it started (as diffusers and Flow-GRPO have it). Where a batch
+    makes k steps (manual optimization), ema <- d^k ema + (1 - d^k) theta after the batch.
 
     The average stands in for the weights during validation, test and predict, and while the module saves what it
     trained (its `on_train_end`).
     Checkpoints hold both: the weights, and the average in this callback's state. Works on sharded tensors (FSDP2).
 
     Args:
-        decay: share of the old average that is kept at each step, in [0, 1).
+        decay: share of the old average that is kept at each step in the end, in [0, 1).
     """
 
     def __init__(self, decay: float = 0.9999):
@@ -44,8 +45,9 @@ class EMA(L.Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         steps, self.step = trainer.global_step - self.step, trainer.global_step
         if steps:  # none in the middle of an accumulation
+            decay = min(self.decay, (1 + self.step) / (10 + self.step))
             for name, p in trainable(module).items():
-                self.average[name].lerp_(p, 1 - self.decay**steps)
+                self.average[name].lerp_(p, 1 - decay**steps)
 
     def _stand_in(self, trainer, module) -> None:
         if self.average is not None and self.weights is None:

@@ -108,7 +108,9 @@ class LoRAScaling(L.Callback):
                         module.validation_step(batch, i, *([number] if len(loaders) > 1 else []))
         finally:
             del module.log  # the method shows again
-        return {name: sum(v * n for v, n in rows) / sum(n for _, n in rows) for name, rows in seen.items()}
+        total = lambda x: trainer.strategy.reduce(torch.tensor(float(x), device=module.device), reduce_op="sum")
+        mean = lambda rows: float(total(sum(v * n for v, n in rows)) / total(sum(n for _, n in rows)))
+        return {name: mean(rows) for name, rows in seen.items()}
 
     on_test_start = on_predict_start = on_validation_start
     on_test_end = on_predict_end = on_exception = lambda self, *_: self._leave()

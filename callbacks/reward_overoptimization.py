@@ -11,11 +11,11 @@ from callbacks.trainable import trainable, whole, write
 class RewardOveroptimizationStopping(L.Callback):
     """Stops when the trained-on reward still rises but what it stands for does not (Gao et al. 2022, arXiv 2210.10760).
 
-    A validation is bad when the proxy is above its value at the best validation while the mean of the held-out
-    metrics is below its best, or when diversity or KL leave their bounds. After `patience` bad validations in a row
-    training stops, and the trained weights go back to those of the best held-out validation, whether training was
-    stopped or ran out. With `num_sanity_val_steps: -1` the untrained policy is the first validation. Where EMA is used,
-    list it first.
+    A validation is bad when the proxy is above its value at the best validation while the mean of the held-out metrics
+    is below its best, or when diversity or KL leave their bounds. After `patience` bad validations in a row training
+    stops, and the trained weights go back to those of the best held-out validation, whether training was stopped or
+    ran out: in memory and in what is exported; checkpoints hold those that training went on with. With
+    `num_sanity_val_steps: -1` the untrained policy is the first validation. Where EMA is used, list it first.
 
     Args:
         proxy: name of the reward that is trained on, as logged.
@@ -50,7 +50,7 @@ class RewardOveroptimizationStopping(L.Callback):
             raise ValueError(
                 f"RewardOveroptimizationStopping watches {name}, which is not logged; logged are {logged}."
             )
-        value = float(trainer.callback_metrics[name])
+        value = float(trainer.strategy.reduce(trainer.callback_metrics[name], reduce_op="mean"))  # ranks decide alike
         if math.isnan(value):
             raise ValueError(f"{name} is NaN at step {trainer.global_step}: the reward failed on some image.")
         return value

@@ -34,7 +34,7 @@ RUNS = {  # name -> config, batches between validations, flags
     "draft, LoRA": ("draft_k", 20, {RATE: 1e-3, "model.policy.init_args.adapter": LORA}),
     "alignprop": ("alignprop", 12, {RATE: 4e-5}),
 }
-SCALED, SCALES = "draft, LoRA", (0.25, 0.5, 0.75)
+SCALED, SCALES = "draft, LoRA", (0.25, 0.5, 0.75, 1.0)
 NOISE = 0.04  # standard error of the difference of `second` between two validations
 WATCHED = ("proxy", "second", "exact")
 COLORS = {"proxy": "#0072b2", "second": "#e69f00", "exact": "#000000"}
@@ -64,7 +64,7 @@ def fit(name: str, seconds: int) -> list[dict]:
 
 
 def at_scales(name: str) -> dict[str, dict]:
-    """The trained adapter validated at a part of its strength."""
+    """The trained adapter, as the last checkpoint has it, validated at a part of its strength."""
     found, folder = {}, FOLDER / "scaled"
     for scale in SCALES:
         shutil.rmtree(folder, ignore_errors=True)
@@ -88,7 +88,8 @@ def curve(folder: Path) -> list[dict]:
 def stopped(points: list[dict], patience: int = 2, min_delta: float = NOISE) -> dict:
     """The point whose weights RewardOveroptimizationStopping keeps, as it sees nothing but proxy and second."""
     callback = RewardOveroptimizationStopping("proxy", ["second"], patience, min_delta)
-    trainer = SimpleNamespace(sanity_checking=False, state=SimpleNamespace(fn="fit"), should_stop=False)
+    alone = SimpleNamespace(reduce=lambda value, reduce_op: value)
+    trainer = SimpleNamespace(strategy=alone, sanity_checking=False, state=SimpleNamespace(fn="fit"), should_stop=False)
     for point in points:
         trainer.global_step, trainer.callback_metrics = point["step"], point
         callback.on_validation_end(trainer, torch.nn.Module())
@@ -116,8 +117,7 @@ def table(records: dict) -> str:
 def write(records: dict, seconds: int) -> None:
     """The page and its plot."""
     scaled = records.get(SCALED, {}).get("scaled", {})
-    points = [*scaled.items(), ("1", records[SCALED]["curve"][-1])] if scaled else []
-    sweep = ", ".join(f"{scale}: {p['proxy']:+.2f}, {p['exact']:.3f}" for scale, p in points)
+    sweep = ", ".join(f"{scale}: {p['proxy']:+.2f}, {p['exact']:.3f}" for scale, p in scaled.items())
     PAGE.write_text(
         f"""# Reward over-optimization on Shapes
 
@@ -136,7 +136,8 @@ row, while the proxy rises.
 ![Proxy and exact reward as training goes on](overoptimization.png)
 
 {table(records)}
-LoRA of `{SCALED}` at a part of its strength, proxy and exact: {sweep or "not run"}.
+The last checkpoint of `{SCALED}` (every 50 steps) with its LoRA at a part of its strength, proxy and exact:
+{sweep or "not run"}.
 """
     )
     plot(records)
@@ -144,7 +145,7 @@ LoRA of `{SCALED}` at a part of its strength, proxy and exact: {sweep or "not ru
 
 
 def plot(records: dict) -> None:
-    """A panel for each run: proxies on the left axis, exact on the right one, over optimizer steps; a vertical line
+    """A panel for each run: proxies on the left axis, exact on the right one, over training batches; a vertical line
     where the callback keeps the weights, a dashed one where it ends training."""
     w, h, scale, across = 330, 230, 2, 4
     names = [n for n in RUNS if n in records]

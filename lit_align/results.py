@@ -6,7 +6,6 @@ that stands there is not done again.
 
 import argparse
 import json
-import math
 import os
 import platform
 import shutil
@@ -107,9 +106,10 @@ def fifth(logged: dict[str, list[float]], which: int) -> dict[str, float]:
 
 
 def half_interval(runs: list[dict]) -> float:
-    """Half the 95 % interval of the runs' mean gain: over prompts, pooled over seeds."""
+    """Half the 95 % interval of the runs' mean gain, over prompts. Seeds share prompts and base, so that their gains
+    are not independent: the mean of their half-widths, which the truth does not exceed."""
     bounds = [r["exact"]["all"]["gain_interval"] for r in runs]
-    return math.hypot(*((high - low) / 2 for low, high in bounds)) / len(runs)
+    return sum(high - low for low, high in bounds) / 2 / len(runs)
 
 
 def row(method: str, runs: list[dict]) -> tuple[float, str]:
@@ -164,16 +164,17 @@ def write(records: dict) -> None:
 
 Written by `make results`. Every method starts from `checkpoints/shapes-sd` (or `shapes-flow`), trains for the table's
 wall-clock ({SECONDS["preference"]} s for the preference family, {SAMPLING} s for the others), and draws one image for
-each held-out prompt, with the same seeds before and after. The preference family and the reward-weighted one are judged
-in 15 deterministic steps at guidance 3. Those that learn from trajectories of their own (d3po, spo, lpo, dense_dpo) and
-the other families draw and are judged without guidance, in 10 stochastic steps; few-step methods (pso, pso_offline,
-lasro) in their 4 steps, guided. Gains over bases that are drawn differently do not compare: guidance alone takes
-`shapes-sd` from 0.39 to 0.53. Exact accuracy is the judge's. The interval is over prompts, pooled over seeds; beside it
-is the least and the greatest gain of a seed. Skills: gain. Train reward: what is trained on, over the first fifth of
-training -> over the last. Implicit accuracy: on training data, over the last fifth. Diversity: mean distance of two
-samples' latents; drift: mean distance of a sample's latents to the reference's on the same seed; both per dimension.
-Seconds: of fit, encoding included. Learning rates were chosen in trials of two to ten minutes, with another seed, on
-the first 128 to 256 of these prompts. Why some lose: [what_loses.md](what_loses.md).
+each held-out prompt, with the same seeds before and after. The preference family and the reward-weighted one are
+judged in 15 deterministic steps at guidance 3. Those that learn from trajectories of their own (d3po, spo, lpo,
+dense_dpo) and the other families draw and are judged without guidance, in 10 stochastic steps; few-step methods (pso,
+pso_offline, lasro) in their 4 steps, guided. Gains over bases that are drawn differently do not compare: guidance
+alone takes `shapes-sd` from 0.39 to 0.53. Exact accuracy is the judge's. The interval is over prompts; seeds share
+them and the base, so more seeds do not narrow it. Beside it is the least and the greatest gain of a seed. Skills:
+gain. Train reward: what is trained on, over the first fifth of training -> over the last. Implicit accuracy: on
+training data, over the last fifth. Diversity: mean distance of two samples' latents; drift: mean distance of a
+sample's latents to the reference's on the same seed; both per dimension. Seconds: of fit, encoding included. Learning
+rates were chosen in trials of two to ten minutes, with another seed, on the first 128 to 256 of these prompts. Why
+some lose: [what_loses.md](what_loses.md).
 
 """
         + "\n".join(tables)

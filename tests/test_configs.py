@@ -31,6 +31,24 @@ def test_recipe_says_how_to_run_it_and_what_to_expect(recipe):
     assert "How to run:" in text and ("Published:" in text or "Expected:" in text)
 
 
+@pytest.mark.parametrize("recipe", [r for r in RECIPES if "max_steps:" in (ROOT / "configs" / r).read_text()])
+def test_training_ends_with_a_checkpoint_and_validates_on_the_way(recipe):
+    """Lightning counts optimizer steps where it saves and ends, of which a batch may make several, and batches where it
+    validates."""
+    c = yaml.safe_load((ROOT / "configs" / recipe).read_text())
+    t, model = c["trainer"], c["model"]["init_args"]
+    a_batch = model.get("updates", 1) * model.get("inner_epochs", 1)
+    if c["model"]["class_path"] == "TDPOR":
+        a_batch *= model["rollout"]["init_args"]["steps"]
+    pretrain = model.get("pretrain", 0) if c["model"]["class_path"] == "LaSRO" else t["max_steps"]
+    steps = batches = 0
+    while steps < t["max_steps"]:
+        steps, batches = steps + a_batch + (batches >= pretrain), batches + 1
+    (save,) = (cb["init_args"]["every_n_train_steps"] for cb in t["callbacks"] if cb["class_path"] == "ModelCheckpoint")
+    assert steps == t["max_steps"] and steps % save == 0
+    assert batches * t.get("accumulate_grad_batches", 1) >= t.get("val_check_interval", 0)
+
+
 @pytest.mark.parametrize("overlay", ["lora.yaml", "ddp.yaml"])
 def test_overlays_run_under_smoke(overlay, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -20,13 +20,15 @@ class Algorithm(L.LightningModule):
     Args:
         policy: the model to align.
         optimizer: called with the trainable parameters (default: torch's AdamW).
-        lr_scheduler: called with the optimizer, stepped once per optimizer step.
+        lr_scheduler: called with the optimizer, stepped after every optimizer step; by a method that makes several on a
+            batch, after the batch.
         sampler: how images are drawn at validation, test and predict (default: 50 DDIM steps, guidance 7.5).
         rewards: scores of those images, logged as `val/reward/<name>`; the first is the headline of `test`.
         init_from: a checkpoint of this library whose weights training starts from (weights only: step, optimizer and
             random state start afresh; resuming is Lightning's `--ckpt_path`). A fully trained reference starts there
             too.
-        caption_dropout: share of training captions replaced by the empty one, in [0, 1].
+        caption_dropout: share of training captions replaced by the empty one, in [0, 1], where a denoising loss is
+            learnt from.
     """
 
     feedback: tuple[str, ...] = ()  # the batch keys the method learns from
@@ -118,21 +120,22 @@ class Algorithm(L.LightningModule):
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         self.check(batch)
-        loss = self.finite(self.step(batch), batch)
+        loss = self.finite(self.step(batch), batch["index"])
         self.log("train/loss", loss.detach(), prog_bar=True)
         return loss
 
     def on_before_optimizer_step(self, optimizer) -> None:
-        """Clips gradients, here because an fp16 scaler has undone its scaling by now."""
-        if self.max_grad_norm is not None:
-            self.clip_gradients(optimizer, self.max_grad_norm, "norm")
+        """Clips the gradients of each parameter group by itself, so that a value function's do not shrink the policy's;
+        here because an fp16 scaler has undone its scaling by now."""
+        for group in optimizer.param_groups if self.max_grad_norm is not None else ():
+            torch.nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm)
 
-    def finite(self, loss: Tensor, batch: dict) -> Tensor:
-        """The loss; FloatingPointError where it is not finite."""
+    def finite(self, loss: Tensor, rows: list) -> Tensor:
+        """The loss; FloatingPointError, which names the rows it comes from, where it is not finite."""
         if not loss.isfinite():
             raise FloatingPointError(
-                f"the loss is {loss.item()} at step {self.global_step} on rows {batch['index']}: "
-                "lower the learning rate, use bf16 in place of fp16, or look at those rows."
+                f"the loss is {loss.item()} at step {self.global_step} on {rows}: "
+                "lower the learning rate, use bf16 in place of fp16, or look at these rows."
             )
         return loss
 

@@ -67,6 +67,6 @@ class OwnSamples(Algorithm):
 
     def accumulate(self, part: dict | None, batch: dict) -> Tensor:
         """Takes the gradient of an update's loss, which it returns."""
-        loss = self.finite(self.step(part) if part else self.nothing(), batch)
+        loss = self.finite(self.step(part) if part else self.nothing(), batch["index"])
         self.manual_backward(loss)
         return loss.detach()

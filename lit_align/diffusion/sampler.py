@@ -42,6 +42,19 @@ class Trajectory:
     cond: dict
     prompts: list[str] | None
 
+    @staticmethod
+    def cat(parts: list["Trajectory"]) -> "Trajectory":
+        """Rollouts one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+
+        def join(values: list) -> Any:
+            if isinstance(values[0], dict):
+                return {k: join([v[k] for v in values]) for k in values[0]}
+            return torch.cat(values) if isinstance(values[0], Tensor) else sum(values, [])
+
+        return Trajectory(*(join([getattr(part, f.name) for part in parts]) for f in fields(Trajectory)))
+
     def minibatch(self, rows: Tensor, steps: Tensor) -> dict:
         """Single steps (rows[m], steps[m]), on the policy's device: x_t, x_s, mean (M, ...), t, s, log_prob (M,) and
         cond."""

@@ -398,7 +398,7 @@ class Policy(nn.Module):
             if not isinstance(model, FSDPModule):
                 for block in self.blocks(model):
                     fully_shard(block, mesh=mesh)
-                fully_shard(model, mesh=mesh)
+                fully_shard(model, mesh=mesh, reshard_after_forward=True)  # a frozen copy has no backward to do it
 
     def blocks(self, model: nn.Module) -> list[nn.Module]:
         """The parts of a denoiser that are gathered one after the other."""

@@ -40,7 +40,8 @@ class WeightedSum(Reward):
     """sum_i w_i (r_i - mean_i) / std_i, so that a weight says how much a reward counts, whatever its unit.
 
     Mean and deviation are those of all that r_i has scored so far, this call included, on all ranks, and constants for
-    gradient; they are in the checkpoint. A training run logs each r_i, in its own unit, as `train/reward/<name>`.
+    gradient; they are in the checkpoint. Scores to be compared come from one call. A training run logs each r_i, in
+    its own unit, as `train/reward/<name>`.
 
     Args:
         rewards: name -> reward.

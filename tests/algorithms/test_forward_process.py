@@ -189,8 +189,10 @@ def test_a_prompts_samples_lie_in_a_row_with_their_advantages():
         return T([n, 10.0 * n]).view(2, 1, 1, 1).expand(2, *method.policy.latent_shape)
 
     method.draw_latents, method.policy.decode = draw, lambda z: z
-    method.reward.forward = lambda images, prompts: scores[int(images[0, 0, 0, 0]) - 1]
+    asked = []
+    method.reward.forward = lambda images, prompts: asked.append((images[:, 0, 0, 0].tolist(), prompts)) or scores.T.flatten()
     found = method.collect({"prompt": ["p", "q"], "index": [0, 1]})
+    assert asked == [([1, 2, 3, 10, 20, 30], list("pppqqq"))]  # in one call, for a reward that normalises
     assert found["x_0"][:, 0, 0, 0].tolist() == [1, 2, 3, 10, 20, 30]
     std = scores.flatten().std(correction=0) + 1e-4
     torch.testing.assert_close(found["advantage"], ((scores - scores.mean(0)) / std).T.flatten())

@@ -6,6 +6,7 @@ from parts import Darkness, trainer
 from lit_align.algorithms.policy_gradient.advantage import Group, PerPrompt
 from lit_align.algorithms.policy_gradient.ddpo import DDPO
 from lit_align.algorithms.policy_gradient.policy_gradient import Step
+from lit_align.algorithms.policy_gradient.tdpo_r import TDPOR
 from lit_align.diffusion.sampler import Sampler
 from lit_align.diffusion.transition import DDIM, FlowSDE, Gaussian
 from lit_align.policies.adapters import LoRA
@@ -18,11 +19,11 @@ def loader(n=2, rollouts=1):
     return torch.utils.data.DataLoader([batch] * rollouts, batch_size=None)
 
 
-def ddpo(policy=None, **kwargs):
+def ddpo(policy=None, cls=DDPO, **kwargs):
     policy = policy or StableDiffusion("tiny", LoRA(rank=2))
     rule = FlowSDE() if isinstance(policy, StableDiffusion3) else DDIM(1.0)
     defaults = {"rollout": Sampler(3, 2.0, rule), "samples_per_prompt": 2, "minibatch": 4, "optimizer": lambda p: torch.optim.AdamW(p, lr=1e-3)}
-    return DDPO(policy=policy, reward=Darkness(), **(defaults | kwargs))
+    return cls(policy=policy, reward=Darkness(), **(defaults | kwargs))
 
 
 def test_per_prompt_statistics():
@@ -143,6 +144,38 @@ def test_ddpo_raises_its_reward(tmp_path):
     trainer(tmp_path).fit(method, loader(2, 24))
     gain = reward() - before
     assert gain.mean() > 3 * gain.std() / 8  # three standard errors
+
+
+@pytest.mark.parametrize("cls", [DDPO, TDPOR], ids=lambda c: c.__name__)
+def test_a_loss_that_is_not_finite_is_named_before_it_moves_a_weight(tmp_path, cls):
+    method = ddpo(cls=cls)
+    method.loss = lambda step: step.log_prob * float("nan")
+    before = [p.detach().clone() for p in method.parameters()]
+    with pytest.raises(FloatingPointError, match="the loss is nan at step 0 on .'p"):
+        trainer(tmp_path).fit(method, loader())
+    assert all(torch.equal(a, b) for a, b in zip(before, method.parameters(), strict=True))
+
+
+def test_a_rollout_without_noise_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="the rollout has none: give it a transition with noise"):
+        trainer(tmp_path).fit(ddpo(rollout=Sampler(3, 2.0)), loader())
+
+
+@pytest.mark.parametrize("family", [StableDiffusion, StableDiffusion3], ids=lambda c: c.__name__)
+def test_nothing_sees_more_than_a_minibatch_at_once(tmp_path, family):
+    """And the parts of a rollout are put together in order."""
+    method, rows, seen = ddpo(family("tiny", LoRA(rank=2)), samples_per_prompt=4, minibatch=3), [], {}
+    policy, learn = method.policy, method.learn
+    predict, decode = policy.predict, policy.decode
+    policy.predict = lambda x, t, cond: rows.append(len(x) // 2) or predict(x, t, cond)  # guided: twice
+    policy.decode = lambda x: rows.append(len(x)) or decode(x)
+    method.reward.forward = lambda images, prompts: seen.update(n=len(images), prompts=prompts) or torch.rand(len(images))
+    method.learn = lambda tr, a: seen.update(tr=tr) or learn(tr, a)
+    trainer(tmp_path).fit(method, loader())
+    assert max(rows) == 3 and seen["n"] == 8
+    assert seen["tr"].prompts == seen["prompts"] == ["p0"] * 4 + ["p1"] * 4 and seen["tr"].x_t.shape[:2] == (8, 3)
+    text = policy.condition(seen["prompts"])["text"]
+    torch.testing.assert_close(seen["tr"].cond["text"], text)
 
 
 def test_a_nan_reward_is_named(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from parts import Darkness, T, prompts, rollout, trainer
 
-from lit_align.algorithms.policy_gradient.advantage import Group, LeaveOneOut, WinRate
+from lit_align.algorithms.policy_gradient.advantage import Group, LeaveOneOut, PerPrompt, WinRate
 from lit_align.algorithms.policy_gradient.branch_grpo import BranchGRPO, Tree
 from lit_align.algorithms.policy_gradient.dpok import DPOK
 from lit_align.algorithms.policy_gradient.flow_grpo import FlowGRPO
@@ -14,6 +14,7 @@ from lit_align.algorithms.policy_gradient.pcl import PCL
 from lit_align.algorithms.policy_gradient.policy_gradient import Step
 from lit_align.algorithms.policy_gradient.prdp import PRDP
 from lit_align.algorithms.policy_gradient.sdpo import SDPO, interpolated
+from lit_align.algorithms.preference.d3po import D3PO
 from lit_align.diffusion.process import Flow
 from lit_align.diffusion.sampler import Sampler
 from lit_align.diffusion.transition import DDIM, FlowSDE, Gaussian, Windowed
@@ -206,6 +207,39 @@ def test_dpoks_baseline_learns_the_reward_at_its_own_rate(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(policy, method.policy.parameters()))
 
 
+@pytest.mark.parametrize("cls", [DPOK, PCL], ids=lambda c: c.__name__)
+def test_a_value_functions_gradient_does_not_shrink_the_policys(tmp_path, cls):
+    """A reward of 20 makes the value's gradient large; both are clipped to 0.1, each by itself."""
+    method, norms = make(cls, StableDiffusion("tiny"), max_grad_norm=0.1), []
+    method.reward.forward = lambda images, texts: 20 + 100 * (1 - images.mean((1, 2, 3)))
+    norm = lambda group: torch.stack([p.grad.norm() for p in group["params"] if p.grad is not None]).norm().item()
+    method.optimizer = lambda groups: torch.optim.SGD(groups, lr=0.0)
+    clip = method.on_before_optimizer_step
+
+    def watched(optimizer):
+        before = [norm(group) for group in optimizer.param_groups]
+        clip(optimizer)
+        norms.append((before, [norm(group) for group in optimizer.param_groups]))
+
+    method.on_before_optimizer_step = watched
+    trainer(tmp_path).fit(method, prompts(2))
+    for before, after in norms:
+        assert before[1] > 1  # the value's
+        assert after == pytest.approx([min(n, 0.1) for n in before], rel=1e-3)
+
+
+@pytest.mark.parametrize("cls", [PRDP, SDPO, D3PO], ids=lambda c: c.__name__)
+def test_pairs_are_of_one_prompt(cls):
+    with pytest.raises(ValueError, match="compares 2 trajectories of a prompt: give a multiple of 2"):
+        make(cls, samples_per_prompt=3)
+
+
+def test_a_window_that_does_not_fit_is_refused():
+    for range in ((2, 4), (0, 6), (3, 9)):
+        with pytest.raises(ValueError, match="a window of 3 does not fit"):
+            make(FlowGRPO, rollout=FLOW(6), window=3, window_range=range)
+
+
 # PRDP
 
 
@@ -260,8 +294,8 @@ def test_a_node_is_judged_by_its_leaves_and_learnt_from_once(tmp_path):
     for i in (0, 1):  # two nodes
         assert torch.equal(x[0, i], x[1, i]) and torch.equal(x[2, i], x[3, i]) and not torch.equal(x[0, i], x[2, i])
     assert all(not torch.equal(x[0, i], x[1, i]) for i in (2, 3, 4)) and torch.equal(tr.x_t[0, 2], tr.x_t[1, 2])
-    torch.testing.assert_close(a[:4, 0], T([1.0, 1.0, -1.0, -1.0]))  # nodes 2 and 0
-    leaf = (reward[0] - 1.0) / reward[0].std(correction=0)
+    torch.testing.assert_close(a[:4, 0], T([1.0, 1.0, -1.0, -1.0]) / 2**0.5)  # nodes 2 and 0
+    leaf = (reward[0] - 1.0) / reward[0].std()
     torch.testing.assert_close(a[:4, 4], leaf)
     assert not a[4:].any()
     steps = method.trained_steps(tr).tolist()
@@ -281,13 +315,15 @@ def test_noise_is_larger_where_the_tree_splits_and_the_likelihood_is_the_plain_s
     torch.testing.assert_close(tr.log_prob[:, 0], Gaussian(tr.mean[:, 0], std).log_prob(tr.x_s[:, 0]))
 
 
-def test_pruned_paths_lead_to_the_best_and_the_worst_leaf(tmp_path):
+def test_after_the_last_split_pruning_leaves_the_best_and_the_worst_leaf(tmp_path):
     method = make(BranchGRPO, StableDiffusion("tiny"), rollout=Sampler(4, 1.0, DDIM(1.0)), splits=(0, 1), samples_per_prompt=1, prune=True)
     method.reward.forward = lambda images, texts: T([1.0, 0.5, 0.7, 0.2])
     learnt, revisit = [], method.revisit
     method.revisit = lambda tr, a, rows, i: learnt.extend(zip(rows.tolist(), i.tolist())) or revisit(tr, a, rows, i)
     trainer(tmp_path).fit(method, prompts(1))
-    assert {row for row, _ in learnt} == {0, 3}
+    steps = method.trained_steps(method.draw_trajectories(["p0"], Tree((0, 1)), 4)[0]).tolist()
+    after = {(row, i) for row in (0, 3) for i in steps if i > 1}
+    assert after and set(learnt) == {(0, 0), (2, 0), (0, 1), (1, 1), (2, 1), (3, 1)} | after
 
 
 @pytest.mark.parametrize("slide_every, skipped", [(0, [{3, 4}] * 3), (1, [{3, 4}, {2, 3}, {1, 2}, {1, 2}])])
@@ -303,11 +339,11 @@ def test_trees_of_any_rewards_are_learnt_from_in_as_many_parts():
     """Ranks draw different trees, and each backward pass is a meeting point of all ranks."""
     method = make(BranchGRPO, StableDiffusion("tiny"), splits=(0, 1, 2), samples_per_prompt=1, prune=True, minibatch=2)
     steps, parts = torch.arange(4), []
-    for leaves in ((0, 1), (0, 7)):  # paths that part late, and early
+    for leaves in ((0,), (0, 7)):  # all alike, or not
         method.kept = torch.zeros(1, 8, dtype=torch.bool)
         method.kept[0, list(leaves)] = True
         parts.append([len(rows) for rows, _ in method.minibatches(torch.arange(8)[:, None], steps)])
-    assert len(parts[0]) == len(parts[1]) and sum(parts[0]) == 6 and sum(parts[1]) == 8 and min(parts[0]) > 0
+    assert len(parts[0]) == len(parts[1]) and sum(parts[0]) == 15 and sum(parts[1]) == 16 and min(parts[0]) > 0
 
 
 # SDPO
@@ -321,8 +357,8 @@ def test_rewards_between_three_exact_ones():
     got = interpolated(x_0, lambda x: asked.append(x) or T([[1.0, 5.0, 2.0][len(asked) - 1]]))[0]
     assert len(asked) == 3 and torch.equal(asked[1], x_0[:, 2])
     c = lambda i, j: max((angle[i] - angle[j]).cos().item(), 1e-6)
-    w1, w3 = c(1, 0) / (c(1, 0) + c(1, 2)), c(3, 2) / (c(3, 2) + c(3, 4))
-    torch.testing.assert_close(got, T([1.0, w1 + (1 - w1) * 5, 5.0, 5 * w3 + 2 * (1 - w3), 2.0]))
+    mean = lambda i: (1 * c(i, 0) + 5 * c(i, 2) + 2 * c(i, 4)) / (c(i, 0) + c(i, 2) + c(i, 4))
+    torch.testing.assert_close(got, T([1.0, mean(1), 5.0, mean(3), 2.0]))
 
 
 def test_sdpos_loss_is_the_larger_square():
@@ -347,6 +383,16 @@ def test_sdpos_returns_are_normalised_by_prompt_and_step(tmp_path):
     assert a.view(2, 4, 4).mean(1).abs().max() < 1e-4 and a.abs().max() > 0.1
 
 
+def test_sdpos_new_prompts_take_the_statistics_of_their_step_alone(tmp_path):
+    method = make(SDPO, StableDiffusion("tiny"), rollout=Sampler(4, 1.0, DDIM(1.0)), advantage=PerPrompt(min_count=99))
+    kept, learn = {}, method.learn
+    method.learn = lambda tr, a: kept.update(a=a) or learn(tr, a)
+    method.reward.forward = lambda images, texts: 20 - images.mean((1, 2, 3))  # returns of 80, 60, 40 and 20
+    trainer(tmp_path).fit(method, prompts(2))
+    torch.testing.assert_close(kept["a"].mean(0), torch.zeros(4), atol=0.05, rtol=0)
+    torch.testing.assert_close(kept["a"].std(0, correction=0), torch.ones(4), atol=0.1, rtol=0)
+
+
 # PCL
 
 
@@ -354,6 +400,7 @@ def test_the_soft_optimal_policy_and_its_value_leave_no_residual():
     """One step, one dimension: p_ref = N(0, 1), r(x) = x, so p* = N(1 / alpha, 1) and V = 1 / (2 alpha)."""
     method, alpha = quiet(make(PCL, StableDiffusion("tiny"), rollout=Sampler(1, 1.0, DDIM(1.0)), alpha=2.0)), 2.0
     t, end = method.rollout.timesteps(method.policy)
+    method.end = end
     torch.manual_seed(0)
     x_s, one = torch.randn(50, 1), torch.ones(50, 1)
     best, reference = Gaussian(one / alpha, one), Gaussian(0 * one, one)
@@ -362,3 +409,14 @@ def test_the_soft_optimal_policy_and_its_value_leave_no_residual():
     drawn = Step(best, best.log_prob(x_s), best.log_prob(x_s), x_s[:, 0], **rest, reference=reference)
     assert method.loss(drawn).max() < 1e-10
     assert method.loss(drawn._replace(log_prob=reference.log_prob(x_s))).mean() > 0.1
+
+
+@pytest.mark.parametrize("rule", [DDIM(1.0), FlowSDE(0.7)], ids=lambda r: type(r).__name__)
+def test_the_reward_enters_after_the_last_noisy_step(tmp_path, rule):
+    """A flow's last DDIM step has no noise and is not learnt from."""
+    method, seen = make(PCL, rollout=Sampler(3, 1.0, rule)), []
+    revisit = method.revisit
+    method.revisit = lambda *args: seen.append(revisit(*args)) or seen[-1]
+    trainer(tmp_path).fit(method, prompts(1))
+    s = torch.cat([step.s for step in seen])
+    assert len(s.unique()) >= 2 and method.end == s.min()

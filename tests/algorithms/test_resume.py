@@ -20,6 +20,8 @@ from lit_align.algorithms.policy_gradient.ddpo import DDPO
 from lit_align.algorithms.policy_gradient.dpok import DPOK
 from lit_align.algorithms.policy_gradient.flow_grpo import FlowGRPO
 from lit_align.algorithms.preference.dpo import DiffusionDPO
+from lit_align.algorithms.reward_gradient.replay import Replay
+from lit_align.algorithms.reward_gradient.surrogate import Surrogate
 from lit_align.algorithms.reward_weighted.bond import BOND
 from lit_align.algorithms.reward_weighted.max_min import MaxMin
 from lit_align.algorithms.reward_weighted.rewards_in_context import RewardsInContext
@@ -58,6 +60,31 @@ def run(folder, pairs, steps, adapter, ckpt_path=None, every=3):
     )  # fmt: skip
     trainer.fit(module, PickAPic(pairs, resolution=16, batch_size=2), ckpt_path=ckpt_path, weights_only=False)
     return module, ema, trainer
+
+
+@pytest.mark.parametrize("given", ["reads", "nothing"])
+def test_what_lives_across_steps_is_a_leaf_of_a_sharded_checkpoint(tmp_path, given):
+    """Which loads what the fresh state names, in its shapes: a dictionary would lose the entries it has not yet."""
+    from torch.distributed import checkpoint as dcp
+
+    policy, black_box = StableDiffusion("tiny"), Darkness()
+    make = {
+        "memory": lambda: PerPrompt(4, 2),
+        "replay": lambda: Replay(8),
+        "surrogate": lambda: Surrogate(black_box, policy, epochs=1),
+    }
+    old, new = ({name: part() for name, part in make.items()} for _ in range(2))
+    if given == "reads":
+        old["memory"](torch.tensor([3, 3, 5]), torch.tensor([1.0, 2.0, 7.0]))
+        old["replay"].add({"prompt": ["a", "b"], "win": torch.rand(2, 3)})
+        image = torch.rand(3, 3, policy.resolution, policy.resolution)
+        old["surrogate"].fit(old["surrogate"].describe(image, ["a"] * 3), torch.rand(3))
+    dcp.save({name: part.get_extra_state() for name, part in old.items()}, checkpoint_id=tmp_path / "c", no_dist=True)
+    states = {name: part.get_extra_state() for name, part in new.items()}
+    dcp.load(states, checkpoint_id=tmp_path / "c", no_dist=True)
+    for name, part in new.items():
+        part.set_extra_state(states[name])
+        assert same(part.get_extra_state(), old[name].get_extra_state())
 
 
 def state(folder):

@@ -160,7 +160,24 @@ def test_parts_visit_every_weighted_sample_and_estimate_the_mean_over_all():
     assert [int((seen == i).sum()) for i in range(5)] == [0, 4, 4, 0, 4]
     mean = torch.cat([part["weight"] for part in parts]).mean()
     assert mean.item() == pytest.approx(weight.mean().item())
-    assert list(method.parts({"prompt": ["a"], "weight": T([0.0])})) == [None] * 4
+    parts = list(method.parts({"prompt": ["a", "b"], "weight": T([0.0, 0.0])}))  # ranks run the same forwards
+    assert [part["weight"].tolist() for part in parts] == [[0.0] * 3] * 4
+
+
+@pytest.mark.parametrize("cls", [RWR, MaxMin], ids=lambda c: c.__name__)
+def test_a_collection_is_judged_in_one_call_each_sample_for_its_prompt(cls):
+    """So that a reward which normalises by what it has seen treats all samples alike."""
+    method, asked = alone(cls, samples_per_prompt=3), []
+    judge = method.reward.forward
+    method.draw_latents = lambda prompts: torch.tensor([ord(p) for p in prompts]).view(-1, 1, 1, 1).expand(-1, *method.policy.latent_shape) / 256
+    method.policy.decode = lambda z: z[:, :1].expand(-1, 3, -1, -1)
+    method.reward.forward = lambda images, prompts: asked.append((images, prompts)) or judge(images, prompts)
+    latents, reward = method.own(["a", "b"])
+    ((images, prompts),) = asked
+    assert [chr(round(v * 256)) for v in images[:, 0, 0, 0].tolist()] == prompts == ["a", "b"] * 3
+    assert latents.shape[:2] == reward.shape[:2] == (2, 3)
+    dark = reward[..., 0] if cls is MaxMin else reward
+    torch.testing.assert_close(dark, 1 - T([[97.0] * 3, [98.0] * 3]) / 256)
 
 
 def test_a_collection_without_weight_keeps_its_steps(tmp_path):
@@ -246,13 +263,14 @@ def test_annotators_weights_survive_a_checkpoint(tmp_path):
     method, t = make(MaxMin, rate=3.0, samples_per_prompt=2), trainer(tmp_path)
     t.fit(method, prompts(2, 2))
     t.save_checkpoint(tmp_path / "some.ckpt")
-    assert method.get_extra_state().softmax(0).max() > 0.5
+    (logits,) = method.get_extra_state()
+    assert logits.softmax(0).max() > 0.5
     resumed = make(MaxMin, rate=3.0, samples_per_prompt=2)
     seen, weights = [], resumed.weights
-    resumed.weights = lambda r: seen.append(resumed.get_extra_state().clone()) or weights(r)
+    resumed.weights = lambda r: seen.append(resumed.get_extra_state()[0].clone()) or weights(r)
     trainer(tmp_path, max_epochs=2).fit(resumed, prompts(2, 2), ckpt_path=tmp_path / "some.ckpt")
-    torch.testing.assert_close(seen[0], method.get_extra_state())
-    torch.testing.assert_close(make(MaxMin, init_from=str(tmp_path / "some.ckpt")).get_extra_state(), seen[0])
+    torch.testing.assert_close(seen[0], logits)
+    torch.testing.assert_close(make(MaxMin, init_from=str(tmp_path / "some.ckpt")).get_extra_state()[0], seen[0])
 
 
 # Rewards in context

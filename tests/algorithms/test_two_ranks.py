@@ -24,11 +24,15 @@ from lit_align.algorithms.policy_gradient.advantage import Group, LeaveOneOut, P
 from lit_align.algorithms.policy_gradient.branch_grpo import BranchGRPO
 from lit_align.algorithms.policy_gradient.ddpo import DDPO
 from lit_align.algorithms.policy_gradient.tdpo_r import TDPOR
+from lit_align.algorithms.reward_gradient.alignprop import AlignProp
+from lit_align.algorithms.reward_gradient.lasro import LaSRO
 from lit_align.algorithms.reward_weighted.raft import RAFT
+from lit_align.rewards.latent import LatentReward
+from lit_align.rewards.several import WeightedSum
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lit_align.diffusion.sampler import Sampler
 from lit_align.diffusion.transition import DDIM, FlowSDE
-from lit_align.policies.adapters import LoRA
+from lit_align.policies.adapters import Full, LoRA
 from lit_align.policies.stable_diffusion import StableDiffusion
 from lit_align.policies.stable_diffusion3 import StableDiffusion3
 
@@ -41,7 +45,12 @@ METHODS = dict(
     branch_grpo=lambda: BranchGRPO(policy=StableDiffusion3("tiny", LoRA(rank=2)), advantage=Group(), splits=(0, 1), minibatch=4,
                                    rollout=Sampler(3, 2.0, FlowSDE()), **rest()),
     nft=lambda: DiffusionNFT(policy=StableDiffusion3("tiny", LoRA(rank=2)), rollout=Sampler(3, 1.0), samples_per_prompt=2, updates=2, **rest()),
-    raft=lambda: RAFT(policy=StableDiffusion("tiny", LoRA(rank=2)), rollout=Sampler(3, 2.0), samples_per_prompt=2, **rest()),
+    nft_full=lambda: DiffusionNFT(policy=StableDiffusion3("tiny", Full()), rollout=Sampler(3, 1.0), samples_per_prompt=2, updates=2, **rest()),
+    raft=lambda: RAFT(policy=StableDiffusion("tiny", LoRA(rank=2)), rollout=Sampler(3, 2.0), samples_per_prompt=2,
+                      **(rest() | dict(reward=WeightedSum(dict(dark=Darkness(), again=Darkness()))))),
+    alignprop=lambda: AlignProp(policy=StableDiffusion("tiny", LoRA(rank=2)), rollout=Sampler(4, 2.0), **rest()),
+    lasro=lambda: LaSRO(policy=StableDiffusion("tiny", LoRA(rank=2)), surrogate=LatentReward(StableDiffusion("tiny"), projection_dim=8), pretrain=1,
+                        samples_per_prompt=2, minibatch=4, **rest()),
 )
 
 
@@ -88,7 +97,8 @@ if __name__ == "__main__":
             found[name] = str(error)
             continue
         weights = torch.cat([whole(p.detach()).flatten() for p in module.parameters() if p.requires_grad])
-        found[name] = dict(reward=torch.cat([r.flatten() for r in watch.reward]), prompts=watch.prompts, advantage=watch.advantage,
+        state = dict(replay=module.replay.pairs, moments=module.moments) if name == "lasro" else getattr(module.reward, "moments", None)
+        found[name] = dict(state=state, reward=torch.cat([r.flatten() for r in watch.reward]), prompts=watch.prompts, advantage=watch.advantage,
                            steps=watch.steps, weights=weights, place=trainer.global_step)
     torch.save(found, f"{{out}}/{{rank}}.pt")
     os._exit(0)  # gloo's threads do not always survive the interpreter's own way out
@@ -123,19 +133,30 @@ def ranks(request, tmp_path_factory) -> list[dict]:
     return [torch.load(folder / f"{r}.pt", weights_only=False) for r in range(2)]
 
 
-NAMES = ["ddpo", "rloo", "tdpo_r", "branch_grpo", "nft", "raft"]
+NAMES = ["ddpo", "rloo", "tdpo_r", "branch_grpo", "nft", "nft_full", "raft", "alignprop", "lasro"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_ranks_draw_for_themselves_and_stay_in_step(ranks, name):
     if isinstance(ranks[0][name], str):
-        assert "set --trainer.strategy ddp" in ranks[0][name] and name == "tdpo_r"  # FSDP does not shard its critic
+        assert "set --trainer.strategy ddp" in ranks[0][name] and name in ("tdpo_r", "lasro")  # FSDP does not shard their critics
         return
     a, b = (r[name] for r in ranks)
     assert not torch.equal(a["reward"], b["reward"])  # other prompts, other noise
     assert a["steps"] == b["steps"] > 0 and a["place"] == b["place"] == a["steps"]
     assert torch.equal(a["weights"], b["weights"]) and a["weights"].isfinite().all()
+
+
+@pytest.mark.slow
+def test_what_is_remembered_is_of_all_ranks(ranks):
+    a, b = (r["raft"]["state"] for r in ranks)
+    assert torch.equal(a, b) and a[0].tolist() == [16, 16]  # 2 steps of 2 x 4 samples
+    if isinstance(ranks[0]["lasro"], str):  # refused under FSDP
+        return
+    a, b = (r["lasro"]["state"] for r in ranks)
+    assert a["replay"]["prompt"] == b["replay"]["prompt"] and {"p0", "p1"} < set(a["replay"]["prompt"])
+    assert all(torch.equal(a["replay"][k], b["replay"][k]) for k in ("step", "win", "lose")) and torch.equal(a["moments"], b["moments"])
 
 
 @pytest.mark.slow

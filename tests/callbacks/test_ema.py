@@ -1,3 +1,5 @@
+import math
+
 import lightning as L
 import pytest
 import torch
@@ -5,7 +7,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from callbacks import EMA
 
-DECAY = 0.8
+DECAY = 0.3  # reached at step 3
 
 
 class Weights(L.Callback):
@@ -20,9 +22,9 @@ class Weights(L.Callback):
 
 
 def averaged(weights):
-    """sum over k of decay^(n - k) (1 - decay) theta_k, and decay^n theta_0: the recursion written out."""
-    n = len(weights) - 1
-    return DECAY**n * weights[0] + sum((1 - DECAY) * DECAY ** (n - k) * weights[k] for k in range(1, n + 1))
+    """The mean of all weights, each with what the decays after it have left of its share."""
+    d = [0.0, *(min(DECAY, (1 + n) / (10 + n)) for n in range(1, len(weights)))]
+    return sum((1 - d[k]) * math.prod(d[k + 1 :]) * theta for k, theta in enumerate(weights))
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

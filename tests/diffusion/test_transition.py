@@ -19,9 +19,12 @@ def tensors(n=3):
 # t, p, sigma, expected log-prob of an own sample, d mean / d eps: arithmetic on the published betas (T = 50, eta = 1)
 DDIM_TABLE = [
     (981, 961, 0.454463, -0.630300, -0.232936),
+    (961, 941, 0.448282, -0.616607, -0.226105),
     (741, 721, 0.377494, -0.444737, -0.160634),
     (501, 481, 0.294785, -0.197428, -0.111188),
+    (261, 241, 0.207694, 0.152751, -0.083269),
     (41, 21, 0.099887, 0.884774, -0.101611),
+    (21, 1, 0.039480, 1.813034, -0.129287),
     (1, 0, 0.020648, 2.461183, -0.020714),
 ]
 
@@ -68,18 +71,24 @@ def test_euler_step_is_diffusers():
         assert not g.std.any()
 
 
-# sigma, sigma_t, s, d mean / d v, CPS std at a = 0.8 (SD3 schedule, shift 3, 10 steps, a = 0.7)
+# step, sigma, s, expected log-prob of an own sample, d mean / d v, KL of a squared error of v, CPS std at a = 0.8 (SD3
+# schedule, shift 3, 10 steps, a = 0.7)
 FLOW_TABLE = [
-    (0, 1.000000, 0.700000, -0.039871, 0.913137),
-    (1, 0.960129, 0.742964, -0.058242, 0.868646),
-    (4, 0.790368, 0.391794, -0.103447, 0.672662),
-    (8, 0.278049, 0.225360, -0.335055, 0.008492),
-    (9, 0.008929, 0.006278, -0.011116, 0.0),
+    (0, 1.000000, 0.700000, -1.062264, -0.039871, 0.001622, 0.913137),
+    (1, 0.960129, 0.742964, -1.121831, -0.058242, 0.003073, 0.868646),
+    (2, 0.913349, 0.536152, -0.795601, -0.069293, 0.008352, 0.815714),
+    (3, 0.857692, 0.445897, -0.611272, -0.083818, 0.017668, 0.751685),
+    (4, 0.790368, 0.391794, -0.481920, -0.103447, 0.034857, 0.672662),
+    (5, 0.707278, 0.352797, -0.377076, -0.130884, 0.068817, 0.572679),
+    (6, 0.602151, 0.319070, -0.276594, -0.170907, 0.143455, 0.442123),
+    (7, 0.464876, 0.282007, -0.153114, -0.232600, 0.340150, 0.264440),
+    (8, 0.278049, 0.225360, 0.071115, -0.335055, 1.105213, 0.008492),
+    (9, 0.008929, 0.006278, 3.651751, -0.011116, 1.567536, 0.0),
 ]
 
 
-@pytest.mark.parametrize("i,sigma,s,slope,cps", FLOW_TABLE)
-def test_flow_sde_table(i, sigma, s, slope, cps):
+@pytest.mark.parametrize("i,sigma,s,expected,slope,coefficient,cps", FLOW_TABLE)
+def test_flow_sde_table(i, sigma, s, expected, slope, coefficient, cps):
     flow, (x_t, v, _) = Flow(3.0), tensors(1)
     grid = flow.timesteps(10)
     times = grid[i : i + 1], grid[i + 1 : i + 2]
@@ -87,7 +96,10 @@ def test_flow_sde_table(i, sigma, s, slope, cps):
     at = lambda rule, v: rule(flow, x_t, flow.to_x0(v, x_t, times[0]), flow.to_eps(v, x_t, times[0]), *times)
     g = at(FlowSDE(0.7), v)
     assert g.std.item() == pytest.approx(s, abs=2e-6)
-    assert (at(FlowSDE(0.7), v + 1).mean - g.mean).mean().item() == pytest.approx(slope, abs=1e-5)
+    assert (-0.5 - g.std.log() - 0.5 * math.log(2 * math.pi)).item() == pytest.approx(expected, abs=1e-4)
+    other = at(FlowSDE(0.7), v + 1)
+    assert (other.mean - g.mean).mean().item() == pytest.approx(slope, abs=1e-5)
+    assert g.kl(other).item() == pytest.approx(coefficient, rel=1e-3)
     assert at(CPS(0.8), v).std.item() == pytest.approx(cps, abs=2e-6)
 
 
@@ -107,34 +119,39 @@ def test_dance_sde_table():
 
 
 MARGINALS = [  # terminal std for data N(1.5, 0.25), exact velocity, grid 3u / (1 + 2u); from the exact affine recursion
-    (DDIM(), 10, 0.36969), (DDIM(), 40, 0.46472), (DDIM(), 160, 0.49095),
-    (FlowSDE(0.7), 10, 0.42436), (FlowSDE(0.7), 160, 0.49554),
-    (DanceSDE(0.3), 10, 0.38518), (DanceSDE(0.3), 160, 0.49194),
-    (CPS(0.8), 10, 0.31458), (CPS(0.8), 160, 0.39176), (CPS(0.3), 40, 0.45012),
+    (DDIM(), 10, 0.36969), (DDIM(), 20, 0.43156), (DDIM(), 40, 0.46472), (DDIM(), 160, 0.49095), (DDIM(), 1280, 0.49886),
+    (FlowSDE(0.7), 10, 0.42436), (FlowSDE(0.7), 40, 0.47930), (FlowSDE(0.7), 160, 0.49554), (FlowSDE(0.7), 1280, 0.49987),
+    (DanceSDE(0.3), 10, 0.38518), (DanceSDE(0.3), 40, 0.46858), (DanceSDE(0.3), 160, 0.49194), (DanceSDE(0.3), 1280, 0.49898),
+    (CPS(0.8), 10, 0.31458), (CPS(0.8), 160, 0.39176), (CPS(0.8), 1280, 0.40143), (CPS(0.3), 40, 0.45012),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("rule,n,expected", MARGINALS)
 def test_terminal_law_by_affine_recursion(rule, n, expected):
     """Every step is x_s = A x_t + B + std z with A, B read off the rule at two points: mean and variance follow exactly."""
-    m, d = 1.5, 0.5
-    flow, u = Flow(), torch.linspace(1, 0, n + 1, dtype=torch.float64)
-    grid = (3 * u / (1 + 2 * u)).float()
+    u = torch.linspace(1, 0, n + 1, dtype=torch.float64)
+    mean, std = terminal(rule, Flow(), (3 * u / (1 + 2 * u)).float())
+    assert mean == pytest.approx(1.5, abs=5e-4) and std == pytest.approx(expected, abs=1e-4)
 
-    def velocity(x, t):
-        var = (1 - t) ** 2 * d**2 + t**2
-        x_0 = m + (1 - t) * d**2 / var * (x - (1 - t) * m)
-        eps = t / var * (x - (1 - t) * m)
-        return x_0, eps
 
+@pytest.mark.parametrize("eta, mean, std", [(1.0, 1.49718, 0.45358), (0.0, 1.44481, 0.47857)])
+def test_terminal_law_of_ddim(eta, mean, std):
+    """50 steps; x_T ~ N(0, 1) though a little of x_0 is left at T, hence the mean."""
+    vp = Process.from_scheduler(SD)
+    assert terminal(DDIM(eta), vp, vp.timesteps(50)) == pytest.approx((mean, std), abs=1e-4)
+
+
+def terminal(rule, process, grid, m=1.5, d=0.5):
+    """Mean and deviation of x_0, for data N(m, d^2) and the exact denoiser."""
     mean, var = 0.0, 1.0
     x = torch.tensor([0.0, 1.0]).view(2, 1)
-    for t, s in zip(grid[:-1], grid[1:]):
-        g = rule(flow, x, *velocity(x, t), t.expand(2), s.expand(2))
+    for t, s in zip(grid[:-1].expand(2, -1).T, grid[1:].expand(2, -1).T):
+        alpha, sigma = process.coefficients(t, x)
+        gap = (x - alpha * m) / ((alpha * d) ** 2 + sigma**2)
+        g = rule(process, x, m + alpha * d**2 * gap, sigma * gap, t, s)
         b, a = g.mean[0].item(), (g.mean[1] - g.mean[0]).item()
-        std = g.std.flatten()[0].item()
-        mean, var = a * mean + b, a * a * var + std**2
-    assert mean == pytest.approx(m, abs=2e-4) and math.sqrt(var) == pytest.approx(expected, abs=1e-4)
+        mean, var = a * mean + b, a * a * var + g.std.flatten()[0].item() ** 2
+    return mean, math.sqrt(var)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])

@@ -115,13 +115,12 @@ class ForwardProcess(OwnSamples):
     def collect(self, batch: dict) -> dict:
         """{"x_0" (N, ...), "t" (N, T), "advantage" (N,), "cond" of each prompt} of N = B K samples, a prompt's K in a
         row."""
-        prompts, k, latents, rewards = batch["prompt"], self.samples_per_prompt, [], []
+        prompts, k = batch["prompt"], self.samples_per_prompt
         repeated = [p for p in prompts for _ in range(k)]
         with self.acting():
-            for _ in range(k):
-                latents.append(self.draw_latents(prompts))
-                rewards.append(self.reward(self.policy.decode(latents[-1]), prompts).float())
-        x_0, reward = (torch.stack(x, 1).flatten(0, 1) for x in (latents, rewards))
+            latents = [self.draw_latents(prompts) for _ in range(k)]
+        images = torch.stack([self.policy.decode(x) for x in latents], 1).flatten(0, 1)
+        x_0, reward = torch.stack(latents, 1).flatten(0, 1), self.reward(images, repeated).float()
         advantage = of_this_rank(self, repeated, self.rated(reward, repeated))
         return {"x_0": x_0, "t": self.times(len(x_0)), "advantage": advantage, "cond": self.cond(batch)}
 

@@ -47,11 +47,12 @@ class PerPrompt(nn.Module):
             advantage[rows] = (reward[rows] - known.mean()) / (known.std(correction=0) + 1e-6)
         return advantage
 
-    def get_extra_state(self) -> dict:
-        return {prompt: list(past) for prompt, past in self.memory.items()}
+    def get_extra_state(self) -> tuple:
+        return tuple((prompt, tuple(past)) for prompt, past in self.memory.items())  # a leaf to a sharded checkpoint
 
-    def set_extra_state(self, state: dict) -> None:
-        for prompt, past in state.items():
+    def set_extra_state(self, state: tuple) -> None:
+        self.memory.clear()
+        for prompt, past in state:
             self.memory[prompt].extend(past)
 
 

@@ -34,7 +34,7 @@ class BranchGRPO(PolicyGradient):
         splits: the steps at which every particle becomes two: 2^len leaves for each prompt.
         clip_range: half the width of the ratio's band.
         split_noise: factor of the noise where the tree splits; 4 as released, for FLUX and DanceSDE(0.3).
-        prune: learn from the paths to each prompt's best and worst leaf alone (pruning by width).
+        prune: after the last split learn from each prompt's best and worst leaf alone (pruning by width).
         skip: successive steps that are not learnt from (pruning by depth).
         slide_every: training steps after which `skip` moves one step towards the last split, where it stays; 0: never.
     """
@@ -62,20 +62,21 @@ class BranchGRPO(PolicyGradient):
 
     @torch.no_grad()
     def collect(self, prompts: list[str]) -> tuple[Trajectory, Tensor]:
-        state = self.rollout(self.policy, prompts, hook=Tree(self.splits, self.split_noise), record=True)
-        reward = self.rated(self.reward(self.policy.decode(state.x), state.prompts).float(), state.prompts)
+        tree = Tree(self.splits, self.split_noise)
+        trajectory, x_0 = self.draw_trajectories(prompts, tree, self.leaves)
+        reward = self.rated(self.scored(x_0, trajectory.prompts), trajectory.prompts)
         reward, k = reward.view(len(prompts), self.leaves), self.leaves
         columns = []
         for i in range(self.rollout.steps):
             node = reward.unflatten(1, (self.nodes(i), -1)).mean(2)  # (prompts, nodes)
-            spread = node.std(1, correction=0, keepdim=True)
-            scaled = torch.where(spread > 1e-6, (node - node.mean(1, keepdim=True)) / spread.clamp(min=1e-6), 0.0)
+            mean, spread = node.mean(1, keepdim=True), node.std(1, keepdim=True)  # nan of one node: no advantage
+            scaled = torch.where(spread > 1e-6, (node - mean) / spread.clamp(min=1e-6), 0.0)
             columns.append(scaled.repeat_interleave(k // self.nodes(i), 1).flatten())
         self.kept = torch.ones(len(reward), k, dtype=torch.bool)  # leaves that are learnt from
         if self.prune:
             best = torch.stack([reward.argmax(1), reward.argmin(1)], 1).cpu()
             self.kept = torch.zeros_like(self.kept).scatter(1, best, True)
-        return state.trajectory, torch.stack(columns, 1).clamp(-self.max_advantage, self.max_advantage)
+        return trajectory, torch.stack(columns, 1).clamp(-self.max_advantage, self.max_advantage)
 
     def trained_steps(self, trajectory: Trajectory) -> Tensor:
         steps = super().trained_steps(trajectory)
@@ -86,13 +87,13 @@ class BranchGRPO(PolicyGradient):
         return steps[~torch.isin(steps, torch.tensor(self.skip) - moved)]
 
     def minibatches(self, groups: Tensor, steps: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every node once, by the first of its leaves that is kept; as many parts on every rank."""
-        cells, kept = [], self.kept.flatten().nonzero().flatten().tolist()
+        """Every node once, by the first of its leaves; as many parts on every rank."""
+        cells, least = [], 0  # least: what every tree has, as one whose best is its worst keeps a single leaf
         for i in steps.tolist():
-            first = {leaf // (self.leaves // self.nodes(i)): leaf for leaf in reversed(kept)}
-            cells += [(leaf, i) for leaf in first.values()]
-        # pruned trees differ in their number of nodes: what every one has, a path, sets the number of parts
-        least = len(self.kept) * sum(1 if self.prune else self.nodes(i) for i in steps.tolist())
+            pruned, below = self.prune and i > max(self.splits), self.leaves // self.nodes(i)
+            rows = self.kept.flatten().nonzero().flatten() if pruned else torch.arange(0, self.kept.numel(), below)
+            cells += [(row, i) for row in rows.tolist()]
+            least += len(self.kept) * (1 if pruned else self.nodes(i))
         shuffled = torch.tensor(cells)[torch.randperm(len(cells))]
         for part in shuffled.tensor_split(-(-least // self.minibatch)):
             yield part[:, 0], part[:, 1]

@@ -13,7 +13,7 @@ class DPOK(PolicyGradient):
 
     The ratio is clipped on both sides without PPO's minimum, as released: outside the band the reward has no say. The
     KL is the Gaussians' own (released: the squared distance of the noise predictions alone). V learns the reward by
-    its squared error, in the same steps as the policy (released: five of its own on a replay buffer).
+    its squared error, in the same steps as the policy (released: a step of its own before them, on a replay buffer).
 
     Args:
         reward_weight, kl_weight: of the two terms.

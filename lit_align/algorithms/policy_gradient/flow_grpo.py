@@ -46,25 +46,27 @@ class FlowGRPO(PolicyGradient):
     ):
         super().__init__(advantage=advantage or Group(), **kwargs)
         self.beta, self.uses_reference, self.clip_range = beta, beta > 0, clip_range
-        self.window, self.window_range, self.slide_every = window, window_range, slide_every
-        self.shared_noise, self.fraction, self.guard = shared_noise, fraction, guard
+        self.window, self.slide_every = window, slide_every
+        self.fraction, self.guard = fraction, guard
         if guard and not isinstance(self.rollout.transition, FlowSDE):
             raise ValueError(
                 f"guard balances the steps of FlowSDE; the rollout has {type(self.rollout.transition).__name__}: "
                 "give it FlowSDE, or leave guard out."
             )
+        if shared_noise:
+            self.same_noise = self.samples_per_prompt
+        self.window_range = first, end = window_range or (0, self.rollout.steps - 1)
+        if window and not (0 <= first <= end - window and end < self.rollout.steps):
+            raise ValueError(
+                f"a window of {window} does not fit into steps {first} to {end - 1} of {self.rollout.steps}, "
+                "the last of which is not learnt from: change window or window_range."
+            )
         if window:
             self.rollout.transition = Windowed(self.rollout.transition)
 
-    def start(self, n: int) -> Tensor | None:
-        if not self.shared_noise:
-            return None
-        k = self.samples_per_prompt
-        return torch.randn(n // k, *self.policy.latent_shape, device=self.policy.device).repeat_interleave(k, 0)
-
     def collect(self, prompts: list[str]) -> tuple[Trajectory, Tensor]:
         if self.window:
-            first, end = self.window_range or (0, self.rollout.steps - 1)
+            first, end = self.window_range
             places = end - first - self.window + 1
             place = self.batch_number // self.slide_every if self.slide_every else torch.randint(places, ()).item()
             inside = self.rollout.timesteps(self.policy)[first + place % places :][: self.window]

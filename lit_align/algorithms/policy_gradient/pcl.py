@@ -5,6 +5,7 @@ from torch import Tensor
 
 from lit_align.algorithms.policy_gradient.critic import Value, groups
 from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, Step
+from lit_align.diffusion.sampler import Trajectory
 
 
 class PCL(PolicyGradient):
@@ -12,7 +13,8 @@ class PCL(PolicyGradient):
     2407.13734): (V(x_s) - V(x_t) - alpha log p_theta / p_ref(x_s | x_t))^2, with V the reward at the end.
 
     The soft-optimal policy and its value, those of reward - alpha KL(p_theta || p_ref), make this 0 on every step,
-    whoever drew it. The log-probability is a mean over the sample: alpha is the tutorial's times C H W.
+    whoever drew it; after the last noisy step the sample is certain, and so is its reward. The log-probability is a
+    mean over the sample: alpha is the tutorial's times C H W.
 
     Args:
         alpha: strength of the KL.
@@ -32,8 +34,13 @@ class PCL(PolicyGradient):
     def advantages(self, prompts: list[str], reward: Tensor) -> Tensor:
         return reward
 
+    def trained_steps(self, trajectory: Trajectory) -> Tensor:
+        steps = super().trained_steps(trajectory)
+        self.end = trajectory.s[0, steps[-1]]
+        return steps
+
     def loss(self, step: Step) -> Tensor:
-        text, end = step.cond["text"], self.rollout.timesteps(self.policy)[-1]
-        after = torch.where(step.s == end, step.advantage, self.value(step.x_s, text, step.s))
+        text = step.cond["text"]
+        after = torch.where(step.s == self.end, step.advantage, self.value(step.x_s, text, step.s))
         residual = after - self.value(step.x_t, text, step.t) - self.alpha * step.log_ref_ratio
         return residual.square()

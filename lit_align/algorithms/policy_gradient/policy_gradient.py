@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lit_align.algorithms.algorithm import Algorithm
 from lit_align.algorithms.policy_gradient.advantage import PerPrompt, of_this_rank
-from lit_align.diffusion.sampler import Sampler, Trajectory
+from lit_align.diffusion.sampler import Hook, Sampler, Trajectory, gather
 from lit_align.diffusion.transition import DDIM, Gaussian
 from lit_align.rewards.reward import Reward
 
@@ -56,17 +56,20 @@ class PolicyGradient(Algorithm):
     Args:
         reward: what is maximised.
         rollout: the stochastic sampler that acts (default: DDIM with eta 1, 50 steps, guidance 5).
-        advantage: turns gathered rewards into advantages (default: per-prompt statistics).
+        advantage: turns gathered rewards into advantages (default: per-prompt statistics). Methods that learn from
+            rewards as they are, or have statistics of their own, leave it aside.
         samples_per_prompt: trajectories per prompt.
         updates: optimizer steps per inner epoch.
         inner_epochs: passes over the rollout.
-        minibatch: denoising steps in one forward.
+        minibatch: rows of one forward: trajectories while drawing, denoising steps while learning. That they are as
+            many keeps the first ratios at 1 in 16 bits, too.
         max_grad_norm: gradient clipping (here, not in the Trainer: optimization is manual).
         max_advantage: advantages are clipped to +- this.
     """
 
     feedback = ("prompt",)
     together = 1  # how many successive trajectories `loss` sees at once, all at the same step
+    same_noise = 1  # how many successive trajectories start from one noise
 
     def __init__(
         self,
@@ -82,6 +85,11 @@ class PolicyGradient(Algorithm):
         **kwargs,
     ):
         super().__init__(**kwargs)
+        if samples_per_prompt % self.together:
+            raise ValueError(
+                f"samples_per_prompt is {samples_per_prompt}; {type(self).__name__} compares {self.together} "
+                f"trajectories of a prompt: give a multiple of {self.together}."
+            )
         self.automatic_optimization = False
         self.reward = reward.eval().requires_grad_(False)
         self.rollout = rollout or Sampler(steps=50, guidance_scale=5.0, transition=DDIM(eta=1.0))
@@ -93,20 +101,28 @@ class PolicyGradient(Algorithm):
     def loss(self, step: Step) -> Tensor:
         """The method's equation: (M / together,) from M denoising steps."""
 
-    def start(self, n: int) -> Tensor | None:
-        """The initial noise of n trajectories; None: each draws its own."""
-        return None
-
     def training_step(self, batch: dict, batch_idx: int) -> None:
         self.check(batch)
         self.learn(*self.collect([p for p in batch["prompt"] for _ in range(self.samples_per_prompt)]))
 
     def collect(self, prompts: list[str]) -> tuple[Trajectory, Tensor]:
         """Trajectories, and the advantages of each (N,) or of each of its steps (N, T)."""
-        state = self.rollout(self.policy, prompts, x=self.start(len(prompts)), record=True)
-        with torch.no_grad():
-            reward = self.reward(self.policy.decode(state.x), prompts).float()
-        return state.trajectory, self.advantages(prompts, self.rated(reward, prompts))
+        trajectory, x_0 = self.draw_trajectories(prompts)
+        return trajectory, self.advantages(prompts, self.rated(self.scored(x_0, prompts), prompts))
+
+    def draw_trajectories(self, prompts: list[str], hook: Hook | None = None, leaves: int = 1):
+        """Trajectories (N) and where they end (N, ...), drawn a minibatch at a time; `leaves`: of a prompt."""
+        x, states = torch.randn(len(prompts) // self.same_noise, *self.policy.latent_shape, device=self.device), []
+        x, n = x.repeat_interleave(self.same_noise, 0), max(1, self.minibatch // leaves)
+        for i in range(0, len(prompts), n):
+            states.append(self.rollout(self.policy, prompts[i : i + n], x=x[i : i + n], hook=hook, record=True))
+        return Trajectory.cat([state.trajectory for state in states]), torch.cat([state.x for state in states])
+
+    @torch.no_grad()
+    def scored(self, x_0: Tensor, prompts: list[str]) -> Tensor:
+        """Rewards (N,) of latents (N, ...), decoded a minibatch at a time, judged all at once."""
+        images = torch.cat([self.policy.decode(part) for part in x_0.split(self.minibatch)])
+        return self.reward(images, prompts).float()
 
     def advantages(self, prompts: list[str], reward: Tensor) -> Tensor:
         """This rank's advantages (N,), from the statistics of all ranks' samples."""
@@ -130,6 +146,7 @@ class PolicyGradient(Algorithm):
         parts = list(self.minibatches(groups, steps))
         for rows, i in parts:
             loss = self.loss(self.revisit(trajectory, advantage, rows, i))
+            self.finite(loss.mean(), gather(trajectory.prompts, rows.tolist()))
             self.manual_backward(loss.sum() * self.together / sum(len(rows) for rows, _ in parts))
             self.log_mean("train/loss", loss.detach().mean(), len(loss))
         optimizer.step()
@@ -142,7 +159,13 @@ class PolicyGradient(Algorithm):
 
     def trained_steps(self, trajectory: Trajectory) -> Tensor:
         """Indices of the denoising steps that are learnt from: those with noise, hence with a likelihood."""
-        return (trajectory.log_prob[0] != 0).nonzero().flatten().cpu()
+        steps = (trajectory.log_prob[0] != 0).nonzero().flatten().cpu()
+        if not len(steps):
+            raise ValueError(
+                f"{type(self).__name__} learns from the likelihood of noisy steps, and the rollout has none: give it a "
+                "transition with noise, as DDIM with eta 1, or FlowSDE."
+            )
+        return steps
 
     def gaussian(self, m: dict) -> Gaussian:
         """p(x_s | x_t, c) of a minibatch under the policy as it is, through the code that drew it."""

@@ -1,28 +1,34 @@
 """SDPO: a step's reward is that of the image it foresees; two trajectories learn from their difference."""
 
-import zlib
-
 import torch
 from torch import Tensor
 
+from lit_align.algorithms.policy_gradient.advantage import of_this_rank
 from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, Step
 from lit_align.diffusion.sampler import Hook, Trajectory
 
 
 class Estimates(Hook):
-    """Keeps the estimate of x_0 of every step."""
+    """Keeps the estimate of x_0 of every step, of one rollout after the other."""
 
     def __init__(self):
-        self.x_0: list[Tensor] = []
+        self.rollouts: list[list[Tensor]] = []
+
+    def on_init(self, policy, state):
+        self.rollouts.append([])
 
     def after_step(self, policy, state):
-        self.x_0.append(state.x0)
+        self.rollouts[-1].append(state.x0)
+
+    @property
+    def x_0(self) -> Tensor:
+        """(N, T, ...)."""
+        return torch.cat([torch.stack(steps, 1) for steps in self.rollouts])
 
 
 def interpolated(x_0: Tensor, exact) -> Tensor:
-    """Rewards (N, T) of all estimates x_0 (N, T, ...) of which three are asked for, `exact(latents, rows)`: the first,
-    the last and the one least like both. The others lie between their exact neighbours a and b in the proportion of
-    their cosines with the two."""
+    """Rewards (N, T) of all estimates x_0 (N, T, ...) of which three are asked for, `exact(latents)`: the first, the
+    last and the one least like both. The others are the three's mean, weighted by the cosines with them."""
     n, steps = x_0.shape[:2]
     flat = torch.nn.functional.normalize(x_0.flatten(2), dim=2)
     cosine = (flat @ flat.transpose(1, 2)).clamp(min=1e-6)  # (N, T, T)
@@ -30,12 +36,9 @@ def interpolated(x_0: Tensor, exact) -> Tensor:
     anchor = (cosine[:, 0] + cosine[:, -1])[:, 1:-1].argmin(1) + 1 if steps > 2 else torch.zeros_like(rows)
     places = torch.stack([torch.zeros_like(anchor), anchor, torch.full_like(anchor, steps - 1)], 1)  # (N, 3)
     known = torch.stack([exact(x_0[rows, place]) for place in places.T], 1)  # (N, 3)
-    k = torch.arange(steps, device=x_0.device)
-    after = (k > anchor[:, None]).long()  # (N, T): between 0 and the anchor, or between it and the end
-    a, b = places.gather(1, after), places.gather(1, after + 1)
-    like_a, like_b = (cosine[rows[:, None], k, place] for place in (a, b))
-    share = torch.where(k == b, 0.0, torch.where(k == a, 1.0, like_a / (like_a + like_b)))
-    return share * known.gather(1, after) + (1 - share) * known.gather(1, after + 1)
+    like = cosine[rows[:, None], places].transpose(1, 2)  # (N, T, 3)
+    mean = (like * known[:, None]).sum(2) / like.sum(2)
+    return mean.scatter(1, places, known)
 
 
 class SDPO(PolicyGradient):
@@ -53,7 +56,7 @@ class SDPO(PolicyGradient):
         decay: lambda.
     """
 
-    together = 2
+    together = same_noise = 2
 
     def __init__(
         self,
@@ -66,23 +69,16 @@ class SDPO(PolicyGradient):
         super().__init__(samples_per_prompt=samples_per_prompt, **kwargs)
         self.clip_range, self.discount, self.decay = clip_range, discount, decay
 
-    def start(self, n: int) -> Tensor:
-        return torch.randn(n // 2, *self.policy.latent_shape, device=self.policy.device).repeat_interleave(2, 0)
-
     @torch.no_grad()
     def collect(self, prompts: list[str]) -> tuple[Trajectory, Tensor]:
         hook = Estimates()
-        state = self.rollout(self.policy, prompts, x=self.start(len(prompts)), hook=hook, record=True)
-        score = lambda x_0: self.reward(self.policy.decode(x_0), prompts).float()
-        returns = interpolated(torch.stack(hook.x_0, 1), score)  # (N, T)
+        trajectory, _ = self.draw_trajectories(prompts, hook)
+        returns = interpolated(hook.x_0, lambda x_0: self.scored(x_0, prompts))  # (N, T)
         self.rated(returns[:, -1], prompts)
         for k in reversed(range(returns.shape[1] - 1)):
             returns[:, k] += self.discount * returns[:, k + 1]
-        prompt_id = torch.tensor([zlib.crc32(p.encode()) for p in prompts], device=returns.device)
-        step_id = prompt_id[:, None] * returns.shape[1] + torch.arange(returns.shape[1], device=returns.device)
-        gathered = self.advantage(*(self.all_gather(x.contiguous()).flatten() for x in (step_id, returns)))
-        mine = gathered.view(-1, *returns.shape)[self.global_rank if self.trainer.world_size > 1 else 0]
-        return state.trajectory, mine.clamp(-self.max_advantage, self.max_advantage)
+        steps = enumerate(returns.unbind(1))
+        return trajectory, torch.stack([of_this_rank(self, [f"{p} {k}" for p in prompts], r) for k, r in steps], 1)
 
     def loss(self, step: Step) -> Tensor:
         pairs = lambda x: x.view(-1, 2)[:, 0] - x.view(-1, 2)[:, 1]

@@ -8,7 +8,7 @@ from torch import Tensor
 from lit_align.algorithms.policy_gradient.critic import groups
 from lit_align.algorithms.policy_gradient.ddpo import DDPO
 from lit_align.algorithms.policy_gradient.image_critic import Critic
-from lit_align.diffusion.sampler import Trajectory
+from lit_align.diffusion.sampler import Trajectory, gather
 
 
 class TDPOR(DDPO):
@@ -21,7 +21,7 @@ class TDPOR(DDPO):
 
     Every `reset_every` training steps the critic's active neurons are reset, those with a score above `dormant`: they
     carry the primacy bias, dormant ones none. `reset_every: 0` is TDPO. Draws and schedule follow from the number of
-    the training step. Gradients of policy and critic are clipped each by itself.
+    the training step.
 
     The port measures activity on the whole collection (released: on a few of its samples). A trajectory's decoded
     images are embedded by `reward.embed`: a CLIP reward's own features; for a black box the image at 16 x 16 pixels.
@@ -92,6 +92,7 @@ class TDPOR(DDPO):
                         k = at[rows]
                         loss = self.loss(self.revisit(trajectory, advantage, rows, k))
                         loss = loss + self.value_loss(self.critic(e[rows, k]), old[rows, k], returns[rows])
+                        self.finite(loss.mean(), gather(trajectory.prompts, rows.tolist()))
                         self.manual_backward(loss.sum() / len(part))
                         self.log_mean("train/loss", loss.detach().mean(), len(loss))
                     optimizer.step()
@@ -109,7 +110,3 @@ class TDPOR(DDPO):
         masks = [score > self.dormant for score in scores]
         self.log_mean("train/reset", torch.cat(masks).float().mean(), 1)
         self.critic.reset(masks, self.optimizers().optimizer.state, torch.Generator().manual_seed(number))
-
-    def on_before_optimizer_step(self, optimizer) -> None:
-        for group in optimizer.param_groups:
-            torch.nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm)

@@ -34,7 +34,7 @@ class D3PO(PolicyGradient):
     """
 
     uses_reference = True
-    together = 2
+    together = same_noise = 2
 
     def __init__(
         self,
@@ -45,10 +45,6 @@ class D3PO(PolicyGradient):
         **kwargs,
     ):
         super().__init__(samples_per_prompt=samples_per_prompt, **kwargs)
-        if samples_per_prompt % 2:
-            raise ValueError(
-                f"samples_per_prompt is {samples_per_prompt}; trajectories are compared in pairs: give an even number."
-            )
         self.beta, self.clip_range = beta, clip_range
         self.refresh_every, self.moves_reference = refresh_every, refresh_every > 0
 
@@ -56,9 +52,6 @@ class D3PO(PolicyGradient):
         super().training_step(batch, batch_idx)
         if self.refresh_every and (self.batch_number + 1) % self.refresh_every == 0:
             self.policy.refresh_reference()
-
-    def start(self, n: int) -> Tensor:
-        return torch.randn(n // 2, *self.policy.latent_shape, device=self.policy.device).repeat_interleave(2, 0)
 
     def advantages(self, prompts: list[str], reward: Tensor) -> Tensor:
         return preferred(reward)

@@ -98,18 +98,18 @@ class LaSRO(OwnSamples):
         """Those of z_1 .. z_n that are used, of fresh samples: (U, B, C, h, w)."""
         hook = Estimates()
         x_0 = self.rollout(self.policy, cond=cond, hook=hook, grad=grad).x
-        return torch.stack([*hook.x_0[:-1], x_0])[self.used]
+        return torch.stack([*hook.x_0.unbind(1)[:-1], x_0])[self.used]
 
     @torch.no_grad()
     def collect(self, batch: dict) -> dict:
         """Adds the best and the worst of each prompt's samples at each k to the replay buffer; ties teach nothing."""
-        prompts, z, r = batch["prompt"], [], []
+        prompts, k = batch["prompt"], self.samples_per_prompt
         cond = self.policy.condition(prompts)
-        for _ in range(self.samples_per_prompt):
-            z.append(self.estimates(cond))
-            r.append(torch.stack([self.reward(self.policy.decode(x), prompts).float() for x in z[-1]]))
-        self.rated(torch.cat([at_step[-1] for at_step in r]), prompts * len(r))
-        z, r = torch.stack(z, 2).flatten(0, 1), torch.stack(r, 2).flatten(0, 1)  # (U B, K, ...), (U B, K)
+        z = torch.stack([self.estimates(cond) for _ in range(k)])  # (K, U, B, ...)
+        images = torch.cat([self.policy.decode(x) for x in z.flatten(0, 1)])
+        r = self.reward(images, prompts * (k * len(self.used))).float().view(z.shape[:3])
+        self.rated(r[:, -1].flatten(), prompts * k)
+        z, r = z.flatten(1, 2).transpose(0, 1), r.flatten(1).T  # (U B, K, ...), (U B, K)
         rows, step = torch.arange(len(r), device=r.device), torch.tensor(self.used, device=r.device)
         pairs = {
             "prompt": prompts * len(step),
@@ -140,7 +140,7 @@ class LaSRO(OwnSamples):
 
     def accumulate(self, part: dict, batch: dict) -> Tensor:
         """Takes the gradient of an update's loss in what it trains; the other has none, and the optimizer leaves it."""
-        loss = self.finite(self.step(part) + self.nothing(), batch)
+        loss = self.finite(self.step(part) + self.nothing(), batch["index"])
         self.manual_backward(loss)
         for p in (self.policy if "pairs" in part else self.surrogate).parameters():
             p.grad = None

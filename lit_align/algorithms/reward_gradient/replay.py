@@ -25,8 +25,8 @@ class Replay(nn.Module):
         rows = torch.cat([torch.randperm(count) for _ in range(-(-n // count))])[:n] if count else None
         return None if rows is None else gather(self.pairs, rows.tolist())
 
-    def get_extra_state(self) -> dict:
-        return self.pairs
+    def get_extra_state(self) -> tuple:
+        return tuple(self.pairs.items())  # a leaf to a sharded checkpoint
 
-    def set_extra_state(self, state: dict) -> None:
-        self.pairs = state
+    def set_extra_state(self, state: tuple) -> None:
+        self.pairs = dict(state)

@@ -31,7 +31,7 @@ class SEIKO(AlignProp):
         kl_weight: of the KL.
         updates: optimizer steps of a loop.
         minibatch: prompts in one forward, drawn from the batch.
-        accumulate: forwards in an optimizer step.
+        accumulate: forwards in an optimizer step; as many images are drawn at once for queries as one sees.
         max_grad_norm: gradient clipping (here, not in the Trainer: optimization is manual).
         target: AlignProp's, out of reach of the optimistic surrogate.
     """
@@ -70,7 +70,8 @@ class SEIKO(AlignProp):
             optimizer.zero_grad()
             for _ in range(self.accumulate):
                 rows = torch.randint(len(batch["prompt"]), (self.minibatch,)).tolist()
-                loss = self.finite(self.step({"prompt": [batch["prompt"][i] for i in rows]}), batch)
+                prompts = [batch["prompt"][i] for i in rows]
+                loss = self.finite(self.step({"prompt": prompts}), prompts)
                 self.manual_backward(loss / self.accumulate)
                 self.log_mean("train/loss", loss.detach(), self.minibatch)
             optimizer.step()
@@ -81,12 +82,14 @@ class SEIKO(AlignProp):
     @torch.no_grad()
     def query(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
         """New queries of all ranks: what the surrogate sees (N, D), and rewards (N,)."""
-        x, y = [], []
-        for _ in range(self.samples_per_prompt[min(self.batch_number, len(self.samples_per_prompt) - 1)]):
-            image = self.policy.decode(self.rollout(self.policy, prompts).x)
-            x.append(self.reward.describe(image, prompts))
-            y.append(self.reward.queried(image, prompts).float())
-        self.rated(torch.cat(y), prompts * len(y))
+        x, y, at_once = [], [], self.minibatch * self.accumulate
+        prompts = prompts * self.samples_per_prompt[min(self.batch_number, len(self.samples_per_prompt) - 1)]
+        for i in range(0, len(prompts), at_once):
+            part = prompts[i : i + at_once]
+            image = self.policy.decode(self.rollout(self.policy, part).x)
+            x.append(self.reward.describe(image, part))
+            y.append(self.reward.queried(image, part).float())
+        self.rated(torch.cat(y), prompts)
         x, y = (self.all_gather(torch.cat(part)) for part in (x, y))
         self.log_mean("train/queries", torch.tensor(float(len(self.reward.y) + y.numel())), 1)
         return x.reshape(-1, x.shape[-1]), y.flatten()

@@ -113,10 +113,9 @@ class Surrogate(Reward):
         for p in self.heads.parameters():
             p.grad = None
 
-    def get_extra_state(self) -> dict:
-        return {"x": self.x, "y": self.y, "inverse": self.inverse, "heads": self.heads.state_dict()}
+    def get_extra_state(self) -> tuple:
+        return self.x, self.y, self.inverse, self.heads.state_dict()  # a leaf to a sharded checkpoint
 
-    def set_extra_state(self, state: dict) -> None:
-        for name in ("x", "y", "inverse"):
-            setattr(self, name, state[name].to(self.x.device))
-        self.heads.load_state_dict(state["heads"])
+    def set_extra_state(self, state: tuple) -> None:
+        self.x, self.y, self.inverse = (value.to(self.x.device) for value in state[:3])
+        self.heads.load_state_dict(state[3])

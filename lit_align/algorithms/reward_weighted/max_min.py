@@ -42,8 +42,8 @@ class MaxMin(RWR):
             self.log_mean(f"train/annotator/{name}", value, 1)
         return super().weights(reward @ share.to(reward))
 
-    def get_extra_state(self) -> Tensor | None:
-        return self._logits
+    def get_extra_state(self) -> tuple:
+        return (self._logits,)  # a leaf to a sharded checkpoint
 
-    def set_extra_state(self, state: Tensor | None) -> None:
-        self._logits = state
+    def set_extra_state(self, state: tuple) -> None:
+        (self._logits,) = state

@@ -59,13 +59,12 @@ class WeightedLikelihood(OwnSamples):
     def own(self, prompts: list[str], written: list[str] | None = None) -> tuple[Tensor, Tensor]:
         """K samples for each of B prompts (B, K, C, h, w), drawn from what was `written` if that differs, and what the
         reward says of them: (B, K), or (B, K, R)."""
-        latents, rewards = [], []
+        k = self.samples_per_prompt
         with self.policy.reference() if self.uses_reference else nullcontext():
-            for _ in range(self.samples_per_prompt):
-                latents.append(self.draw_latents(written or prompts))
-                rewards.append(self.reward(self.policy.decode(latents[-1]), prompts).float())
-        reward = torch.stack(rewards, 1)
-        self.rated(reward.flatten(0, 1), [p for p in prompts for _ in range(self.samples_per_prompt)])
+            latents = [self.draw_latents(written or prompts) for _ in range(k)]
+        images = torch.cat([self.policy.decode(x) for x in latents])
+        reward = self.reward(images, prompts * k).float().unflatten(0, (k, -1)).transpose(0, 1).contiguous()
+        self.rated(reward.flatten(0, 1), [p for p in prompts for _ in range(k)])
         if isinstance(self.reward, Several):
             for name, r in zip(self.reward.parts, reward.unbind(-1), strict=True):
                 self.log_mean(f"train/reward/{name}", r.mean(), r.numel())
@@ -87,13 +86,13 @@ class WeightedLikelihood(OwnSamples):
             "weight": weight.view(-1, *reward.shape[:2])[self.global_rank].flatten(),
         }
 
-    def parts(self, collected: dict) -> Iterable[dict | None]:
-        """Minibatches of the samples that have a weight, each as often as the others; None where there are none."""
+    def parts(self, collected: dict) -> Iterable[dict]:
+        """Minibatches of the samples that have a weight, each as often as the others; of all where none has."""
         kept = (collected["weight"] > 0).nonzero().flatten().cpu()
         share, need = len(kept) / len(collected["weight"]), self.updates * self.minibatch
         self.log_mean("train/kept", torch.tensor(share), 1)
         if not len(kept):
-            return [None] * self.updates
+            kept = torch.arange(len(collected["weight"]))
         rows = torch.cat([kept[torch.randperm(len(kept))] for _ in range(-(-need // len(kept)))])[:need]
         collected = collected | {"weight": collected["weight"] * share}  # what was dropped counts as 0
         return (gather(collected, part.tolist()) for part in rows.split(self.minibatch))

@@ -87,8 +87,8 @@ class RewardsInContext(WeightedLikelihood):
         asks = not self.policy.in_reference
         return super().draw(batch | {"prompt": self.asking(batch["prompt"])} if asks else batch)
 
-    def get_extra_state(self) -> Tensor | float:
-        return self.moments
+    def get_extra_state(self) -> tuple:
+        return (self.moments,)  # a leaf to a sharded checkpoint
 
-    def set_extra_state(self, state: Tensor | float) -> None:
-        self.moments = state
+    def set_extra_state(self, state: tuple) -> None:
+        (self.moments,) = state
