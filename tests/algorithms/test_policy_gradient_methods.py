@@ -234,6 +234,12 @@ def test_pairs_are_of_one_prompt(cls):
         make(cls, samples_per_prompt=3)
 
 
+def test_a_window_is_the_rollouts_alone():
+    sampler = FLOW(6)
+    method = make(FlowGRPO, rollout=sampler, sampler=sampler, window=2)
+    assert isinstance(method.rollout.transition, Windowed) and isinstance(method.sampler.transition, FlowSDE)
+
+
 def test_a_window_that_does_not_fit_is_refused():
     for range in ((2, 4), (0, 6), (3, 9)):
         with pytest.raises(ValueError, match="a window of 3 does not fit"):

@@ -1,5 +1,7 @@
 """Flow-GRPO, and with other windows, noises and numbers Flow-GRPO-Fast, DanceGRPO, MixGRPO and GRPO-Guard."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -62,6 +64,7 @@ class FlowGRPO(PolicyGradient):
                 "the last of which is not learnt from: change window or window_range."
             )
         if window:
+            self.rollout = copy.copy(self.rollout)  # others may sample with the one that was given
             self.rollout.transition = Windowed(self.rollout.transition)
 
     def collect(self, prompts: list[str]) -> tuple[Trajectory, Tensor]:
