@@ -152,7 +152,8 @@ class Algorithm(L.LightningModule):
         return reward
 
     def nothing(self) -> Tensor:
-        """A loss of 0 that reaches every trained tensor: a rank without a sample keeps step with the others."""
+        """A loss of 0 that reaches every trained tensor: a rank without a sample keeps step with the others (under DDP;
+        FSDP's ranks have to run the same forwards)."""
         return 0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
 
     def check(self, batch: dict) -> None:

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import lightning as L
 import pytest
 import torch
@@ -124,3 +126,19 @@ def test_missing_metric_names_those_that_are_there(trainer):
 def test_nan_metric(trainer):
     with pytest.raises(ValueError, match="val/reward/exact is NaN"):
         fit(trainer, Scripted(proxy=[0.1], exact=[float("nan")]), RewardOveroptimizationStopping(PROXY, [EXACT]))
+
+
+def test_ranks_decide_by_the_mean_of_what_they_logged():
+    """A metric may be a rank's own; were each to decide by its own, one would stop and the others wait for it."""
+
+    def rank(mine, others):
+        stopping, n = RewardOveroptimizationStopping(PROXY, [EXACT], kl="train/kl", max_kl=1.0), iter(others)
+        reduce = lambda value, reduce_op: (value + next(n)) / 2 if value in mine else value
+        t = SimpleNamespace(strategy=SimpleNamespace(reduce=reduce), sanity_checking=False, state=SimpleNamespace(fn="fit"), should_stop=False)
+        for step, kl in enumerate(mine):
+            t.global_step, t.callback_metrics = step, {PROXY: 0.1 * step, EXACT: 0.1 * step, "train/kl": kl}
+            stopping.on_validation_end(t, nn.Module())
+        return t.should_stop, stopping.bad, stopping.best_step
+
+    low, high = [0.31, 0.41, 0.51], [0.6, 1.2, 1.9]  # the second is beyond its bound twice; their mean once
+    assert rank(low, high) == rank(high, low) == (False, 1, 1)

@@ -110,7 +110,9 @@ class PolicyGradient(Algorithm):
         trajectory, x_0 = self.draw_trajectories(prompts)
         return trajectory, self.advantages(prompts, self.rated(self.scored(x_0, prompts), prompts))
 
-    def draw_trajectories(self, prompts: list[str], hook: Hook | None = None, leaves: int = 1):
+    def draw_trajectories(
+        self, prompts: list[str], hook: Hook | None = None, leaves: int = 1
+    ) -> tuple[Trajectory, Tensor]:
         """Trajectories (N) and where they end (N, ...), drawn a minibatch at a time; `leaves`: of a prompt."""
         x, states = torch.randn(len(prompts) // self.same_noise, *self.policy.latent_shape, device=self.device), []
         x, n = x.repeat_interleave(self.same_noise, 0), max(1, self.minibatch // leaves)
