@@ -14,7 +14,6 @@ blocks given back at once.
 
 import argparse
 import json
-import math
 import os
 import platform
 import resource
@@ -167,10 +166,10 @@ def main() -> None:
             for who, r in found.items():
                 again = call(who, args.epochs) if who != "compiled" else r
                 r["images_per_s"] = max(r["images_per_s"], again["images_per_s"])
-                r["peak_mb"] = call(who, 2, frugal=True)["peak_mb"] if who != "compiled" else math.nan
+                r["peak_mb"] = call(who, 2, frugal=True)["peak_mb"] if who != "compiled" else None
             peer = found["theirs"]
             for who, r in found.items():
-                ratio = lambda key: f"{r[key]:.1f} | {r[key] / peer[key]:.2f}"
+                ratio = lambda key: f"{r[key]:.1f} | {r[key] / peer[key]:.2f}" if r[key] else "- | -"
                 wait = f"{r['first_s']:.0f}" if who == "compiled" else ""
                 lines.append(f"| {method} | {who} | {ratio('images_per_s')} | {ratio('peak_mb')} | {r['reward'][0]:.4f} | {wait} |")
                 print(lines[-1], flush=True)
