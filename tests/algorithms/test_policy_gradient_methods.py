@@ -231,7 +231,7 @@ def test_a_value_functions_gradient_does_not_shrink_the_policys(tmp_path, cls):
 @pytest.mark.parametrize("cls", [PRDP, SDPO, D3PO], ids=lambda c: c.__name__)
 def test_pairs_are_of_one_prompt(cls):
     with pytest.raises(ValueError, match="compares 2 trajectories of a prompt: give a multiple of 2"):
-        make(cls, samples_per_prompt=3)
+        make(cls, samples_per_prompt=3).draw_trajectories(["a"] * 3)
 
 
 def test_a_window_is_the_rollouts_alone():

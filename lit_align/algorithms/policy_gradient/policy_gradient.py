@@ -85,11 +85,6 @@ class PolicyGradient(Algorithm):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        if samples_per_prompt % self.together:
-            raise ValueError(
-                f"samples_per_prompt is {samples_per_prompt}; {type(self).__name__} compares {self.together} "
-                f"trajectories of a prompt: give a multiple of {self.together}."
-            )
         self.automatic_optimization = False
         self.reward = reward.eval().requires_grad_(False)
         self.rollout = rollout or Sampler(steps=50, guidance_scale=5.0, transition=DDIM(eta=1.0))
@@ -114,6 +109,11 @@ class PolicyGradient(Algorithm):
         self, prompts: list[str], hook: Hook | None = None, leaves: int = 1
     ) -> tuple[Trajectory, Tensor]:
         """Trajectories (N) and where they end (N, ...), drawn a minibatch at a time; `leaves`: of a prompt."""
+        if self.samples_per_prompt % self.together:
+            raise ValueError(
+                f"samples_per_prompt is {self.samples_per_prompt}; {type(self).__name__} compares {self.together} "
+                f"trajectories of a prompt: give a multiple of {self.together}."
+            )
         x, states = torch.randn(len(prompts) // self.same_noise, *self.policy.latent_shape, device=self.device), []
         x, n = x.repeat_interleave(self.same_noise, 0), max(1, self.minibatch // leaves)
         for i in range(0, len(prompts), n):
