@@ -110,11 +110,6 @@ def test_d3pos_pairs_start_from_one_noise_and_go_apart(tmp_path):
     assert not torch.equal(end[0], end[1])
 
 
-def test_an_odd_number_of_trajectories_is_refused():
-    with pytest.raises(ValueError, match="samples_per_prompt is 3"):
-        trajectories(D3PO, StableDiffusion("tiny", LoRA(rank=2)), samples_per_prompt=3)
-
-
 @pytest.mark.parametrize("adapter", [LoRA(rank=2), Full()], ids=["lora", "full"])
 def test_a_moving_reference_is_where_the_policy_was_when_it_was_refreshed(adapter):
     policy = StableDiffusion("tiny", adapter)
