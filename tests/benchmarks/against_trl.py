@@ -7,8 +7,8 @@
 Both sides load the same small Stable Diffusion (shapes-sd), with LoRA of rank 4 on the attention, and see as many images,
 denoising steps, guided forwards and threads; the reward is the mean brightness. An epoch of DDPO is 64 samples of 10
 steps and one optimizer step on all of them; one of AlignProp is 16 samples of 10 steps with gradient through the last 5
-(ours: DRaFT with K = 5, the same thing). Each side runs in processes of its own: two for speed, in turns, the best of
-the medians of all epochs but the first, and one for memory, the peak over what it held as the first epoch began, freed
+(ours: DRaFT with K = 5, the same thing). Each side runs in processes of its own: two for speed (compiled: one), in turns, the
+best of the medians of all epochs but the first, and one for memory, the peak over what it held as the first epoch began, freed
 blocks given back at once.
 """
 
