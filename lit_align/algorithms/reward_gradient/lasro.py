@@ -98,7 +98,7 @@ class LaSRO(OwnSamples):
         """Those of z_1 .. z_n that are used, of fresh samples: (U, B, C, h, w)."""
         hook = Estimates()
         x_0 = self.rollout(self.policy, cond=cond, hook=hook, grad=grad).x
-        return torch.stack([*hook.x_0.unbind(1)[:-1], x_0])[self.used]
+        return torch.stack([*hook.rollouts[-1][:-1], x_0])[self.used]
 
     @torch.no_grad()
     def collect(self, batch: dict) -> dict:
