@@ -71,7 +71,7 @@ def page() -> str:
         where = f"lit_align.algorithms.{family}."
         classes = [c for c in subclasses(Algorithm) if c.__module__.startswith(where) and not is_base(c)]
         methods = sorted(classes, key=lambda c: c.__name__.lower())
-        heads = ["class", "paper", "learns from", "reference", "on Shapes", "published recipe", "lines of its file"]
+        heads = ["class", "paper", "learns from", "reference", "on Shapes", "recipe", "lines of its file"]
         rows = "\n".join(row(c, used.get(c.__name__, [])) for c in methods)
         parts.append(f"## {family}\n\n| {' | '.join(heads)} |\n|{'---|' * len(heads)}\n{rows}\n")
     return "# Methods\n\nWritten by `python -m lit_align.methods`.\n\n" + "\n".join(parts)

@@ -9,13 +9,12 @@ from torch import Tensor
 from lit_align.algorithms.own_samples import OwnSamples
 from lit_align.algorithms.policy_gradient.critic import groups
 from lit_align.algorithms.policy_gradient.sdpo import Estimates
-from lit_align.algorithms.reward_gradient.replay import Replay
+from lit_align.algorithms.reward_gradient.consistency import consistency_loss
+from lit_align.algorithms.reward_gradient.replay import Replay, of_all_ranks
 from lit_align.diffusion.sampler import Sampler, all_steps
 from lit_align.diffusion.transition import DDIM
 from lit_align.rewards.reward import Reward
 from lit_align.rewards.step_reward import StepReward
-
-GRID = 50  # times of the consistency loss
 
 
 class LaSRO(OwnSamples):
@@ -30,9 +29,8 @@ class LaSRO(OwnSamples):
     buffer, and one of the policy; for the first `pretrain` of them the surrogate learns alone.
 
     No code is public and the coefficients are not at hand. Our reading: the surrogate is told k by the time that step k
-    leads to (the paper: one output for each k); L_LCM is the squared distance of the policy's x_0-hat at x_t and at the
-    x_s that a step of the reference leads to, on a grid of 50 times, x_t from its own samples and not from images; the
-    running moments are exponential. Logs `train/reward` (of z_n), `train/accuracy` of the surrogate on the pairs it
+    leads to (the paper: one output for each k); L_LCM is `consistency_loss` on the policy's own samples, not on images;
+    the running moments are exponential. Logs `train/reward` (of z_n), `train/accuracy` of the surrogate on the pairs it
     is about to learn from, `train/surrogate` (S of z_n) and `train/anchor`.
 
     Args:
@@ -118,20 +116,11 @@ class LaSRO(OwnSamples):
             "lose": z[rows, r.argmin(1)],
             "told": r.amax(1) > r.amin(1),
         }
-        pairs = self.of_all_ranks(pairs)
+        pairs = of_all_ranks(self, pairs)
         told = pairs.pop("told")
         texts = [p for p, ok in zip(pairs.pop("prompt"), told.tolist()) if ok]
         self.replay.add({"prompt": texts, **{k: v[told] for k, v in pairs.items()}})
         return {"prompt": prompts, "cond": cond}
-
-    def of_all_ranks(self, pairs: dict) -> dict:
-        """The pairs of every rank, the same on each, so that a checkpoint holds all that was drawn."""
-        if self.trainer.world_size == 1:
-            return pairs
-        prompts = [None] * self.trainer.world_size
-        torch.distributed.all_gather_object(prompts, pairs["prompt"])
-        gathered = {k: self.all_gather(v).flatten(0, 1) for k, v in pairs.items() if k != "prompt"}
-        return {"prompt": sum(prompts, []), **gathered}
 
     def parts(self, collected: dict) -> Iterable[dict]:
         yield from ({"pairs": self.replay.draw(self.minibatch)} for _ in range(self.updates))
@@ -173,7 +162,11 @@ class LaSRO(OwnSamples):
         s, weights = self.normalised(r), torch.tensor(self.weights, device=z.device)[step]
         self.log_mean("train/surrogate", s[-1].detach().mean(), count)
         loss = -(weights[:, None] * s).sum(0).mean()
-        return loss + self.anchor_weight * self.anchor(z[-1].detach(), cond) if self.anchor_weight else loss
+        if not self.anchor_weight:
+            return loss
+        anchor = consistency_loss(self.policy, self.rollout, z[-1].detach(), cond).mean()
+        self.log_mean("train/anchor", anchor.detach(), count)
+        return loss + self.anchor_weight * anchor
 
     def normalised(self, r: Tensor) -> Tensor:
         """S[r], (U, B), by running moments that see it first, on all ranks alike."""
@@ -183,19 +176,3 @@ class LaSRO(OwnSamples):
         self.moments = self.momentum * old + (1 - self.momentum) * now
         mean, var = self.moments[..., None].unbind(1)
         return ((r - mean) / (var + 1e-8).sqrt()).clamp(-self.clip, self.clip)
-
-    def anchor(self, x_0: Tensor, cond: dict) -> Tensor:
-        """L_LCM on latents (B, ...): x_0-hat at x_t against that at the x_s which a step of the reference leads to."""
-        policy, process = self.policy, self.policy.process
-        grid = process.timesteps(GRID)
-        i = torch.randint(GRID, (len(x_0),), device=grid.device)
-        t, s = grid[i], grid[i + 1]
-        x_t = process.add_noise(x_0, torch.randn_like(x_0), t)
-        alpha, sigma = process.coefficients(s, x_0)
-        with torch.no_grad():
-            with policy.reference():
-                z, eps = self.rollout.predict(policy, x_t, t, cond)
-            target, _ = self.rollout.predict(policy, alpha * z + sigma * eps, s, cond)
-        error = policy.error(self.rollout.predict(policy, x_t, t, cond)[0], target).mean()
-        self.log_mean("train/anchor", error.detach(), len(x_0))
-        return error

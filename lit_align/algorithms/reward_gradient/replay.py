@@ -3,7 +3,19 @@
 import torch
 from torch import nn
 
+from lit_align.algorithms.algorithm import Algorithm
 from lit_align.diffusion.sampler import gather
+
+
+def of_all_ranks(method: Algorithm, pairs: dict) -> dict:
+    """The pairs (prompts, and tensors with as many rows) of every rank, the same on each, so that a checkpoint holds
+    all that was drawn."""
+    if method.trainer.world_size == 1:
+        return pairs
+    prompts = [None] * method.trainer.world_size
+    torch.distributed.all_gather_object(prompts, pairs["prompt"])
+    gathered = {k: method.all_gather(v).flatten(0, 1) for k, v in pairs.items() if k != "prompt"}
+    return {"prompt": sum(prompts, []), **gathered}
 
 
 class Replay(nn.Module):
