@@ -79,8 +79,9 @@ class Comparison(L.Callback):
         print(f"same prompts and seeds, before and after: {os.path.join(root, 'comparison.png')}")
         name, all_rows = next((name, figures["all"]) for name, figures in report.items())
         took = time.time() - self.start + self.fit_seconds(root)
+        label = "exact accuracy" if name == "exact" else f"mean {name}"
         self.last_line = (
-            f"{name} accuracy {all_rows['before']:.3f} -> {all_rows['after']:.3f}, "
+            f"{label} {all_rows['before']:.3f} -> {all_rows['after']:.3f}, "
             f"gain 95% CI {bracket(all_rows['gain_interval'])}, {took:.0f} s"
         )
 

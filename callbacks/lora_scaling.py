@@ -45,7 +45,7 @@ class LoRAScaling(L.Callback):
         sweep: strengths at which each validation is run once more; whatever the module logs as `val/...` is logged as
             `val_lora_<strength>/...` too.
         ramp: over this many optimizer steps the strength in training rises from 0 to 1; 0: always 1.
-        bake_at_end: fold `scale` into the adapter when training ends, for the export.
+        bake_at_end: fold `scale` into the adapter when training ends, for the export. Where EMA is used, list it first.
     """
 
     def __init__(self, scale: float = 1.0, sweep: list[float] | None = None, ramp: int = 0, bake_at_end: bool = False):
@@ -77,7 +77,7 @@ class LoRAScaling(L.Callback):
     def on_validation_start(self, trainer, module) -> None:
         self._enter(module, self.scale)
 
-    def on_validation_end(self, trainer, module) -> None:
+    def on_validation_epoch_end(self, trainer, module) -> None:  # an average (EMA) still stands in for the weights
         self._leave()
         if trainer.sanity_checking:
             return

@@ -14,7 +14,7 @@ class RewardOveroptimizationStopping(L.Callback):
     A validation is bad when the proxy is above its value at the best validation while the mean of the held-out metrics
     is below its best, or when diversity or KL leave their bounds. After `patience` bad validations in a row training
     stops, and the trained weights go back to those of the best held-out validation, whether training was stopped or
-    ran out: in memory and in what is exported; checkpoints hold those that training went on with. With
+    ran out: in what is exported, and, without EMA, in memory; checkpoints hold those that training went on with. With
     `num_sanity_val_steps: -1` the untrained policy is the first validation. Where EMA is used, list it first.
 
     Args:

@@ -164,6 +164,7 @@ class CLI(LightningCLI):
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
+            getattr(self.model, "initialise", lambda: None)()
         except (ValueError, OSError, MisconfigurationException) as error:  # what a constructor says of its arguments
             self.parser.error(str(error))
 
@@ -183,12 +184,12 @@ class CLI(LightningCLI):
         config, t, who = self.config_init[self.subcommand], self.trainer, type(self.model).__name__
         if self.subcommand == "fit" and not self.model.automatic_optimization:
             for flag, given, instead in (
-                ("gradient_clip_val", t.gradient_clip_val, "max_grad_norm"),
-                ("accumulate_grad_batches", t.accumulate_grad_batches != 1, "updates"),
+                ("gradient_clip_val", t.gradient_clip_val, "model.max_grad_norm"),
+                ("accumulate_grad_batches", t.accumulate_grad_batches != 1, "data.batch_size"),
             ):
                 if given:
                     self.parser.error(
-                        f"{who} makes its own optimizer steps: set --model.{instead} in place of --trainer.{flag}."
+                        f"{who} makes its own optimizer steps: set --{instead} in place of --trainer.{flag}."
                     )
         if self.subcommand == "fit" and config.ckpt_path == "last":
             return  # Lightning resumes, or says that there is nothing to resume and starts: for jobs that are requeued

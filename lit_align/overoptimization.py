@@ -117,12 +117,13 @@ def table(records: dict) -> str:
 def write(records: dict, seconds: int) -> None:
     """The page and its plot."""
     scaled = records.get(SCALED, {}).get("scaled", {})
+    used = " or ".join(sorted({str(record["cores"]) for record in records.values()}))
     sweep = ", ".join(f"{scale}: {p['proxy']:+.2f}, {p['exact']:.3f}" for scale, p in scaled.items())
     PAGE.write_text(
         f"""# Reward over-optimization on Shapes
 
 Written by `python -m lit_align.overoptimization`. Every run trains on the proxy, a small reward learnt from simulated
-annotators (`checkpoints/shapes-reward`), for {seconds} s on {cores()} core(s), validation included, with learning rates
+annotators (`checkpoints/shapes-reward`), for {seconds} s on {used} core(s), validation included, with learning rates
 that are high on purpose. A second reward is held out: larger, trained longer, on comparisons of another seed.
 `RewardOveroptimizationStopping` sees these two and nothing else, the base first; its `min_delta` is {NOISE}, the
 standard error of the difference of the second between two validations. Exact is the judge's accuracy on 512 held-out
@@ -188,7 +189,7 @@ def main() -> None:
     done = records.setdefault(f"{args.seconds} s", {})
     for name in args.runs:
         if name not in done:
-            done[name] = {"curve": fit(name, args.seconds)}
+            done[name] = {"curve": fit(name, args.seconds), "cores": cores()}
             if name == SCALED:
                 done[name]["scaled"] = at_scales(name)
             RECORDS.write_text(json.dumps(records, indent=1) + "\n")

@@ -167,14 +167,14 @@ wall-clock ({SECONDS["preference"]} s for the preference family, {SAMPLING} s fo
 each held-out prompt, with the same seeds before and after. The preference family and the reward-weighted one are
 judged in 15 deterministic steps at guidance 3. Those that learn from trajectories of their own (d3po, spo, lpo,
 dense_dpo) and the other families draw and are judged without guidance, in 10 stochastic steps; few-step methods (pso,
-pso_offline, lasro) in their 4 steps, guided. Gains over bases that are drawn differently do not compare: guidance
-alone takes `shapes-sd` from 0.39 to 0.53. Exact accuracy is the judge's. The interval is over prompts; seeds share
-them and the base, so more seeds do not narrow it. Beside it is the least and the greatest gain of a seed. Skills:
-gain. Train reward: what is trained on, over the first fifth of training -> over the last. Implicit accuracy: on
-training data, over the last fifth. Diversity: mean distance of two samples' latents; drift: mean distance of a
+pso_offline, lasro) in their 4 steps, guided. Gains over bases that are drawn differently do not compare: guidance and
+its sampler take `shapes-sd` from 0.39 to 0.53. Exact accuracy is the judge's. The interval is over prompts; seeds
+share them and the base, so more seeds do not narrow it. Beside it is the least and the greatest gain of a seed.
+Skills: gain. Train reward: what is trained on, over the first fifth of training -> over the last. Implicit accuracy:
+on training data, over the last fifth. Diversity: mean distance of two samples' latents; drift: mean distance of a
 sample's latents to the reference's on the same seed; both per dimension. Seconds: of fit, encoding included. Learning
-rates were chosen in trials of two to ten minutes, with another seed, on the first 128 to 256 of these prompts. Why
-some lose: [what_loses.md](what_loses.md).
+rates were chosen in trials of two to ten minutes, with another seed, on the first 128 to 256 of these prompts, where
+a config does not say that its own is untried. Why some lose: [what_loses.md](what_loses.md).
 
 """
         + "\n".join(tables)

@@ -46,6 +46,7 @@ def test_training_ends_with_a_checkpoint_and_validates_on_the_way(recipe):
         steps, batches = steps + a_batch + (batches >= pretrain), batches + 1
     (save,) = (cb["init_args"]["every_n_train_steps"] for cb in t["callbacks"] if cb["class_path"] == "ModelCheckpoint")
     assert steps == t["max_steps"] and steps % save == 0
+    assert c["model"]["class_path"] == "LaSRO" or save % a_batch == 0  # looked at after a batch
     assert batches * t.get("accumulate_grad_batches", 1) >= t.get("val_check_interval", 0)
 
 
@@ -78,10 +79,10 @@ def test_a_sum_of_rewards_logs_each_of_them(tmp_path, monkeypatch):
     assert checkpoint["state_dict"]["reward._extra_state"][0, 0] > 0  # samples that were scored
 
 
-@pytest.mark.parametrize("flag,instead", [("gradient_clip_val", "max_grad_norm"), ("accumulate_grad_batches", "updates")])
+@pytest.mark.parametrize("flag,instead", [("gradient_clip_val", "model.max_grad_norm"), ("accumulate_grad_batches", "data.batch_size")])
 def test_a_method_with_optimizer_steps_of_its_own_names_its_own_option(flag, instead, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
         main(["fit", "--config", "shapes/ddpo", "--config", "smoke", f"--trainer.{flag}", "2", *QUIET])
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said == f"lit_align: DDPO makes its own optimizer steps: set --model.{instead} in place of --trainer.{flag}."
+    assert said == f"lit_align: DDPO makes its own optimizer steps: set --{instead} in place of --trainer.{flag}."

@@ -34,7 +34,8 @@ def test_without_over_optimization_it_runs_to_the_end():
 def test_table_and_plot(tmp_path, monkeypatch):
     for name in ("PAGE", "PLOT"):
         monkeypatch.setattr(overoptimization, name, tmp_path / getattr(overoptimization, name).name)
-    records = {name: {"curve": points(4)} for name in RUNS} | {SCALED: {"curve": points(3), "scaled": {"0.5": points(3)[2]}}}
+    records = {name: {"curve": points(4), "cores": 2} for name in RUNS}
+    records[SCALED] |= {"curve": points(3), "scaled": {"0.5": points(3)[2]}}
     write(records, 600)
     text = (tmp_path / "overoptimization.md").read_text()
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| `")]

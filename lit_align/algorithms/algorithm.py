@@ -1,6 +1,7 @@
 """The base of every method: optimizer, a checkpoint of what is trained, validation by sampling."""
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 
 import lightning as L
 import torch
@@ -34,6 +35,7 @@ class Algorithm(L.LightningModule):
     feedback: tuple[str, ...] = ()  # the batch keys the method learns from
     uses_reference = False  # whether training compares with the reference policy
     moves_reference = False  # whether the method refreshes it
+    draws = False  # whether training samples from prompts
     max_grad_norm: float | None = None  # gradient clipping where a method steps by hand; the Trainer's is off there
 
     def __init__(
@@ -53,8 +55,8 @@ class Algorithm(L.LightningModule):
         self.rewards = torch.nn.ModuleList(rewards or []).eval().requires_grad_(False)
         self.caption_dropout = caption_dropout
         self.strict_loading = False  # a checkpoint holds what is trained and nothing else
-        if init_from:
-            self.load_weights(init_from)
+        self.init_from = init_from
+        self._logged: dict[str, tuple] = {}  # name -> (sum, rows) of this training batch
 
     def step(self, batch: dict) -> Tensor:
         """The training loss of one batch, a scalar."""
@@ -79,7 +81,14 @@ class Algorithm(L.LightningModule):
 
     # Training
 
+    def initialise(self) -> None:
+        """Loads `init_from`, once, when everything that it may hold has been built."""
+        if self.init_from:
+            self.load_weights(self.init_from)
+            self.init_from = None
+
     def setup(self, stage: str) -> None:
+        self.initialise()
         fresh = self.trainer.global_step == 0  # after a fit in this process the weights are no reference any more
         if self.uses_reference or (stage == "test" and fresh and not self.policy.trains_text):
             self.policy.keep_reference(moving=self.moves_reference and stage == "fit")  # test compares with the base
@@ -115,6 +124,7 @@ class Algorithm(L.LightningModule):
 
     def on_train_batch_start(self, batch, batch_idx: int) -> None:
         """Seeds the step from (seed, batch number, rank): a resumed run draws what the uninterrupted one would have."""
+        self._logged = {}
         base = int(os.environ.get("PL_GLOBAL_SEED", 0))
         torch.manual_seed(base * 1_000_003 + self.batch_number * self.trainer.world_size + self.global_rank)
 
@@ -125,10 +135,25 @@ class Algorithm(L.LightningModule):
         return loss
 
     def on_before_optimizer_step(self, optimizer) -> None:
-        """Clips the gradients of each parameter group by itself, so that a value function's do not shrink the policy's;
-        here because an fp16 scaler has undone its scaling by now."""
-        for group in optimizer.param_groups if self.max_grad_norm is not None else ():
-            torch.nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm)
+        if not self.automatic_optimization:  # an fp16 scaler has undone its scaling by now
+            self.clip(optimizer, self.max_grad_norm)
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+        if gradient_clip_algorithm == "value":
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        else:
+            self.clip(optimizer, gradient_clip_val)
+
+    def clip(self, optimizer, max_norm: float | None) -> None:
+        """Clips the gradients of each parameter group by itself, so that a value function's do not shrink the
+        policy's."""
+        for group in optimizer.param_groups if max_norm else ():
+            torch.nn.utils.clip_grad_norm_(group["params"], max_norm)
+
+    def exchanged(self, last: bool) -> AbstractContextManager:
+        """Around each backward pass of an optimizer step made by hand: under DDP ranks exchange gradients in the last
+        alone."""
+        return nullcontext() if last or self.trainer.world_size == 1 else self.trainer.strategy.block_backward_sync()
 
     def finite(self, loss: Tensor, rows: list) -> Tensor:
         """The loss; FloatingPointError, which names the rows it comes from, where it is not finite."""
@@ -246,7 +271,11 @@ class Algorithm(L.LightningModule):
         return self.outputs(batch, self.sample(batch))
 
     def log_mean(self, name: str, value: Tensor, n: int) -> None:
-        """Logs a mean over n rows: while training this rank's, at once; otherwise of the epoch and all ranks."""
-        train = self.trainer.training
+        """Logs a mean over n rows: while training of this rank's batch, whatever the number of calls; otherwise of the
+        epoch and all ranks."""
+        if train := self.trainer.training:
+            total, rows = self._logged.get(name, (0.0, 0))
+            self._logged[name] = total, rows = total + value.detach() * n, rows + n
+            value = total / rows
         kwargs = {} if train else {"on_step": False, "on_epoch": True, "sync_dist": True, "add_dataloader_idx": False}
         self.log(name, value, batch_size=n, prog_bar=name == "train/reward", **kwargs)

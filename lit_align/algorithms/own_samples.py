@@ -25,6 +25,8 @@ class OwnSamples(Algorithm):
         max_grad_norm: gradient clipping.
     """
 
+    draws = True
+
     def __init__(
         self,
         rollout: Sampler | None = None,

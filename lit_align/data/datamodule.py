@@ -28,7 +28,7 @@ class AlignData(L.LightningDataModule):
         val_prompts, test_prompts, predict_prompts: files (.txt, .jsonl, .csv, .parquet) with a column `prompt`, and
             `skill` if results are to be grouped; predict falls back on the test prompts.
         encode_once: encode all images and captions before training, cache them on disk, and let the encoders go to the
-            CPU.
+            CPU, unless the method draws samples: it reads prompts as they are.
         smoke: a dataset with a published schema reads a few rows of it that ship with the library, in place of `path`.
     """
 
@@ -72,7 +72,7 @@ class AlignData(L.LightningDataModule):
             self.train = self._prepared("train")
         if stage in ("fit", "validate") and self.val is None:
             self.val = self._prepared("val")
-        if stage == "fit" and self.encode_once:
+        if stage == "fit" and self.encode_once and not getattr(self.trainer.lightning_module, "draws", False):
             self.trainer.lightning_module.policy.offload_encoders()
 
     def _prepared(self, split: str):

@@ -20,4 +20,9 @@ class Prompts(AlignData):
         self.path, self.column, self.split = self.source(path), column, split
 
     def load(self, split: str):
-        return read_prompts(self.path, self.column, self.split) if split == "train" else None
+        """The rows; where they are fewer than a batch on each device needs, as often as fills one."""
+        if split != "train":
+            return None
+        rows = read_prompts(self.path, self.column, self.split)
+        copies = -(-self.batch_size * self.trainer.world_size // len(rows))
+        return rows.select([*range(len(rows))] * copies) if copies > 1 else rows

@@ -302,6 +302,17 @@ def test_the_policy_is_sampled_from_nu_and_the_base_from_its_own_noise():
         assert torch.equal(m.draw(BATCH).x, base)
 
 
+def test_the_trainers_clipping_does_not_let_the_value_shrink_the_policy(tmp_path):
+    rollout, norms = Sampler(2, 2.0, DDIM(1.0)), []
+    m = ELEGANT(policy=StableDiffusion("tiny"), reward=Darkness(), rollout=rollout, rollouts=2, optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
+    m.reward.forward = lambda images, texts: 100 + 100 * (1 - images.mean((1, 2, 3)))
+    norm = lambda group: torch.stack([p.grad.norm() for p in group["params"] if p.grad is not None]).norm().item()
+    m.clip = lambda optimizer, value: norms.append([norm(g) for g in optimizer.param_groups]) or type(m).clip(m, optimizer, value) or norms.append([norm(g) for g in optimizer.param_groups])
+    trainer(tmp_path, gradient_clip_val=0.1).fit(m, prompts())
+    before, after = norms
+    assert min(before) > 0.1 and after == pytest.approx([0.1, 0.1], rel=1e-3)
+
+
 @pytest.mark.parametrize("adapter", [LoRA(rank=2), Full()], ids=["lora", "full"])
 @pytest.mark.parametrize("family", [StableDiffusion, StableDiffusionXL, StableDiffusion3], ids=lambda c: c.__name__)
 def test_a_step_moves_policy_value_and_nu(tmp_path, family, adapter):

@@ -287,6 +287,28 @@ def test_a_visit_sees_the_policy_the_old_one_and_the_guided_reference_at_one_pla
     assert not torch.allclose(v.pred, v.old, atol=1e-5) and not torch.allclose(v.ref, again(others[1]), atol=1e-5)
 
 
+def test_a_sample_is_noised_at_its_own_time_under_its_own_prompt():
+    method = alone(CRD)
+    policy, seen, denoise = method.policy, [], method.policy.denoise
+    policy.denoise = lambda x, t, cond, scale=1.0: seen.append((t, cond["text"])) or denoise(x, t, cond, scale)
+    grid = policy.process.timesteps(5)[:4]
+    x_0, t = torch.randn(6, *policy.latent_shape), torch.stack([grid.roll(i) for i in range(6)])
+    cond = policy.condition(["a", "b"])  # three samples of each
+    m = {"x_0": x_0, "t": t, "advantage": torch.arange(6.0), "cond": cond, "row": T([4, 0, 5]), "step": T([1, 3, 0])}
+    v = method.visit(m)
+    assert v.advantage.tolist() == [4, 0, 5] and torch.equal(v.x_0, x_0[[4, 0, 5]])
+    assert torch.equal(v.t, torch.stack([t[4, 1], t[0, 3], t[5, 0]])) and len(seen) == 3
+    for at, text in seen:
+        assert torch.equal(at, v.t) and torch.equal(text, cond["text"][[1, 0, 1]])
+
+
+def test_the_old_policy_follows_by_the_schedule(tmp_path):
+    method, seen = make(DiffusionNFT, decay=(0.1, 0.2, 0.5, 0)), []
+    method.policy.refresh_old = lambda decay, name: seen.append((decay, name))
+    trainer(tmp_path).fit(method, prompts(2, 3))
+    assert [d for d, _ in seen] == pytest.approx([0.3, 0.5, 0.5])  # after steps 1, 2 and 3
+
+
 def test_dgpos_groups_share_their_noise():
     eps = alone(DGPO).noise(torch.zeros(6, 2, 4, 4)).view(2, 3, -1)
     assert (eps == eps[:, :1]).all() and not (eps[0] == eps[1]).any()

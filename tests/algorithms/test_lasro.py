@@ -221,6 +221,35 @@ def test_the_anchor_is_the_consistency_of_neighbouring_estimates(family):
     torch.testing.assert_close(got, gap.square().mean(), atol=1e-5, rtol=1e-2)
 
 
+def test_the_anchor_pulls_the_policy_alone_towards_what_the_reference_leads_to():
+    """By hand, with a teacher that is another network than the student: its gradient, and its sign in the loss."""
+    method = make(anchor_weight=0.0)
+    policy, cond = method.policy, method.policy.condition(["a", "b"])
+    x_0, grid = torch.randn(2, *policy.latent_shape), policy.process.timesteps(50)
+    torch.manual_seed(3)
+    got = consistency_loss(policy, method.rollout, x_0, cond).mean()
+    torch.manual_seed(3)
+    i = torch.randint(50, (2,))
+    t, s = grid[i], grid[i + 1]
+    x_t = policy.process.add_noise(x_0, torch.randn_like(x_0), t)
+    with torch.no_grad():
+        with policy.reference():
+            z, eps = method.rollout.predict(policy, x_t, t, cond)
+        target = method.rollout.predict(policy, policy.process.add_noise(z, eps, s), s, cond)[0]
+        wrong = method.rollout.predict(policy, policy.process.add_noise(*method.rollout.predict(policy, x_t, t, cond), s), s, cond)[0]
+    assert not torch.allclose(target, wrong, atol=1e-4)
+    want = (method.rollout.predict(policy, x_t, t, cond)[0] - target).square().mean()
+    torch.testing.assert_close(got, want)
+    for a, b in zip(*(torch.autograd.grad(loss, trained(policy)) for loss in (got, want)), strict=True):
+        torch.testing.assert_close(a, b)
+    losses = []
+    for weight in (0.0, 2.0):
+        torch.manual_seed(4)
+        method.anchor_weight, method.moments = weight, torch.zeros(0)
+        losses.append(method.improvement(["a", "b"], cond).item())
+    assert losses[1] - losses[0] == pytest.approx(2 * method.logged["train/anchor"], rel=1e-4) and losses[1] > losses[0]
+
+
 @pytest.mark.parametrize("adapter", [LoRA(rank=2), Full()], ids=name)
 @pytest.mark.parametrize("family", FAMILIES, ids=name)
 def test_each_update_moves_its_own_part_and_nothing_else(tmp_path, family, adapter):

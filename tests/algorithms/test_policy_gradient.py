@@ -1,9 +1,11 @@
+from types import SimpleNamespace
+
 import lightning as L
 import pytest
 import torch
 from parts import Darkness, trainer
 
-from lit_align.algorithms.policy_gradient.advantage import Group, PerPrompt
+from lit_align.algorithms.policy_gradient.advantage import Group, LeaveOneOut, PerPrompt, of_this_rank
 from lit_align.algorithms.policy_gradient.ddpo import DDPO
 from lit_align.algorithms.policy_gradient.policy_gradient import Step
 from lit_align.algorithms.policy_gradient.tdpo_r import TDPOR
@@ -50,6 +52,15 @@ def test_group_advantages():
     assert own.view(3, 4).sum(1).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("rank,want", [(0, [-3.0, -3.5]), (1, [3.0, 3.5])])
+def test_a_rank_gets_the_advantages_of_its_own_samples_clipped(rank, want):
+    """Rewards 0 and 1 on one rank, 3 and 5 on the other: each prompt's other sample lies there."""
+    rewards = torch.tensor([[0.0, 1.0], [3.0, 5.0]])
+    everyone = lambda x: rewards if x.is_floating_point() else torch.stack([x, x])
+    method = SimpleNamespace(all_gather=everyone, advantage=LeaveOneOut(), max_advantage=3.5, global_rank=rank, trainer=SimpleNamespace(world_size=2))
+    assert of_this_rank(method, ["a", "b"], rewards[rank]).tolist() == want
+
+
 def step(log_ratio, advantage):
     n = len(log_ratio)
     zero = torch.zeros(n)
@@ -66,6 +77,34 @@ def test_clipping_binds_on_the_favourable_side_alone(ratio, advantage, expected,
     loss = method.loss(s)
     loss.sum().backward()
     assert loss.item() == pytest.approx(expected, abs=1e-5) and s.log_prob.grad.item() == pytest.approx(slope, abs=1e-5)
+
+
+def test_a_step_is_seen_again_with_its_own_advantage_and_the_law_it_was_drawn_from():
+    method = ddpo()
+    method.log_mean = lambda *args: None
+    trajectory, _ = method.draw_trajectories(["a", "b"])
+    for p in method.parameters():
+        p.data += 0.05 * torch.randn_like(p) if p.requires_grad else 0
+    rows, steps = torch.tensor([1, 0, 1]), torch.tensor([2, 0, 1])
+    seen = method.revisit(trajectory, torch.arange(6.0).view(2, 3), rows, steps)
+    assert seen.advantage.tolist() == [5.0, 0.0, 4.0]
+    assert torch.equal(seen.old_mean, trajectory.mean[rows, steps]) and torch.equal(seen.old_log_prob, trajectory.log_prob[rows, steps])
+    assert not torch.allclose(seen.gaussian.mean, seen.old_mean, atol=1e-5)
+
+
+def test_what_is_logged_is_the_mean_over_the_batch(tmp_path):
+    """Minibatches of 4, 4 and 4 denoising steps."""
+    method, seen = ddpo(), []
+    method.loss = lambda step: seen.append(torch.full_like(step.log_prob, len(seen))) or seen[-1] + 0 * step.log_prob
+    t = trainer(tmp_path)
+    t.fit(method, loader())
+    assert len(seen) == 3 and t.callback_metrics["train/loss"] == pytest.approx(1.0)
+
+
+def test_a_rollout_is_passed_over_inner_epochs_times(tmp_path):
+    t = trainer(tmp_path)
+    t.fit(ddpo(updates=2, inner_epochs=3), loader())
+    assert t.global_step == 6
 
 
 @pytest.mark.parametrize("family", [StableDiffusion, StableDiffusion3], ids=lambda c: c.__name__)

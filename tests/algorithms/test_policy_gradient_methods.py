@@ -124,6 +124,12 @@ def test_the_kl_is_the_released_codes():
     assert loss.item() == pytest.approx(-2.0 + 0.04 * 0.2**2 / (2 * sigma**2), rel=1e-5)
 
 
+def test_off_a_flow_the_kl_is_the_gaussians_own():
+    method = quiet(make(FlowGRPO, StableDiffusion("tiny"), beta=0.04))
+    loss = method.loss(step(0.0, 2.0, mean=0.3, ref_mean=0.1, std=0.5, t=501.0, s=481.0))
+    assert loss.item() == pytest.approx(-2.0 + 0.04 * 0.2**2 / (2 * 0.5**2), rel=1e-5)
+
+
 @pytest.mark.parametrize("delta,advantage,want", [(0.2, 1.0, -1.1), (0.2, -1.0, math.exp(0.2)), (-0.2, 1.0, -math.exp(-0.2)), (-0.2, -1.0, 0.9)])
 def test_clipping_binds_where_it_would_help(delta, advantage, want):
     method = quiet(make(FlowGRPO, beta=0.0, clip_range=0.1))
@@ -249,14 +255,20 @@ def test_a_window_that_does_not_fit_is_refused():
 # PRDP
 
 
-@pytest.mark.parametrize("clip_range", [1e9, 1e-6], ids=["inside", "clamped"])
+@pytest.mark.parametrize("clip_range", [1e9, None, 1e-6], ids=["inside", "some clamped", "clamped"])
 def test_prdps_two_passes_are_the_gradient_of_the_one_graph(tmp_path, clip_range):
-    method = make(PRDP, StableDiffusion("tiny"), samples_per_prompt=2, beta=3.0, clip_range=clip_range, minibatch=2, optimizer=lambda p: torch.optim.SGD(p, lr=0.0), max_grad_norm=1e9)
+    method = make(PRDP, StableDiffusion("tiny"), samples_per_prompt=2, beta=3.0, clip_range=clip_range or 0.0, minibatch=2, optimizer=lambda p: torch.optim.SGD(p, lr=0.0), max_grad_norm=1e9)
     kept, learn = {}, method.learn
 
     def moved(trajectory, reward):
         torch.manual_seed(0)
         move(method.policy, 0.01)  # away from old and reference
+        if clip_range is None:  # the larger square is the clamped one, with some of the steps inside
+            reward = reward.new_tensor([1e3, -1e3, -1e3, 1e3])
+            rows, i = (c.flatten() for c in torch.meshgrid(torch.arange(4), method.trained_steps(trajectory), indexing="ij"))
+            with torch.no_grad():
+                step = method.revisit(trajectory, torch.zeros(4, 4), rows, i)
+            method.clip_range = (step.log_prob - step.old_log_prob).abs().median().item()
         kept.update(trajectory=trajectory, reward=reward)
         learn(trajectory, reward)
         kept["grad"] = [p.grad.clone() for p in method.policy.parameters() if p.requires_grad]
@@ -271,8 +283,7 @@ def test_prdps_two_passes_are_the_gradient_of_the_one_graph(tmp_path, clip_range
     log_prob = gaussian.log_prob(m["x_s"]).view(4, -1)
     with torch.no_grad(), method.policy.reference():
         reference = method.rollout.gaussian(method.policy, m["x_t"], m["t"], m["s"], m["cond"])[0].log_prob(m["x_s"]).view(4, -1)
-    old = m["log_prob"].view(4, -1)
-    loss = 0
+    old, clip_range, loss = m["log_prob"].view(4, -1), method.clip_range, 0
     for a, b in ((0, 1), (2, 3)):
         square = lambda lp: (3.0 * ((lp - reference)[a].sum() - (lp - reference)[b].sum()) - (r[a] - r[b])).square()
         loss = loss + torch.maximum(square(log_prob), square(torch.max(torch.min(log_prob, old + clip_range), old - clip_range))) / 2
@@ -360,8 +371,8 @@ def test_rewards_between_three_exact_ones():
     angle = torch.deg2rad(T([0.0, 30.0, 100.0, 60.0, 20.0]))
     x_0 = torch.stack([angle.cos(), angle.sin()], 1).view(1, 5, 2, 1, 1)
     asked = []
-    got = interpolated(x_0, lambda x: asked.append(x) or T([[1.0, 5.0, 2.0][len(asked) - 1]]))[0]
-    assert len(asked) == 3 and torch.equal(asked[1], x_0[:, 2])
+    got = interpolated(x_0, lambda x: asked.append(x) or T([1.0, 5.0, 2.0]))[0]
+    assert torch.equal(torch.cat(asked), x_0[0, [0, 2, 4]])
     c = lambda i, j: max((angle[i] - angle[j]).cos().item(), 1e-6)
     mean = lambda i: (1 * c(i, 0) + 5 * c(i, 2) + 2 * c(i, 4)) / (c(i, 0) + c(i, 2) + c(i, 4))
     torch.testing.assert_close(got, T([1.0, mean(1), 5.0, mean(3), 2.0]))
@@ -387,6 +398,22 @@ def test_sdpos_returns_are_normalised_by_prompt_and_step(tmp_path):
     a, tr = kept["a"], kept["tr"]
     assert a.shape == (8, 4) and torch.equal(tr.x_t[0, 0], tr.x_t[1, 0])
     assert a.view(2, 4, 4).mean(1).abs().max() < 1e-4 and a.abs().max() > 0.1
+
+
+def test_sdpos_return_is_the_discounted_sum_of_a_steps_reward_and_all_later_ones():
+    """Of three steps, all scored, in one call: 0, 1, 2 and 3 of the four trajectories' first estimates and so on."""
+
+    class AsTheyAre(torch.nn.Module):
+        def forward(self, prompt_id, reward):
+            return reward
+
+    method = quiet(make(SDPO, StableDiffusion("tiny"), rollout=Sampler(3, 1.0, DDIM(1.0)), advantage=AsTheyAre(), discount=0.5, max_advantage=1e9))
+    method.trainer, asked = trainer(None), []
+    method.reward.forward = lambda images, texts: asked.append(texts) or torch.arange(12.0)
+    _, a = method.collect(["p"] * 2 + ["q"] * 2)
+    r = torch.arange(12.0).view(3, 4).T  # (trajectories, steps)
+    torch.testing.assert_close(a, torch.stack([r[:, 0] + 0.5 * r[:, 1] + 0.25 * r[:, 2], r[:, 1] + 0.5 * r[:, 2], r[:, 2]], 1))
+    assert asked == [["p", "p", "q", "q"] * 3]
 
 
 def test_sdpos_new_prompts_take_the_statistics_of_their_step_alone(tmp_path):
@@ -415,6 +442,20 @@ def test_the_soft_optimal_policy_and_its_value_leave_no_residual():
     drawn = Step(best, best.log_prob(x_s), best.log_prob(x_s), x_s[:, 0], **rest, reference=reference)
     assert method.loss(drawn).max() < 1e-10
     assert method.loss(drawn._replace(log_prob=reference.log_prob(x_s))).mean() > 0.1
+
+
+def test_between_steps_the_value_function_stands_for_the_reward():
+    """V = 3 at t, 5 at s; log p / p_ref = 0.1: 5 - 3 - 2 x 0.1 before the end, and 9 - 3 - 2 x 0.1 at it."""
+    method = quiet(make(PCL, StableDiffusion("tiny"), rollout=Sampler(3, 1.0, DDIM(1.0)), alpha=2.0))
+    t, s, end = method.rollout.timesteps(method.policy)[:3]
+    method.end = end
+    method.value.forward = lambda x, text, at: torch.where(at == t, 3.0, torch.where(at == s, 5.0, 4.0))
+    one = torch.ones(1, 1)
+    rest = {"x_t": one, "x_s": one, "cond": {"text": one}, "reference": Gaussian(one, one)}
+    log_prob = rest["reference"].log_prob(one) + 0.1
+    at = lambda t, s: Step(Gaussian(one, one), log_prob, log_prob, T([9.0]), t=t.view(1), s=s.view(1), **rest)
+    assert method.loss(at(t, s)).item() == pytest.approx(1.8**2, rel=1e-4)
+    assert method.loss(at(s, end)).item() == pytest.approx((9 - 5 - 0.2) ** 2, rel=1e-4)
 
 
 @pytest.mark.parametrize("rule", [DDIM(1.0), FlowSDE(0.7)], ids=lambda r: type(r).__name__)

@@ -121,7 +121,7 @@ REWARDED = {  # what lives across steps besides weights and optimizer
     "a drawn window": lambda: FlowGRPO(policy=SD3(), reward=Darkness(), rollout=Sampler(5, 1.0, FlowSDE()), samples_per_prompt=2, window=1),
     "a sliding window": lambda: FlowGRPO(policy=SD3(), reward=Darkness(), rollout=Sampler(5, 1.0, FlowSDE()), samples_per_prompt=2, window=1, slide_every=1, beta=0.0),
     "a value function": lambda: DPOK(policy=SD(), reward=Darkness(), **NOISY),
-    "a moving anchor": lambda: BOND(policy=SD(), reward=Darkness(), refresh_every=3, updates=1, **NOISY),
+    "a moving anchor": lambda: BOND(policy=SD(), reward=Darkness(), refresh_every=2, updates=1, **NOISY),
     "annotators' weights": lambda: MaxMin(policy=SD(), annotators={"a": Darkness(), "b": JPEGCompressibility()}, rate=0.5, updates=1, **NOISY),
     "moments of rewards": lambda: RewardsInContext(policy=SD(), conditions={"a": Darkness()}, updates=1, **NOISY),
 }  # fmt: skip
@@ -156,11 +156,23 @@ def test_init_from_takes_the_weights_alone(tmp_path, pairs):
     module, _, _ = run(tmp_path, pairs, 3, Full)
     weights = state(tmp_path)["state_dict"]
     fresh = DiffusionDPO(policy=StableDiffusion("tiny"), init_from=str(tmp_path / "checkpoints/last.ckpt"))
+    fresh.initialise()
     assert all(torch.equal(v, fresh.state_dict()[k]) for k, v in weights.items())
     fresh.policy.keep_reference()
     assert torch.equal(next(fresh.policy._frozen.parameters()), next(iter(weights.values())))
     with pytest.raises(ValueError, match="holds no weight of this policy"):
-        DiffusionDPO(policy=StableDiffusion("tiny", LoRA(rank=2)), init_from=str(tmp_path / "checkpoints/last.ckpt"))
+        DiffusionDPO(policy=StableDiffusion("tiny", LoRA(rank=2)), init_from=str(tmp_path / "checkpoints/last.ckpt")).initialise()
+
+
+def test_init_from_reaches_what_a_method_trains_beside_the_policy(tmp_path):
+    make = lambda **kwargs: DPOK(policy=SD(), reward=Darkness(), **NOISY, **kwargs)
+    first, t = make(optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-2)), trainer(tmp_path)
+    t.fit(first, prompts(2, 2))
+    t.save_checkpoint(tmp_path / "some.ckpt")
+    then = make(init_from=str(tmp_path / "some.ckpt"), optimizer=lambda groups: torch.optim.SGD([{"params": g["params"]} for g in groups], lr=0.0))
+    trainer(tmp_path).fit(then, prompts(2))
+    assert same(first.state_dict(), then.state_dict())
+    assert not same(first.value.state_dict(), make().value.state_dict())
 
 
 SCRIPT = """

@@ -124,6 +124,17 @@ def test_the_loss_is_weighted_and_guided():
     torch.testing.assert_close(loss, (weight * errors).mean(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_gets_the_weights_of_its_own_samples(monkeypatch, rank):
+    rewards = T([[[0.1, 0.9], [0.2, 0.1]], [[0.6, 0.5], [0.7, 0.8]]])  # (ranks, B, K)
+    method = alone(RWR, weighting="sparse", per_prompt=True, quantile=1.0, samples_per_prompt=2)
+    monkeypatch.setattr(RWR, "global_rank", rank)
+    method.all_gather = lambda x: rewards
+    method.own = lambda prompts: (torch.zeros(2, 2, *method.policy.latent_shape), rewards[rank])
+    weight = method.collect({"prompt": ["a", "b"], "index": [0, 1]})["weight"]
+    assert weight.tolist() == [[0.0, 2.0, 2.0, 0.0], [2.0, 0.0, 0.0, 2.0]][rank]
+
+
 # Collections
 
 
@@ -270,10 +281,19 @@ def test_annotators_weights_survive_a_checkpoint(tmp_path):
     resumed.weights = lambda r: seen.append(resumed.get_extra_state()[0].clone()) or weights(r)
     trainer(tmp_path, max_epochs=2).fit(resumed, prompts(2, 2), ckpt_path=tmp_path / "some.ckpt")
     torch.testing.assert_close(seen[0], logits)
-    torch.testing.assert_close(make(MaxMin, init_from=str(tmp_path / "some.ckpt")).get_extra_state()[0], seen[0])
+    fresh = make(MaxMin, init_from=str(tmp_path / "some.ckpt"))
+    fresh.initialise()
+    torch.testing.assert_close(fresh.get_extra_state()[0], seen[0])
 
 
 # Rewards in context
+
+
+def test_the_statistics_are_all_ranks():
+    method = alone(RewardsInContext)
+    method.all_gather = lambda x: torch.stack([x, x + 4.0])
+    got = method.standardised(T([[[1.0, 0.0], [3.0, 2.0]]])).float()[..., 0]  # 1, 3 here and 5, 7 there
+    torch.testing.assert_close(got, T([[-3.0, -1.0]]) / 5**0.5, atol=1e-4, rtol=0)
 
 
 def test_prompts_carry_standardised_rewards():
@@ -310,8 +330,9 @@ def test_the_online_stage_asks_and_keeps_the_statistics(tmp_path):
     t.fit(offline, prompts(2, 2))
     t.save_checkpoint(tmp_path / "offline.ckpt")
     with pytest.raises(ValueError, match="init_from"):
-        make(RewardsInContext, online=True)
+        make(RewardsInContext, online=True).initialise()
     online = alone(RewardsInContext, online=True, init_from=str(tmp_path / "offline.ckpt"), ask={"red": 2.0, "dark": 0.0})
+    online.initialise()
     torch.testing.assert_close(online.moments, offline.moments)
     drawn, draw = [], online.draw_latents
     online.draw_latents = lambda p: drawn.append(p) or draw(p)

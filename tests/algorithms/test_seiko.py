@@ -238,3 +238,14 @@ def test_a_true_surrogate_lets_the_reward_rise(tmp_path):
     trainer(tmp_path).fit(method, prompts(4, 2))
     gain = evaluate() - before
     assert gain.mean() > 4 * gain.std() / len(gain) ** 0.5
+
+
+def test_every_rank_fits_to_all_ranks_queries():
+    method = make(samples_per_prompt=(1,))
+    method.trainer = trainer(None)
+    method.log_mean = lambda *args: None
+    method.all_gather = lambda x: torch.stack([x, x + 1.0])
+    x, y = method.query(["a", "b"])
+    assert len(x) == len(y) == 4
+    torch.testing.assert_close(x[2:], x[:2] + 1.0)
+    torch.testing.assert_close(y[2:], y[:2] + 1.0)

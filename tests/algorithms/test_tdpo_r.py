@@ -134,6 +134,26 @@ def test_temporal_advantages_are_normalised_residuals_of_all_steps():
     assert method.critic.training
 
 
+def test_residuals_are_normalised_over_all_ranks():
+    method = alone()
+    method.critic.forward = lambda e: e[..., 0]
+    method.all_gather = lambda x: torch.stack([x, x + 4.0])  # the other rank's samples are better
+    _, advantage = method.temporal(torch.zeros(2, 2, 768), T([1.0, 3.0]))
+    torch.testing.assert_close(advantage, T([[-2.0, -2.0], [0.0, 0.0]]) * 5**-0.5 - 5**-0.5)  # of 1, 3, 5, 7
+
+
+def test_the_policy_learns_from_what_the_critic_did_not_foresee(tmp_path):
+    method, seen = make(samples_per_prompt=1), []
+    method.reward.forward = lambda images, texts: T([0.0, 1.0])
+    method.advantage.forward = lambda prompt_id, reward: reward
+    method.critic.forward = lambda e: torch.linspace(0, 1, e[..., 0].numel()).view(e.shape[:-1])
+    revisit = method.revisit
+    method.revisit = lambda tr, a, rows, k: seen.append(a) or revisit(tr, a, rows, k)
+    trainer(tmp_path).fit(method, prompts(2))
+    residual = T([0.0, 1.0])[:, None] - torch.linspace(0, 1, 6).view(2, 3)
+    torch.testing.assert_close(seen[0], (residual - residual.mean()) / residual.std(correction=0))
+
+
 @pytest.mark.parametrize(
     "value,old,want", [(0.5, 0.5, 0.125), (0.9, 0.5, 0.5 * 0.3**2), (0.1, 0.5, 0.5 * 0.9**2), (1.6, 0.5, 0.5 * 0.6**2)]
 )

@@ -5,7 +5,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from torch.utils.data import DataLoader
 
-from callbacks import LoRAScaling
+from callbacks import EMA, LoRAScaling
 from callbacks.lora_scaling import bake, lora_layers, scaled
 
 
@@ -85,6 +85,15 @@ def test_scale_holds_while_sampling_and_is_gone_after(trainer, when):
     getattr(trainer([LoRAScaling(0.3)]), when)(model, verbose=False)
     torch.testing.assert_close(model.seen[0], model.closed_form(model.data[0], 0.3))
     torch.testing.assert_close(model.net(model.data[0]), model.closed_form(model.data[0], 1.0))
+
+
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+def test_the_sweep_is_of_the_average_where_there_is_one(trainer, order):
+    model, logger, ema = Adapted(), Logger(), EMA(0.9)
+    ema.average = {name: 2 * p.detach() for name, p in model.named_parameters() if p.requires_grad}  # 4 B A
+    callbacks = [ema, LoRAScaling(sweep=[0.5])]
+    trainer([callbacks[i] for i in order], logger=logger, limit_train_batches=0).validate(model, verbose=False)
+    assert logger.metrics["val_lora_0.5/mean"] == pytest.approx(model.closed_form(model.data, 2.0).mean().item(), rel=1e-4)
 
 
 def test_sweep_logs_the_metrics_of_each_scale(trainer):

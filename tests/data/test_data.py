@@ -326,9 +326,21 @@ def test_loading_leaves_the_global_random_state_alone(tmp_path, many):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_too_few_rows_for_a_batch(tmp_path, many):
-    with pytest.raises(ValueError, match="23 training rows do not fill one batch of 64"):
-        fit(Prompts(many, batch_size=64), tmp_path)
+def test_too_few_rows_for_a_batch(tmp_path):
+    path = pick_a_pic(tmp_path / "train.parquet", [1.0, 0.0, 1.0])
+    with pytest.raises(ValueError, match="3 training rows do not fill one batch of 64"):
+        fit(PickAPic(path, resolution=8, batch_size=64), tmp_path)
+
+
+def test_prompts_that_do_not_fill_a_batch_are_drawn_again(tmp_path, many):
+    """As published recipes ask for: 45 animals, 256 samples at once."""
+    data = Prompts(many, batch_size=64)
+    data.trainer = trainer(tmp_path)
+    data.setup("fit")
+    (batch,) = data.train_dataloader()
+    assert len(batch["prompt"]) == 64 and len(set(batch["index"])) == 64
+    times = Counter(batch["prompt"]).values()
+    assert len(times) >= 22 and max(times) <= 3  # of 23, of which there are 69
 
 
 def test_worker_processes_can_be_handed_the_collate_function(tmp_path):
@@ -394,6 +406,15 @@ class Encoding(Watcher):
 
     def validation_step(self, batch, batch_idx, dataloader_idx=0):
         self.batches["val"] = batch
+
+
+@pytest.mark.parametrize("draws", [False, True])
+def test_encoders_leave_unless_the_method_draws(tmp_path, draws):
+    module, moved = Encoding(), []
+    module.draws, module.policy.offload_encoders = draws, lambda: moved.append(1)
+    path = pick_a_pic(tmp_path / "train.parquet", [1.0, 0.0])
+    fit(PickAPic(path, resolution=16, batch_size=2, encode_once=True), tmp_path, module)
+    assert len(moved) == (0 if draws else 1)
 
 
 def test_images_and_captions_are_encoded_once(tmp_path):

@@ -35,6 +35,8 @@ class AWM(ForwardProcess):
         fraction: of the rollout's steps, from noise, where they end.
     """
 
+    uses_reference = True
+
     def __init__(
         self,
         beta: float = 0.003,

@@ -139,8 +139,9 @@ class ForwardProcess(OwnSamples):
     def accumulate(self, part: list[dict], batch: dict) -> Tensor:
         """Takes the gradient of the mean loss over an update's visits, minibatch by minibatch."""
         total, count = 0, sum(len(m["row"]) for m in part)
-        for m in part:
-            total += super().accumulate(m | {"share": len(m["row"]) / count}, batch)
+        for i, m in enumerate(part, 1):
+            with self.exchanged(last=i == len(part)):
+                total += super().accumulate(m | {"share": len(m["row"]) / count}, batch)
         return total
 
     def step(self, m: dict) -> Tensor:

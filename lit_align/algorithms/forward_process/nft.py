@@ -21,6 +21,8 @@ class DiffusionNFT(ForwardProcess):
         kl_weight: of the distance from the reference; 0: no reference.
     """
 
+    uses_reference = True
+
     def __init__(self, beta: float = 1.0, kl_weight: float = 1e-4, **kwargs):
         super().__init__(**kwargs)
         self.beta, self.kl_weight, self.uses_reference = beta, kl_weight, kl_weight > 0

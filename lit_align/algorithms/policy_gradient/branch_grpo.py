@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, Step, clipped
+from lit_align.algorithms.policy_gradient.ddpo import DDPO
 from lit_align.diffusion.sampler import Hook, Trajectory
 
 
@@ -25,10 +25,10 @@ class Tree(Hook):
         return gaussian.mean + self.noise * (x_s - gaussian.mean) if state.i in self.splits else x_s
 
 
-class BranchGRPO(PolicyGradient):
+class BranchGRPO(DDPO):
     """Li et al. 2025, arXiv 2509.06040: rollouts share their beginnings; a node's reward is the mean of its leaves',
-    its advantage (reward - mean) / std over the prompt's nodes of the same depth, 0 where they are alike; PPO's clipped
-    ratio on every node once. As released, the likelihood is the plain step's where the tree splits with more noise.
+    its advantage (reward - mean) / std over the prompt's nodes of the same depth, 0 where they are alike; DDPO's loss
+    on every node once. As released, the likelihood is the plain step's where the tree splits with more noise.
 
     Args:
         splits: the steps at which every particle becomes two: 2^len leaves for each prompt.
@@ -49,10 +49,10 @@ class BranchGRPO(PolicyGradient):
         slide_every: int = 0,
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        super().__init__(clip_range=clip_range, **kwargs)
         if self.samples_per_prompt != 1 or self.updates != 1:
             raise ValueError("BranchGRPO learns from whole trees: set splits, and samples_per_prompt and updates to 1.")
-        self.splits, self.clip_range = tuple(splits), clip_range
+        self.splits = tuple(splits)
         self.split_noise, self.prune, self.skip, self.slide_every = split_noise, prune, tuple(skip), slide_every
         self.leaves = 2 ** len(self.splits)
 
@@ -97,8 +97,3 @@ class BranchGRPO(PolicyGradient):
         shuffled = torch.tensor(cells)[torch.randperm(len(cells))]
         for part in shuffled.tensor_split(-(-least // self.minibatch)):
             yield part[:, 0], part[:, 1]
-
-    def loss(self, step: Step) -> Tensor:
-        rho, e = step.ratio, self.clip_range
-        self.log_mean("train/clip_fraction", ((rho - 1).abs() > e).float().mean(), len(rho))
-        return clipped(rho, step.advantage, e)

@@ -7,13 +7,15 @@ from torch import Tensor, nn
 
 from lit_align.algorithms.policy_gradient.advantage import Group
 from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, Step, clipped
+from lit_align.diffusion.process import Flow
 from lit_align.diffusion.sampler import Trajectory
 from lit_align.diffusion.transition import FlowSDE, Windowed
 
 
 class FlowGRPO(PolicyGradient):
     """Liu et al. 2025, arXiv 2505.05470, eq. 5: the clipped ratio with group advantages, + beta KL(p_theta || p_ref) of
-    each step. The KL is that of the released code, on which the published betas rest: the exact one times t - s.
+    each step. The KL is that of the released code, on which the published betas rest: the exact one times t - s (of a
+    process that is no flow: the exact one).
 
     The last step is not learnt from. With a `window` only its steps are noisy and learnt from: drawn anew for each
     rollout (Flow-GRPO-Fast) or sliding (MixGRPO, arXiv 2507.21802). DanceGRPO (arXiv 2505.07818) is DanceSDE, one
@@ -32,6 +34,8 @@ class FlowGRPO(PolicyGradient):
             deviation, in place of exp(delta): its mean is 1 at every step, and its scale alike; and the step's term
             over t - s (eq. 12), so that the velocity gets as much gradient at every step. For FlowSDE.
     """
+
+    uses_reference = True
 
     def __init__(
         self,
@@ -96,6 +100,8 @@ class FlowGRPO(PolicyGradient):
             loss = loss / (step.t - step.s)
         if not self.beta:
             return loss
-        kl = step.gaussian.kl(step.reference) * (step.t - step.s)
+        kl = step.gaussian.kl(step.reference)
+        if isinstance(self.policy.process, Flow):
+            kl = kl * (step.t - step.s)
         self.log_mean("train/kl", kl.detach().mean(), len(rho))
         return loss + self.beta * kl

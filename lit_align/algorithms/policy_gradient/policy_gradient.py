@@ -67,7 +67,7 @@ class PolicyGradient(Algorithm):
         max_advantage: advantages are clipped to +- this.
     """
 
-    feedback = ("prompt",)
+    feedback, draws = ("prompt",), True
     together = 1  # how many successive trajectories `loss` sees at once, all at the same step
     same_noise = 1  # how many successive trajectories start from one noise
 
@@ -146,10 +146,11 @@ class PolicyGradient(Algorithm):
         optimizer = self.optimizers()
         optimizer.zero_grad()
         parts = list(self.minibatches(groups, steps))
-        for rows, i in parts:
+        for k, (rows, i) in enumerate(parts, 1):
             loss = self.loss(self.revisit(trajectory, advantage, rows, i))
             self.finite(loss.mean(), gather(trajectory.prompts, rows.tolist()))
-            self.manual_backward(loss.sum() * self.together / sum(len(rows) for rows, _ in parts))
+            with self.exchanged(last=k == len(parts)):
+                self.manual_backward(loss.sum() * self.together / sum(len(rows) for rows, _ in parts))
             self.log_mean("train/loss", loss.detach().mean(), len(loss))
         optimizer.step()
 

@@ -27,15 +27,16 @@ class Estimates(Hook):
 
 
 def interpolated(x_0: Tensor, exact) -> Tensor:
-    """Rewards (N, T) of all estimates x_0 (N, T, ...) of which three are asked for, `exact(latents)`: the first, the
-    last and the one least like both. The others are the three's mean, weighted by the cosines with them."""
+    """Rewards (N, T) of all estimates x_0 (N, T, ...), of which three each are asked for, `exact(latents)` (3 N,): all
+    first ones, those least like both ends, and all last ones. The others are the three's mean, weighted by the cosines
+    with them."""
     n, steps = x_0.shape[:2]
     flat = torch.nn.functional.normalize(x_0.flatten(2), dim=2)
     cosine = (flat @ flat.transpose(1, 2)).clamp(min=1e-6)  # (N, T, T)
     rows = torch.arange(n, device=x_0.device)
     anchor = (cosine[:, 0] + cosine[:, -1])[:, 1:-1].argmin(1) + 1 if steps > 2 else torch.zeros_like(rows)
     places = torch.stack([torch.zeros_like(anchor), anchor, torch.full_like(anchor, steps - 1)], 1)  # (N, 3)
-    known = torch.stack([exact(x_0[rows, place]) for place in places.T], 1)  # (N, 3)
+    known = exact(x_0[rows, places.T].flatten(0, 1)).view(3, n).T  # (N, 3)
     like = cosine[rows[:, None], places].transpose(1, 2)  # (N, T, 3)
     mean = (like * known[:, None]).sum(2) / like.sum(2)
     return mean.scatter(1, places, known)
@@ -73,7 +74,7 @@ class SDPO(PolicyGradient):
     def collect(self, prompts: list[str]) -> tuple[Trajectory, Tensor]:
         hook = Estimates()
         trajectory, _ = self.draw_trajectories(prompts, hook)
-        returns = interpolated(hook.x_0, lambda x_0: self.scored(x_0, prompts))  # (N, T)
+        returns = interpolated(hook.x_0, lambda x_0: self.scored(x_0, prompts * 3))  # (N, T)
         self.rated(returns[:, -1], prompts)
         for k in reversed(range(returns.shape[1] - 1)):
             returns[:, k] += self.discount * returns[:, k + 1]

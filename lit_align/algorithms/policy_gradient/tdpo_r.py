@@ -88,12 +88,14 @@ class TDPOR(DDPO):
             for at in order.T:
                 for part in torch.randperm(len(e)).chunk(self.updates):
                     optimizer.zero_grad()
-                    for rows in part.split(self.minibatch):
+                    minibatches = part.split(self.minibatch)
+                    for i, rows in enumerate(minibatches, 1):
                         k = at[rows]
                         loss = self.loss(self.revisit(trajectory, advantage, rows, k))
                         loss = loss + self.value_loss(self.critic(e[rows, k]), old[rows, k], returns[rows])
                         self.finite(loss.mean(), gather(trajectory.prompts, rows.tolist()))
-                        self.manual_backward(loss.sum() / len(part))
+                        with self.exchanged(last=i == len(minibatches)):
+                            self.manual_backward(loss.sum() / len(part))
                         self.log_mean("train/loss", loss.detach().mean(), len(loss))
                     optimizer.step()
         if scheduler := self.lr_schedulers():

@@ -18,6 +18,8 @@ class SFT(Algorithm):
         timestep_law: how t is drawn: uniform, logit_normal or mode (the last two for flow matching, arXiv 2403.03206).
     """
 
+    feedback = ("image",)
+
     def __init__(
         self,
         learns_from: Literal["image", "win"] = "image",

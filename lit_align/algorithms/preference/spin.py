@@ -21,6 +21,8 @@ class SPINDiffusion(Online):
         learns_from: the batch key of the good images.
     """
 
+    feedback = ("win",)
+
     def __init__(
         self,
         beta: float = 500.0,

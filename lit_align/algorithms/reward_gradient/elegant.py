@@ -83,7 +83,8 @@ class ELEGANT(RewardGradient):
         """alpha log mean exp(r / alpha) over pre-trained rollouts from x (B, ...): (B,)."""
         with self.policy.reference():
             draws = [self.rollout(self.policy, cond=cond, x=x).x for _ in range(self.rollouts)]
-        r = torch.stack([self.reward(self.policy.decode(x_0), prompts).float() for x_0 in draws])
+        images = torch.cat([self.policy.decode(x_0) for x_0 in draws])
+        r = self.reward(images, prompts * self.rollouts).float().view(self.rollouts, -1)
         return self.alpha * ((r / self.alpha).logsumexp(0) - math.log(self.rollouts))
 
     def initial_loss(self, prompts: list[str]) -> Tensor:

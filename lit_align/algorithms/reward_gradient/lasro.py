@@ -48,7 +48,7 @@ class LaSRO(OwnSamples):
         updates: surrogate's, in a training step.
     """
 
-    feedback = ("prompt",)
+    feedback, uses_reference = ("prompt",), True
 
     def __init__(
         self,

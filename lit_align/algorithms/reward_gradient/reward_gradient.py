@@ -20,7 +20,7 @@ class RewardGradient(Algorithm):
         rollout: the sampler that gradient flows through (default: 50 DDIM steps, guidance 7.5).
     """
 
-    feedback = ("prompt",)
+    feedback, draws = ("prompt",), True
 
     def __init__(self, reward: Reward, rollout: Sampler | None = None, **kwargs):
         super().__init__(**kwargs)

@@ -25,7 +25,8 @@ class SEIKO(AlignProp):
     `train/queries`, of all ranks and so far.
 
     Args:
-        reward: what is queried; no gradient is asked of it.
+        reward: what is queried; no gradient is asked of it. What it says has to keep its scale from loop to loop: a
+            WeightedSum has to have `normalise: false`.
         samples_per_prompt: queries for each prompt of the batch, loop by loop; the last number stays.
         optimism, alpha, ridge, most, epochs: the surrogate's.
         kl_weight: of the KL.
@@ -68,11 +69,12 @@ class SEIKO(AlignProp):
         optimizer = self.optimizers()
         for _ in range(self.updates):
             optimizer.zero_grad()
-            for _ in range(self.accumulate):
+            for i in range(1, self.accumulate + 1):
                 rows = torch.randint(len(batch["prompt"]), (self.minibatch,)).tolist()
                 prompts = [batch["prompt"][i] for i in rows]
                 loss = self.finite(self.step({"prompt": prompts}), prompts)
-                self.manual_backward(loss / self.accumulate)
+                with self.exchanged(last=i == self.accumulate):
+                    self.manual_backward(loss / self.accumulate)
                 self.log_mean("train/loss", loss.detach(), self.minibatch)
             optimizer.step()
         if scheduler := self.lr_schedulers():

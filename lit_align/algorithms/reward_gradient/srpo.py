@@ -82,4 +82,5 @@ class SRPO(RewardGradient):
 
     def relative(self, image: Tensor, better: list[str], worse: list[str], k: float) -> Tensor:
         """R = (1 + k) r(x, better) - r(x, worse): (B,)."""
-        return (1 + k) * self.reward(image, better).float() - self.reward(image, worse).float()
+        liked, disliked = self.reward(torch.cat([image, image]), better + worse).float().chunk(2)
+        return (1 + k) * liked - disliked

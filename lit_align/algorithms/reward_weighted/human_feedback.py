@@ -22,7 +22,7 @@ class RewardWeighted(WeightedLikelihood):
         learns_from: the batch key of the pre-training images.
     """
 
-    uses_reference = True
+    feedback, uses_reference = ("image",), True
 
     def __init__(self, beta: float = 0.01, learns_from: Literal["image", "win"] = "image", **kwargs):
         super().__init__(**kwargs)

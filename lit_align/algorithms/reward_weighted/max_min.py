@@ -24,11 +24,10 @@ class MaxMin(RWR):
         rate: of the exponentiated gradient, in 1/reward; none: the worst off alone, as in the paper.
     """
 
-    _logits: Tensor | None = None  # (R,) log lambda; of the class, as init_from is read before __init__ ends
-
     def __init__(self, annotators: dict[str, Reward], rate: float | None = None, **kwargs):
         super().__init__(reward=Several(annotators), **kwargs)
         self.rate = rate
+        self._logits: Tensor | None = None  # (R,) log lambda
 
     def weights(self, reward: Tensor) -> Tensor:
         """From rewards (P, K, R)."""

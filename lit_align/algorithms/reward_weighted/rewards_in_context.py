@@ -30,8 +30,6 @@ class RewardsInContext(WeightedLikelihood):
         online: whether training asks.
     """
 
-    moments: Tensor | float = 0.0  # (3, R) count, sum, squares; of the class, as init_from is read before __init__ ends
-
     def __init__(
         self,
         conditions: dict[str, Reward],
@@ -44,9 +42,13 @@ class RewardsInContext(WeightedLikelihood):
         super().__init__(reward=Several(conditions), **kwargs)
         self.ask = ask or dict.fromkeys(conditions, 1.0)
         self.template, self.words, self.online = template, words, online
+        self.moments: Tensor | float = 0.0  # (3, R) count, sum, squares
         if self.ask.keys() != conditions.keys():
             raise ValueError(f"ask names {', '.join(self.ask)}; conditions are {', '.join(conditions)}: name the same.")
-        if online and not torch.is_tensor(self.moments):
+
+    def initialise(self) -> None:
+        super().initialise()
+        if self.online and not torch.is_tensor(self.moments):
             raise ValueError(
                 "online: true needs the statistics of the offline stage: give its checkpoint as init_from."
             )
