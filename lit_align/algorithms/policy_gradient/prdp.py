@@ -51,7 +51,9 @@ class PRDP(PolicyGradient):
         weight = torch.zeros_like(old)
         for sign, rows in zip((1, -1), groups.T):
             weight[rows] = sign * slope[:, None] * (inside[rows] | (worse == 0)[:, None])
+        self.uses_reference = False  # the weights say all that the reference had to
         super().update(trajectory, weight * len(steps), groups, steps)
+        self.uses_reference = True
 
     def loss(self, step: Step) -> Tensor:
         return (step.advantage * step.log_prob).view(-1, 2).sum(1)
