@@ -136,15 +136,15 @@ class Algorithm(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer) -> None:
         if not self.automatic_optimization:  # an fp16 scaler has undone its scaling by now
-            self.clip(optimizer, self.max_grad_norm)
+            self.clip_by_group(optimizer, self.max_grad_norm)
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         if gradient_clip_algorithm == "value":
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
         else:
-            self.clip(optimizer, gradient_clip_val)
+            self.clip_by_group(optimizer, gradient_clip_val)
 
-    def clip(self, optimizer, max_norm: float | None) -> None:
+    def clip_by_group(self, optimizer, max_norm: float | None) -> None:
         """Clips the gradients of each parameter group by itself, so that a value function's do not shrink the
         policy's."""
         for group in optimizer.param_groups if max_norm else ():
