@@ -150,7 +150,7 @@ class Algorithm(L.LightningModule):
         for group in optimizer.param_groups if max_norm else ():
             torch.nn.utils.clip_grad_norm_(group["params"], max_norm)
 
-    def exchanged(self, last: bool) -> AbstractContextManager:
+    def gradient_sync(self, last: bool) -> AbstractContextManager:
         """Around each backward pass of an optimizer step made by hand: under DDP ranks exchange gradients in the last
         alone."""
         return nullcontext() if last or self.trainer.world_size == 1 else self.trainer.strategy.block_backward_sync()

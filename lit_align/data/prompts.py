@@ -24,5 +24,5 @@ class Prompts(AlignData):
         if split != "train":
             return None
         rows = read_prompts(self.path, self.column, self.split)
-        copies = -(-self.batch_size * self.trainer.world_size // len(rows))
+        copies = -(-self.batch_size * self.trainer.world_size // max(len(rows), 1))
         return rows.select([*range(len(rows))] * copies) if copies > 1 else rows

@@ -140,7 +140,7 @@ class ForwardProcess(OwnSamples):
         """Takes the gradient of the mean loss over an update's visits, minibatch by minibatch."""
         total, count = 0, sum(len(m["row"]) for m in part)
         for i, m in enumerate(part, 1):
-            with self.exchanged(last=i == len(part)):
+            with self.gradient_sync(last=i == len(part)):
                 total += super().accumulate(m | {"share": len(m["row"]) / count}, batch)
         return total
 

@@ -149,7 +149,7 @@ class PolicyGradient(Algorithm):
         for k, (rows, i) in enumerate(parts, 1):
             loss = self.loss(self.revisit(trajectory, advantage, rows, i))
             self.finite(loss.mean(), gather(trajectory.prompts, rows.tolist()))
-            with self.exchanged(last=k == len(parts)):
+            with self.gradient_sync(last=k == len(parts)):
                 self.manual_backward(loss.sum() * self.together / sum(len(rows) for rows, _ in parts))
             self.log_mean("train/loss", loss.detach().mean(), len(loss))
         optimizer.step()

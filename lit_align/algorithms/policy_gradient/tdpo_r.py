@@ -94,7 +94,7 @@ class TDPOR(DDPO):
                         loss = self.loss(self.revisit(trajectory, advantage, rows, k))
                         loss = loss + self.value_loss(self.critic(e[rows, k]), old[rows, k], returns[rows])
                         self.finite(loss.mean(), gather(trajectory.prompts, rows.tolist()))
-                        with self.exchanged(last=i == len(minibatches)):
+                        with self.gradient_sync(last=i == len(minibatches)):
                             self.manual_backward(loss.sum() / len(part))
                         self.log_mean("train/loss", loss.detach().mean(), len(loss))
                     optimizer.step()

@@ -71,9 +71,9 @@ class SEIKO(AlignProp):
             optimizer.zero_grad()
             for i in range(1, self.accumulate + 1):
                 rows = torch.randint(len(batch["prompt"]), (self.minibatch,)).tolist()
-                prompts = [batch["prompt"][i] for i in rows]
+                prompts = [batch["prompt"][row] for row in rows]
                 loss = self.finite(self.step({"prompt": prompts}), prompts)
-                with self.exchanged(last=i == self.accumulate):
+                with self.gradient_sync(last=i == self.accumulate):
                     self.manual_backward(loss / self.accumulate)
                 self.log_mean("train/loss", loss.detach(), self.minibatch)
             optimizer.step()
