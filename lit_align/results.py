@@ -51,12 +51,14 @@ def run(
     limit = ["--trainer.limit_test_batches", str(test_batches)] if test_batches else []
     with patch.object(Algorithm, "baseline", baseline):
         cli.main(["test", *common, *alike, *limit, "--ckpt_path", "last"])
-    logged = {name: list(values.values()) for name, values in scalars(folder).items()}
+    found = scalars(folder)
+    logged = {name: list(values.values()) for name, values in found.items()}
     first, last = fifth(logged, 0), fifth(logged, -1)
     last |= {name: max(values) for name, values in logged.items() if "peak" in name}
     return {
         "exact": json.loads((folder / "comparison.json").read_text())["exact"],
         "fit_seconds": json.loads((folder / "fit_seconds.json").read_text()),
+        "batches": 1 + max((max(steps) for name, steps in found.items() if name.startswith("train/")), default=0),
         "cores": cores(),
         "machine": f"{platform.machine()}, {platform.system()}",
         "train/reward": [first.get("train/reward"), last.get("train/reward")],
@@ -135,6 +137,7 @@ def row(method: str, runs: list[dict]) -> tuple[float, str]:
         logged("test/diversity", ".3f"),
         logged("test/drift", ".3f"),
         logged("fit_seconds", ".0f"),
+        logged("batches", ".0f"),
         logged("perf/peak_memory_mb", ".0f"),
     ]
     return gain, f"| {' | '.join(cells)} |"
@@ -149,7 +152,7 @@ def table(records: dict, time: str) -> str:
     cores, machine = either(r["cores"] for r in runs), either(r["machine"] for r in runs)
     prompts = either(r["exact"]["all"]["n"] for r in runs)
     heads = ["method", "exact accuracy", "gain, 95 % interval", "seeds: least .. most (n)", *SKILLS]
-    heads += ["train reward", "implicit accuracy", "diversity", "drift", "seconds", "peak MB"]
+    heads += ["train reward", "implicit accuracy", "diversity", "drift", "seconds", "batches", "peak MB"]
     return (
         f"## {time} of training\n\n{prompts} held-out prompts; {cores} core(s), {machine}.\n\n"
         f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}\n" + "\n".join(rows) + "\n"
@@ -172,9 +175,11 @@ its sampler take `shapes-sd` from 0.39 to 0.53. Exact accuracy is the judge's. T
 share them and the base, so more seeds do not narrow it. Beside it is the least and the greatest gain of a seed.
 Skills: gain. Train reward: what is trained on, over the first fifth of training -> over the last. Implicit accuracy:
 on training data, over the last fifth. Diversity: mean distance of two samples' latents; drift: mean distance of a
-sample's latents to the reference's on the same seed; both per dimension. Seconds: of fit, encoding included. Learning
-rates were chosen in trials of two to ten minutes, with another seed, on the first 128 to 256 of these prompts, where
-a config does not say that its own is untried. Why some lose: [what_loses.md](what_loses.md).
+sample's latents to the reference's on the same seed; both per dimension. Seconds: of fit, encoding included.
+Batches: of training, to the last that was logged; the machine is not equally fast at all times, and runs from before
+they were counted have none. Learning rates were chosen in trials of two to ten minutes, with another seed, on the
+first 128 to 256 of these prompts, where a config does not say that its own is untried. Why some lose:
+[what_loses.md](what_loses.md).
 
 """
         + "\n".join(tables)
