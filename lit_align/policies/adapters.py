@@ -38,11 +38,22 @@ class LoRA(Adapter):
             r=self.rank, lora_alpha=self.alpha, init_lora_weights=self.init, target_modules=self.target_modules
         )
         denoiser.add_adapter(config, name)
-        denoiser.set_adapter("default")
         for key, p in denoiser.named_parameters():
             if f".{name}." in key:
                 p.data = p.data.float()
-                p.requires_grad_(name == "default")
+        self.use(denoiser, "default")
+
+    def use(self, denoiser: nn.Module, name: str | None) -> None:
+        """Lets the denoiser run with the adapter of that name; None: with none. The one called "default" stays the only
+        one that is trained, whichever is in use."""
+        if name is None:
+            denoiser.disable_adapters()
+        else:
+            denoiser.enable_adapters()
+            denoiser.set_adapter(name)
+        for key, p in denoiser.named_parameters():
+            if "lora_" in key:
+                p.requires_grad_(".default." in key)
 
 
 class Full(Adapter):

@@ -380,10 +380,8 @@ class Policy(nn.Module):
         if name == self._now:
             return
         if isinstance(self.adapter, LoRA):
-            base = lambda n: n == REFERENCE and not self.moving  # the model without adapters
-            if base(self._now):
-                self.denoiser.enable_adapters()
-            self.denoiser.disable_adapters() if base(name) else self.denoiser.set_adapter(name or "default")
+            base = name == REFERENCE and not self.moving  # the model without adapters
+            self.adapter.use(self.denoiser, None if base else name or "default")
         else:
             for key in filter(None, (self._now, name)):
                 self.denoiser, self._frozen[key] = self._frozen[key], self.denoiser

@@ -25,7 +25,10 @@ from lit_align.algorithms.policy_gradient.branch_grpo import BranchGRPO
 from lit_align.algorithms.policy_gradient.ddpo import DDPO
 from lit_align.algorithms.policy_gradient.tdpo_r import TDPOR
 from lit_align.algorithms.reward_gradient.alignprop import AlignProp
+from lit_align.algorithms.reward_gradient.elegant import ELEGANT
 from lit_align.algorithms.reward_gradient.lasro import LaSRO
+from lit_align.algorithms.reward_gradient.refl import ReFL
+from lit_align.algorithms.reward_gradient.seiko import SEIKO
 from lit_align.algorithms.reward_weighted.raft import RAFT
 from lit_align.rewards.latent import LatentReward
 from lit_align.rewards.several import WeightedSum
@@ -49,6 +52,10 @@ METHODS = dict(
     raft=lambda: RAFT(policy=StableDiffusion("tiny", LoRA(rank=2)), rollout=Sampler(3, 2.0), samples_per_prompt=2,
                       **(rest() | dict(reward=WeightedSum(dict(dark=Darkness(), again=Darkness()))))),
     alignprop=lambda: AlignProp(policy=StableDiffusion("tiny", LoRA(rank=2)), rollout=Sampler(4, 2.0), **rest()),
+    refl=lambda: ReFL(policy=StableDiffusion("tiny", LoRA(rank=2)), rollout=Sampler(4, 2.0), first=1, weight=1.0, **rest()),
+    elegant=lambda: ELEGANT(policy=StableDiffusion("tiny", LoRA(rank=2)), rollout=Sampler(3, 2.0, DDIM(1.0)), rollouts=2, **rest()),
+    seiko=lambda: SEIKO(policy=StableDiffusion("tiny", LoRA(rank=2)), rollout=Sampler(3, 2.0, DDIM(1.0)), samples_per_prompt=(2,), epochs=5, updates=2,
+                        minibatch=2, accumulate=2, **rest()),
     lasro=lambda: LaSRO(policy=StableDiffusion("tiny", LoRA(rank=2)), surrogate=LatentReward(StableDiffusion("tiny"), projection_dim=8), pretrain=1,
                         samples_per_prompt=2, minibatch=4, **rest()),
 )
@@ -64,7 +71,7 @@ def whole(p):
 
 class Watch(L.Callback):
     def __init__(self):
-        self.reward, self.prompts, self.advantage, self.steps = [], [], [], 0
+        self.reward, self.prompts, self.advantage, self.steps, self.backwards, self.exchanges = [], [], [], 0, 0, 0
 
     def setup(self, trainer, module, stage):
         rated, advantage = module.rated, getattr(module, "advantage", None)
@@ -77,6 +84,10 @@ class Watch(L.Callback):
         module.rated = seen
         if advantage is not None:
             advantage.register_forward_hook(lambda _, given, found: self.advantage.append((*given, found)))
+
+    def on_before_backward(self, trainer, module, loss):
+        self.backwards += 1
+        self.exchanges += getattr(trainer.strategy.model, "require_backward_grad_sync", True)  # DDP's
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
         self.steps += 1
@@ -98,8 +109,11 @@ if __name__ == "__main__":
             continue
         weights = torch.cat([whole(p.detach()).flatten() for p in module.parameters() if p.requires_grad])
         state = dict(replay=module.replay.pairs, moments=module.moments) if name == "lasro" else getattr(module.reward, "moments", None)
+        if name == "seiko":
+            state = dict(x=module.reward.x, y=module.reward.y, heads=torch.cat([p.flatten() for p in module.reward.heads.parameters()]))
         found[name] = dict(state=state, reward=torch.cat([r.flatten() for r in watch.reward]), prompts=watch.prompts, advantage=watch.advantage,
-                           steps=watch.steps, weights=weights, place=trainer.global_step)
+                           steps=watch.steps, weights=weights, place=trainer.global_step, backwards=watch.backwards, exchanges=watch.exchanges)
+    found["strategy"] = {strategy!r}
     torch.save(found, f"{{out}}/{{rank}}.pt")
     os._exit(0)  # gloo's threads do not always survive the interpreter's own way out
 """
@@ -133,14 +147,14 @@ def ranks(request, tmp_path_factory) -> list[dict]:
     return [torch.load(folder / f"{r}.pt", weights_only=False) for r in range(2)]
 
 
-NAMES = ["ddpo", "rloo", "tdpo_r", "branch_grpo", "nft", "nft_full", "raft", "alignprop", "lasro"]
+NAMES = ["ddpo", "rloo", "tdpo_r", "branch_grpo", "nft", "nft_full", "raft", "alignprop", "refl", "elegant", "seiko", "lasro"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_ranks_draw_for_themselves_and_stay_in_step(ranks, name):
     if isinstance(ranks[0][name], str):
-        assert "set --trainer.strategy ddp" in ranks[0][name] and name in ("tdpo_r", "lasro")  # FSDP does not shard their critics
+        assert "set --trainer.strategy ddp" in ranks[0][name] and name in ("tdpo_r", "elegant", "lasro")  # FSDP does not shard their critics
         return
     a, b = (r[name] for r in ranks)
     assert not torch.equal(a["reward"], b["reward"])  # other prompts, other noise
@@ -149,9 +163,20 @@ def test_ranks_draw_for_themselves_and_stay_in_step(ranks, name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name, times", [("ddpo", 2), ("nft", 1), ("raft", 1), ("alignprop", 1), ("seiko", 2)])
+def test_gradients_are_exchanged_once_in_an_optimizer_step(ranks, name, times):
+    """`times`: backward passes of a step. (FSDP exchanges in every one.)"""
+    for r in ranks:
+        assert r[name]["backwards"] == times * r[name]["steps"]
+        assert r[name]["exchanges"] in (r[name]["steps"], r[name]["backwards"] * (r["strategy"] == "fsdp"))
+
+
+@pytest.mark.slow
 def test_what_is_remembered_is_of_all_ranks(ranks):
     a, b = (r["raft"]["state"] for r in ranks)
     assert torch.equal(a, b) and a[0].tolist() == [16, 16]  # 2 steps of 2 x 4 samples
+    a, b = (r["seiko"]["state"] for r in ranks)
+    assert all(torch.equal(a[k], b[k]) for k in a) and len(a["y"]) == 16  # 2 loops of 2 x 4 queries
     if isinstance(ranks[0]["lasro"], str):  # refused under FSDP
         return
     a, b = (r["lasro"]["state"] for r in ranks)

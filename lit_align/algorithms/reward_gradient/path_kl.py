@@ -38,7 +38,6 @@ class PathKL(Hook):
     def reference(self, policy, x_t, t, s, cond) -> tuple:
         """Mean and standard deviation of the reference's step."""
         with policy.reference():
-            policy.denoiser.requires_grad_(False)  # an adapter in use is trained, if nobody says otherwise
             return tuple(self.sampler.gaussian(policy, x_t, t, s, cond)[0])
 
     def on_end(self, policy, state):
