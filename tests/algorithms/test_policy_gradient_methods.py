@@ -430,40 +430,56 @@ def test_sdpos_new_prompts_take_the_statistics_of_their_step_alone(tmp_path):
 
 
 def test_the_soft_optimal_policy_and_its_value_leave_no_residual():
-    """One step, one dimension: p_ref = N(0, 1), r(x) = x, so p* = N(1 / alpha, 1) and V = 1 / (2 alpha)."""
-    method, alpha = quiet(make(PCL, StableDiffusion("tiny"), rollout=Sampler(1, 1.0, DDIM(1.0)), alpha=2.0)), 2.0
-    t, end = method.rollout.timesteps(method.policy)
-    method.end = end
-    torch.manual_seed(0)
-    x_s, one = torch.randn(50, 1), torch.ones(50, 1)
-    best, reference = Gaussian(one / alpha, one), Gaussian(0 * one, one)
-    method.value.forward = lambda x, text, t: torch.full((50,), 1 / (2 * alpha))
-    rest = {"x_t": x_s, "x_s": x_s, "t": t.expand(50), "s": end.expand(50), "cond": {"text": one}}
-    drawn = Step(best, best.log_prob(x_s), best.log_prob(x_s), x_s[:, 0], **rest, reference=reference)
-    assert method.loss(drawn).max() < 1e-10
-    assert method.loss(drawn._replace(log_prob=reference.log_prob(x_s))).mean() > 0.1
+    """Three steps x' = x + N(0, 1) in one dimension, r(x) = x: p* adds 1 / alpha to each mean, V(x_k) = x_k + (3 - k) / (2 alpha)."""
+    alpha, x = 2.0, torch.randn(50, 4).cumsum(1)
+    value = x[:, :3] + torch.arange(3, 0, -1) / (2 * alpha)
+    move = x.diff(dim=1)
+    log_ratio = (move.square() - (move - 1 / alpha).square()) / 2
+    for length in (1, 2, 3, None):
+        method = make(PCL, StableDiffusion("tiny"), rollout=Sampler(3, 1.0, DDIM(1.0)), alpha=alpha, length=length)
+        assert method.residual(log_ratio, value, x[:, 3]).abs().max() < 1e-5
+        assert method.residual(0 * log_ratio, value, x[:, 3]).abs().mean() > 0.1
 
 
-def test_between_steps_the_value_function_stands_for_the_reward():
-    """V = 3 at t, 5 at s; log p / p_ref = 0.1: 5 - 3 - 2 x 0.1 before the end, and 9 - 3 - 2 x 0.1 at it."""
-    method = quiet(make(PCL, StableDiffusion("tiny"), rollout=Sampler(3, 1.0, DDIM(1.0)), alpha=2.0))
-    t, s, end = method.rollout.timesteps(method.policy)[:3]
-    method.end = end
-    method.value.forward = lambda x, text, at: torch.where(at == t, 3.0, torch.where(at == s, 5.0, 4.0))
-    one = torch.ones(1, 1)
-    rest = {"x_t": one, "x_s": one, "cond": {"text": one}, "reference": Gaussian(one, one)}
-    log_prob = rest["reference"].log_prob(one) + 0.1
-    at = lambda t, s: Step(Gaussian(one, one), log_prob, log_prob, T([9.0]), t=t.view(1), s=s.view(1), **rest)
-    assert method.loss(at(t, s)).item() == pytest.approx(1.8**2, rel=1e-4)
-    assert method.loss(at(s, end)).item() == pytest.approx((9 - 5 - 0.2) ** 2, rel=1e-4)
+@pytest.mark.parametrize("length, want", [(1, [1.8, 1.6, 0.4]), (2, [3.4, 2.0, 0.4]), (3, [3.8, 2.0, 0.4])])
+def test_a_path_ends_after_its_length_or_with_the_reward(length, want):
+    """V = 3, 5, 7, r = 8; log p / p_ref = 0.1, 0.2, 0.3; alpha 2: 5 - 3 - 2 x 0.1, and so on."""
+    method = make(PCL, StableDiffusion("tiny"), rollout=Sampler(3, 1.0, DDIM(1.0)), alpha=2.0, length=length)
+    torch.testing.assert_close(method.residual(T([[0.1, 0.2, 0.3]]), T([[3.0, 5.0, 7.0]]), T([8.0])), T([want]))
 
 
-@pytest.mark.parametrize("rule", [DDIM(1.0), FlowSDE(0.7)], ids=lambda r: type(r).__name__)
-def test_the_reward_enters_after_the_last_noisy_step(tmp_path, rule):
-    """A flow's last DDIM step has no noise and is not learnt from."""
-    method, seen = make(PCL, rollout=Sampler(3, 1.0, rule)), []
-    revisit = method.revisit
-    method.revisit = lambda *args: seen.append(revisit(*args)) or seen[-1]
+@pytest.mark.parametrize("length", [1, 2, None])
+def test_pcls_two_passes_are_the_gradient_of_the_one_graph(tmp_path, length):
+    """Of policy and value, against the mean square of paths that are added up one by one."""
+    sgd = lambda p: torch.optim.SGD(p, lr=0.0)
+    policy, rollout = StableDiffusion("tiny"), Sampler(3, 2.0, DDIM(1.0))
+    method = make(PCL, policy, rollout=rollout, samples_per_prompt=2, alpha=3.0, length=length, minibatch=3, optimizer=sgd, value_lr=0.0, max_grad_norm=1e9)
+    kept, learn = {}, method.learn
+    trained = lambda: [p for p in method.parameters() if p.requires_grad]
+
+    def moved(trajectory, reward):
+        torch.manual_seed(0)
+        move(method.policy, 0.01)
+        learn(trajectory, reward)
+        kept.update(trajectory=trajectory, reward=reward, grad=[p.grad.clone() for p in trained()])
+
+    method.learn = moved
     trainer(tmp_path).fit(method, prompts(1))
-    s = torch.cat([step.s for step in seen])
-    assert len(s.unique()) >= 2 and method.end == s.min()
+    tr, r = kept["trajectory"], kept["reward"]
+    rows, i = (c.flatten() for c in torch.meshgrid(torch.arange(2), torch.arange(3), indexing="ij"))
+    assert method.trained_steps(tr).tolist() == [0, 1, 2]
+    step = quiet(method).revisit(tr, tr.log_prob, rows, i)
+    value = method.value(step.x_t, step.cond["text"], step.t).view(2, 3)
+    log_ratio, loss = step.log_ref_ratio.view(2, 3), 0
+    for n in range(2):
+        for k in range(3):
+            end = min(k + (length or 3), 3)
+            after = r[n] if end == 3 else value[n, end]
+            loss = loss + (after - value[n, k] - 3.0 * sum(log_ratio[n, j] for j in range(k, end))).square() / 6
+    want = torch.autograd.grad(loss, trained())
+    for part in ("policy", "value"):
+        pairs = [(a, b) for (name, p), a, b in zip([x for x in method.named_parameters() if x[1].requires_grad], kept["grad"], want) if name.startswith(part)]
+        scale = max(b.abs().max() for _, b in pairs)
+        assert scale > 0
+        for a, b in pairs:
+            torch.testing.assert_close(a / scale, b / scale, atol=1e-4, rtol=1e-3)

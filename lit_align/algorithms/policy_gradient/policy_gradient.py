@@ -2,6 +2,7 @@
 denoising steps."""
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -141,18 +142,34 @@ class PolicyGradient(Algorithm):
         if scheduler := self.lr_schedulers():
             scheduler.step()
 
-    def update(self, trajectory: Trajectory, advantage: Tensor, groups: Tensor, steps: Tensor) -> None:
-        """One optimizer step on the given steps of groups (G, together) of trajectories."""
+    def update(
+        self, trajectory: Trajectory, advantage: Tensor, groups: Tensor, steps: Tensor, reference: bool = True
+    ) -> None:
+        """One optimizer step on the given steps of groups (G, together) of trajectories. Advantages (N, T, ...);
+        `reference`: whether `loss` sees it, where the method uses one."""
         optimizer = self.optimizers()
         optimizer.zero_grad()
         parts = list(self.minibatches(groups, steps))
         for k, (rows, i) in enumerate(parts, 1):
-            loss = self.loss(self.revisit(trajectory, advantage, rows, i))
+            loss = self.loss(self.revisit(trajectory, advantage, rows, i, reference))
             self.finite(loss.mean(), gather(trajectory.prompts, rows.tolist()))
             with self.gradient_sync(last=k == len(parts)):
                 self.manual_backward(loss.sum() * self.together / sum(len(rows) for rows, _ in parts))
             self.log_mean("train/loss", loss.detach().mean(), len(loss))
         optimizer.step()
+
+    @torch.no_grad()
+    def every_step(
+        self, trajectory: Trajectory, groups: Tensor, steps: Tensor, *functions: Callable[[Step], Tensor]
+    ) -> list[Tensor]:
+        """What functions of a step (M,) say of the given steps: (N, T) each, 0 elsewhere. The first of two passes of a
+        method whose objective is of whole trajectories: its derivatives in these are the second's advantages."""
+        found = [torch.zeros_like(trajectory.log_prob) for _ in functions]
+        for rows, i in self.minibatches(groups, steps):
+            step = self.revisit(trajectory, trajectory.log_prob, rows, i)
+            for values, function in zip(found, functions):
+                values[rows, i] = function(step)
+        return found
 
     def minibatches(self, groups: Tensor, steps: Tensor):
         """Yields rows and steps (M,), in random order; a group's rows stay together."""
@@ -174,13 +191,15 @@ class PolicyGradient(Algorithm):
         """p(x_s | x_t, c) of a minibatch under the policy as it is, through the code that drew it."""
         return self.rollout.gaussian(self.policy, m["x_t"], m["t"], m["s"], m["cond"])[0]
 
-    def revisit(self, trajectory: Trajectory, advantage: Tensor, rows: Tensor, steps: Tensor) -> Step:
-        """Trajectory rows' steps (M,) under the present policy, with their advantages (N, T)."""
+    def revisit(
+        self, trajectory: Trajectory, advantage: Tensor, rows: Tensor, steps: Tensor, reference: bool = True
+    ) -> Step:
+        """Trajectory rows' steps (M,) under the present policy, with their advantages of all (N, T, ...)."""
         m = trajectory.minibatch(rows, steps)
-        gaussian, reference = self.gaussian(m), None
-        if self.uses_reference:
+        gaussian, law = self.gaussian(m), None
+        if self.uses_reference and reference:
             with torch.no_grad(), self.policy.reference():
-                reference = self.gaussian(m)
+                law = self.gaussian(m)
         step = Step(
             gaussian=gaussian,
             log_prob=gaussian.log_prob(m["x_s"]),
@@ -188,7 +207,7 @@ class PolicyGradient(Algorithm):
             old_mean=m["mean"],
             advantage=advantage[rows, steps],
             **{k: m[k] for k in ("x_t", "x_s", "t", "s", "cond")},
-            reference=reference,
+            reference=law,
         )
         with torch.no_grad():
             self.log_mean("train/ratio", step.ratio.mean(), len(rows))

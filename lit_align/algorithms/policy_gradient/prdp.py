@@ -35,25 +35,16 @@ class PRDP(PolicyGradient):
 
     def update(self, trajectory: Trajectory, advantage: Tensor, groups: Tensor, steps: Tensor) -> None:
         """The first pass, and the second with the weights it gives."""
-        log_prob, log_ref = torch.zeros_like(trajectory.log_prob), torch.zeros_like(trajectory.log_prob)
-        with torch.no_grad():
-            for rows, i in self.minibatches(groups, steps):
-                step = self.revisit(trajectory, advantage, rows, i)
-                log_prob[rows, i], log_ref[rows, i] = step.log_prob, step.reference.log_prob(step.x_s)
-        old, e = trajectory.log_prob, self.clip_range
-        inside = (log_prob - old).abs() <= e
-        both = torch.stack([log_prob, log_prob.clamp(old - e, old + e)])  # (2, N, T)
-        gap = lambda x: x[..., groups[:, 0]] - x[..., groups[:, 1]]
-        residual = self.beta * gap((both - log_ref)[..., steps].sum(-1)) - gap(advantage[:, 0])  # (2, G)
-        worse = residual.square().argmax(0)  # 1: the clamped one
-        self.log_mean("train/regression", residual.square().amax(0).mean(), len(groups))
-        slope = 2 * self.beta * residual.gather(0, worse[None])[0]  # of the square, in R_a
-        weight = torch.zeros_like(old)
-        for sign, rows in zip((1, -1), groups.T):
-            weight[rows] = sign * slope[:, None] * (inside[rows] | (worse == 0)[:, None])
-        self.uses_reference = False  # the weights say all that the reference had to
-        super().update(trajectory, weight * len(steps), groups, steps)
-        self.uses_reference = True
+        found = lambda s: s.log_prob, lambda s: s.reference.log_prob(s.x_s)
+        log_prob, log_ref = self.every_step(trajectory, groups, steps, *found)  # (N, T)
+        old, e, log_prob = trajectory.log_prob, self.clip_range, log_prob.requires_grad_()
+        gap = lambda x: x[groups[:, 0]] - x[groups[:, 1]]
+        residual = lambda x: self.beta * gap((x - log_ref)[:, steps].sum(1)) - gap(advantage[:, 0])  # (G,)
+        clamped = log_prob.clamp(old - e, old + e)
+        regression = torch.maximum(residual(log_prob).square(), residual(clamped).square())
+        self.log_mean("train/regression", regression.mean(), len(groups))
+        (weight,) = torch.autograd.grad(regression.sum(), log_prob)
+        super().update(trajectory, weight * len(steps), groups, steps, reference=False)
 
     def loss(self, step: Step) -> Tensor:
         return (step.advantage * step.log_prob).view(-1, 2).sum(1)
