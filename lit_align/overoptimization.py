@@ -24,10 +24,11 @@ RECORDS, PAGE, PLOT = (ROOT / f"docs/overoptimization.{end}" for end in ("json",
 LORA = '{"class_path": "LoRA", "init_args": {"rank": 8}}'
 RATE = "model.optimizer.init_args.lr"
 FOUR = {"model.samples_per_prompt": 4}
+DPOK = FOUR | {RATE: 5e-5, "model.value_lr": 1e-4, "model.updates": 1}
 RUNS = {  # name -> config, batches between validations, flags
     "ddpo": ("ddpo", 8, FOUR | {RATE: 5e-5}),
-    "dpok": ("dpok", 6, FOUR | {RATE: 5e-5}),
-    "dpok without KL": ("dpok", 6, FOUR | {RATE: 5e-5, "model.kl_weight": 0}),
+    "dpok": ("dpok", 6, DPOK | {"model.kl_weight": 0.1}),
+    "dpok without KL": ("dpok", 6, DPOK | {"model.kl_weight": 0}),
     "tdpo_r": ("tdpo_r", 4, FOUR | {RATE: 1e-5}),
     "draft": ("draft_k", 20, {RATE: 4e-5}),
     "draft with KL (elegant)": ("elegant", 5, {RATE: 4e-5, "model.learn_initial": "false"}),
