@@ -31,7 +31,7 @@ RUNS = {  # name -> config, batches between validations, flags
     "dpok without KL": ("dpok", 6, DPOK | {"model.kl_weight": 0}),
     "tdpo_r": ("tdpo_r", 4, FOUR | {RATE: 1e-5}),
     "draft": ("draft_k", 20, {RATE: 4e-5}),
-    "draft with KL (elegant)": ("elegant", 5, {RATE: 4e-5, "model.learn_initial": "false"}),
+    "draft with KL (elegant)": ("elegant", 5, {RATE: 4e-5, "model.alpha": 0.1, "model.learn_initial": "false"}),
     "draft, LoRA": ("draft_k", 20, {RATE: 1e-3, "model.policy.init_args.adapter": LORA}),
     "alignprop": ("alignprop", 12, {RATE: 4e-5}),
 }

@@ -14,7 +14,7 @@ from lit_align.algorithms.reward_gradient.elegant import ELEGANT
 from lit_align.algorithms.reward_gradient.initial_law import InitialLaw
 from lit_align.algorithms.reward_gradient.path_kl import PathKL
 from lit_align.diffusion.process import VP
-from lit_align.diffusion.sampler import Sampler, all_steps
+from lit_align.diffusion.sampler import Hook, Sampler, all_steps
 from lit_align.diffusion.transition import DDIM, FlowSDE
 from lit_align.policies.adapters import Full, LoRA
 from lit_align.policies.sdxl import StableDiffusionXL
@@ -286,20 +286,21 @@ def test_each_network_has_its_own_terms_gradient():
 
 
 def test_the_policy_is_sampled_from_nu_and_the_base_from_its_own_noise():
-    m = method(StableDiffusion("tiny", LoRA(rank=2)), None, Sampler(2, 1.0, DDIM(1.0)), sampler=Sampler(2, 1.0))
+    """A seed's steps draw the same noise in both."""
+    m = method(StableDiffusion("tiny", LoRA(rank=2)), None, Sampler(2, 1.0, DDIM(1.0)), sampler=Sampler(2, 1.0, DDIM(1.0)))
     m.policy.keep_reference()
     with torch.no_grad(), m.policy.reference():
         base = m.draw(BATCH).x
     torch.testing.assert_close(m.draw(BATCH).x, base, rtol=1e-4, atol=1e-4)  # no drift, no adapter yet
     m.initial["nu"].q[-1].bias.data[:] = 0.5
-    moved = m.draw(BATCH).x
-    start = torch.stack(
-        [torch.randn(m.policy.latent_shape, generator=torch.Generator().manual_seed(s)) for s in (0, 1)]
-    )
-    want = m.sampler(m.policy, BATCH["prompt"], x=start + 0.5).x
-    torch.testing.assert_close(moved, want, rtol=1e-4, atol=1e-4)
-    with torch.no_grad(), m.policy.reference():
-        assert torch.equal(m.draw(BATCH).x, base)
+
+    class Half(Hook):
+        def on_init(self, policy, state):
+            state.x = state.x + 0.5
+
+    want = m.sampler(m.policy, BATCH["prompt"], seeds=BATCH["index"], hook=Half()).x
+    torch.testing.assert_close(m.draw(BATCH).x, want, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(want, base)
 
 
 def test_the_trainers_clipping_does_not_let_the_value_shrink_the_policy(tmp_path):

@@ -47,4 +47,6 @@ class InitialLaw(nn.Module, Hook):
         return y, kl
 
     def on_init(self, policy, state):
-        state.x, _ = self(state.x, state.cond["text"], state.generators)
+        own = state.generators  # a seed's steps draw what they would without this law
+        own = own and [torch.Generator().manual_seed(g.initial_seed() + 2**32) for g in own]
+        state.x, _ = self(state.x, state.cond["text"], own)
