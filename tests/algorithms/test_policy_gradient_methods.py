@@ -87,7 +87,7 @@ def test_a_sliding_window_goes_from_noise_to_data_and_starts_again(tmp_path, sli
 def test_a_drawn_window_visits_every_place_and_alone_is_learnt_from(tmp_path):
     method = make(FlowGRPO, rollout=FLOW(4), window=1, beta=0.0, samples_per_prompt=2)
     learnt, revisit = [], method.revisit
-    method.revisit = lambda tr, a, rows, i: learnt.append(set(i.tolist())) or revisit(tr, a, rows, i)
+    method.revisit = lambda tr, a, rows, i, *rest: learnt.append(set(i.tolist())) or revisit(tr, a, rows, i, *rest)
     trainer(tmp_path).fit(method, prompts(1, 20))
     assert all(len(steps) == 1 for steps in learnt) and set.union(*learnt) == {0, 1, 2}  # never the last step
 
@@ -303,7 +303,7 @@ def test_a_node_is_judged_by_its_leaves_and_learnt_from_once(tmp_path):
     method.reward.forward = lambda images, texts: reward.flatten()
     kept, update, revisit, learnt = {}, method.update, method.revisit, []
     method.update = lambda tr, a, groups, steps: kept.update(tr=tr, a=a) or update(tr, a, groups, steps)
-    method.revisit = lambda tr, a, rows, i: learnt.extend(zip(rows.tolist(), i.tolist())) or revisit(tr, a, rows, i)
+    method.revisit = lambda tr, a, rows, i, *rest: learnt.extend(zip(rows.tolist(), i.tolist())) or revisit(tr, a, rows, i, *rest)
     trainer(tmp_path).fit(method, prompts(2))
     tr, a = kept["tr"], kept["a"]
     assert tr.prompts == ["p0"] * 4 + ["p1"] * 4
@@ -336,7 +336,7 @@ def test_after_the_last_split_pruning_leaves_the_best_and_the_worst_leaf(tmp_pat
     method = make(BranchGRPO, StableDiffusion("tiny"), rollout=Sampler(4, 1.0, DDIM(1.0)), splits=(0, 1), samples_per_prompt=1, prune=True)
     method.reward.forward = lambda images, texts: T([1.0, 0.5, 0.7, 0.2])
     learnt, revisit = [], method.revisit
-    method.revisit = lambda tr, a, rows, i: learnt.extend(zip(rows.tolist(), i.tolist())) or revisit(tr, a, rows, i)
+    method.revisit = lambda tr, a, rows, i, *rest: learnt.extend(zip(rows.tolist(), i.tolist())) or revisit(tr, a, rows, i, *rest)
     trainer(tmp_path).fit(method, prompts(1))
     steps = method.trained_steps(method.draw_trajectories(["p0"], Tree((0, 1)), 4)[0]).tolist()
     after = {(row, i) for row in (0, 3) for i in steps if i > 1}
