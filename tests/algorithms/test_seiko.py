@@ -14,6 +14,7 @@ from lit_align.policies.sdxl import StableDiffusionXL
 from lit_align.policies.stable_diffusion import StableDiffusion
 from lit_align.policies.stable_diffusion3 import StableDiffusion3
 from lit_align.rewards.reward import Reward
+from lit_align.shapes.reward import ShapesReward
 
 
 class BlackBox(Reward):
@@ -124,6 +125,10 @@ def test_it_sees_image_and_caption():
     x = s.describe(image, ["a", "b"])
     torch.testing.assert_close(x[:, :768], image.flatten(1))
     assert not torch.equal(x[0, 768:], x[1, 768:])
+    features = ShapesReward(width=8)
+    x = surrogate(features=features).describe(image, ["a", "b"])
+    torch.testing.assert_close(x[:, :8], features.embed(image))
+    assert not any(p.requires_grad for p in features.parameters())
 
 
 # The method

@@ -27,6 +27,8 @@ class SEIKO(AlignProp):
     Args:
         reward: what is queried; no gradient is asked of it. What it says has to keep its scale from loop to loop: a
             WeightedSum has to have `normalise: false`.
+        features: a reward of whose image features the surrogate learns (the paper: CLIP's; default: those of `reward`,
+            which for a black box are 16 x 16 pixels).
         samples_per_prompt: queries for each prompt of the batch, loop by loop; the last number stays.
         optimism, alpha, ridge, most, epochs: the surrogate's.
         kl_weight: of the KL.
@@ -43,6 +45,7 @@ class SEIKO(AlignProp):
         self,
         policy: Policy,
         reward: Reward,
+        features: Reward | None = None,
         samples_per_prompt: tuple[int, ...] = (1, 2, 4, 8),
         optimism: Literal["ucb", "bootstrap"] = "ucb",
         alpha: float = 1e-2,
@@ -57,7 +60,7 @@ class SEIKO(AlignProp):
         rollout: Sampler | None = None,
         **kwargs,
     ):
-        surrogate = Surrogate(reward, policy, optimism, alpha, ridge, most, epochs)
+        surrogate = Surrogate(reward, policy, features, optimism, alpha, ridge, most, epochs)
         super().__init__(policy=policy, reward=surrogate, rollout=rollout or Sampler(50, 7.5, DDIM(eta=1.0)), **kwargs)
         self.automatic_optimization = False
         self.samples_per_prompt, self.kl_weight, self.updates = tuple(samples_per_prompt), kl_weight, updates

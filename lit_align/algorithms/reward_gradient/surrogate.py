@@ -20,7 +20,7 @@ def head(size: int) -> nn.Sequential:
 class Surrogate(Reward):
     """SEIKO's optimistic surrogate r-hat + bonus (arXiv 2402.16359) of a black-box reward r, differentiable.
 
-    It sees `reward.embed` of the image and the caption's mean embedding. With phi the 16 features before its last
+    It sees `features.embed` of the image and the caption's mean embedding. With phi the 16 features before its last
     layer,
 
         ucb:        r-hat + min(alpha sqrt(phi^T (sum_n phi_n phi_n^T + ridge I)^-1 phi), most), over all queries n;
@@ -30,8 +30,9 @@ class Surrogate(Reward):
     queries, and has no relus. Queries, weights and the inverse are in the checkpoint.
 
     Args:
-        reward: r, kept as `queried`; only its `embed` is used here.
+        reward: r, kept as `queried`.
         policy: whose caption embeddings are used.
+        features: whose `embed` is (default: the reward's own).
         optimism: ucb or bootstrap.
         alpha, ridge, most: of the bonus.
         epochs, lr, batch_size: of a fit, by Adam on the squared error.
@@ -43,6 +44,7 @@ class Surrogate(Reward):
         self,
         reward: Reward,
         policy: Policy,
+        features: Reward | None = None,
         optimism: Literal["ucb", "bootstrap"] = "ucb",
         alpha: float = 1e-2,
         ridge: float = 1e-3,
@@ -53,6 +55,7 @@ class Surrogate(Reward):
     ):
         super().__init__()
         self.queried, self._policy = reward.eval().requires_grad_(False), (policy,)  # no submodule of this one
+        self.features = (features or reward).eval().requires_grad_(False)
         self.alpha, self.ridge, self.most = alpha, ridge, most
         self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
         with torch.no_grad():
@@ -71,7 +74,7 @@ class Surrogate(Reward):
         """What is seen of images and prompts: (B, D)."""
         with torch.no_grad():
             text = self._policy[0].condition(prompts)["text"].float().mean(1)
-        return torch.cat([self.queried.embed(images).float(), text.to(images.device)], 1)
+        return torch.cat([self.features.embed(images).float(), text.to(images.device)], 1)
 
     def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
         x = self.describe(images, prompts)
