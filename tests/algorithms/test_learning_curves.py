@@ -14,11 +14,15 @@ from lit_align.algorithms.policy_gradient.branch_grpo import BranchGRPO
 from lit_align.algorithms.policy_gradient.ddpo import DDPO
 from lit_align.algorithms.policy_gradient.dpok import DPOK
 from lit_align.algorithms.policy_gradient.flow_grpo import FlowGRPO
+from lit_align.algorithms.policy_gradient.pcl import PCL
 from lit_align.algorithms.policy_gradient.prdp import PRDP
 from lit_align.algorithms.policy_gradient.sdpo import SDPO
 from lit_align.algorithms.policy_gradient.tdpo_r import TDPOR
 from lit_align.algorithms.reward_gradient.alignprop import AlignProp
 from lit_align.algorithms.reward_gradient.draft import DRaFT, DRaFTLV
+from lit_align.algorithms.reward_gradient.elegant import ELEGANT
+from lit_align.algorithms.reward_gradient.refl import ReFL
+from lit_align.algorithms.reward_gradient.seiko import SEIKO
 from lit_align.algorithms.reward_weighted.bond import BOND
 from lit_align.algorithms.reward_weighted.max_min import MaxMin
 from lit_align.algorithms.reward_weighted.raft import RAFT
@@ -39,6 +43,7 @@ CURVES = {  # name -> method, policy, sampler, its own options
     "tdpo_r": (TDPOR, StableDiffusion, NOISY, GROUP | {"updates": 1, "samples_per_prompt": 32}),
     "dpok": (DPOK, StableDiffusion, NOISY, CLIP | {"reward_weight": 100.0}),
     "prdp": (PRDP, StableDiffusion, NOISY, CLIP | {"beta": 1.0}),
+    "pcl": (PCL, StableDiffusion, NOISY, SOME | {"alpha": 0.1, "value_lr": 1e-3}),
     "sdpo": (SDPO, StableDiffusion, NOISY, GROUP),
     "flow_grpo": (FlowGRPO, StableDiffusion3, FLOW, GROUP),
     "flow_grpo, a window": (FlowGRPO, StableDiffusion3, FLOW, GROUP | {"window": 2, "beta": 0.0}),
@@ -52,6 +57,9 @@ CURVES = {  # name -> method, policy, sampler, its own options
     "draft": (DRaFT, StableDiffusion, NOISY, {}),
     "draft_lv": (DRaFTLV, StableDiffusion, NOISY, {}),
     "alignprop": (AlignProp, StableDiffusion, NOISY, {}),
+    "refl": (ReFL, StableDiffusion, NOISY, {"first": 1}),
+    "elegant": (ELEGANT, StableDiffusion, NOISY, {"alpha": 1e-3, "learn_initial": False}),
+    "seiko": (SEIKO, StableDiffusion, NOISY, {"epochs": 20, "updates": 4, "minibatch": 4, "accumulate": 1, "samples_per_prompt": (4,)}),
     "rwr": (RWR, StableDiffusion3, ODE, SOME | {"tau": 20.0}),
     "raft": (RAFT, StableDiffusion3, ODE, SOME),
     "bond": (BOND, StableDiffusion3, ODE, SOME | {"n": 4}),
