@@ -58,7 +58,7 @@ def run(
     return {
         "exact": json.loads((folder / "comparison.json").read_text())["exact"],
         "fit_seconds": json.loads((folder / "fit_seconds.json").read_text()),
-        "batches": 1 + max((max(steps) for name, steps in found.items() if name.startswith("train/")), default=0),
+        "batches": 1 + max((max(steps) for name, steps in found.items() if name.startswith("train/")), default=-1),
         "cores": cores(),
         "machine": f"{platform.machine()}, {platform.system()}",
         "train/reward": [first.get("train/reward"), last.get("train/reward")],
