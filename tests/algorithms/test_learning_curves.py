@@ -21,9 +21,12 @@ from lit_align.algorithms.policy_gradient.tdpo_r import TDPOR
 from lit_align.algorithms.reward_gradient.alignprop import AlignProp
 from lit_align.algorithms.reward_gradient.draft import DRaFT, DRaFTLV
 from lit_align.algorithms.reward_gradient.elegant import ELEGANT
+from lit_align.algorithms.reward_gradient.lasro import LaSRO
 from lit_align.algorithms.reward_gradient.refl import ReFL
 from lit_align.algorithms.reward_gradient.seiko import SEIKO
+from lit_align.algorithms.reward_gradient.srpo import SRPO
 from lit_align.algorithms.reward_weighted.bond import BOND
+from lit_align.algorithms.reward_weighted.human_feedback import RewardWeighted
 from lit_align.algorithms.reward_weighted.max_min import MaxMin
 from lit_align.algorithms.reward_weighted.raft import RAFT
 from lit_align.algorithms.reward_weighted.rwr import RWR
@@ -32,6 +35,28 @@ from lit_align.diffusion.transition import DDIM, FlowSDE
 from lit_align.policies.stable_diffusion import StableDiffusion
 from lit_align.policies.stable_diffusion3 import StableDiffusion3
 from lit_align.rewards.reward import Reward
+from lit_align.rewards.step_reward import StepReward
+
+
+class Lowness(Reward):
+    name, differentiable = "lowness", True
+
+    def forward(self, images, prompts):
+        return -images.flatten(1).mean(1)
+
+
+class Mean(StepReward):
+    """w times the mean of what is decoded, w from 0."""
+
+    needs_x0 = False
+
+    def __init__(self):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, policy, x_t, x_0, t, prompts):
+        return self.w * x_t[:, :3].flatten(1).mean(1)
+
 
 NOISY, FLOW, ODE = Sampler(4, 1.0, DDIM(1.0)), Sampler(4, 1.0, FlowSDE(0.7)), Sampler(4, 1.0)
 SOME = {"samples_per_prompt": 8, "minibatch": 64}
@@ -60,18 +85,14 @@ CURVES = {  # name -> method, policy, sampler, its own options
     "refl": (ReFL, StableDiffusion, NOISY, {"first": 1}),
     "elegant": (ELEGANT, StableDiffusion, NOISY, {"alpha": 1e-3, "learn_initial": False}),
     "seiko": (SEIKO, StableDiffusion, NOISY, {"epochs": 20, "updates": 4, "minibatch": 4, "accumulate": 1, "samples_per_prompt": (4,)}),
+    "srpo": (SRPO, StableDiffusion, NOISY, {}),
+    "lasro": (LaSRO, StableDiffusion, NOISY, {"surrogate": Mean(), "weights": (0, 0, 0, 1), "anchor_weight": 0.1, "surrogate_lr": 0.1, "pretrain": 2}),
+    "reward_weighted": (RewardWeighted, StableDiffusion3, ODE, SOME),
     "rwr": (RWR, StableDiffusion3, ODE, SOME | {"tau": 20.0}),
     "raft": (RAFT, StableDiffusion3, ODE, SOME),
     "bond": (BOND, StableDiffusion3, ODE, SOME | {"n": 4}),
     "maxmin": (MaxMin, StableDiffusion3, ODE, SOME | {"tau": 20.0}),
 }
-
-
-class Lowness(Reward):
-    name, differentiable = "lowness", True
-
-    def forward(self, images, prompts):
-        return -images.flatten(1).mean(1)
 
 
 @pytest.mark.slow
@@ -88,6 +109,7 @@ def test_the_reward_rises(tmp_path, name):
         return Lowness()(method.policy.decode(sampler(method.policy, ["p0", "p1"] * 32, seeds=range(64)).x), None)
 
     before = judged()
-    trainer(tmp_path).fit(method, prompts(4, 10))
+    scenes = {"image_latents": torch.zeros(4, *method.policy.latent_shape)}
+    trainer(tmp_path).fit(method, prompts(4, 10, **scenes))
     gain = judged() - before
     assert gain.mean() > 3 * gain.std() / 8, f"{before.mean():.4f} + {gain.mean():.4f}"  # three standard errors
