@@ -31,10 +31,12 @@ RUNS = {  # name -> config, batches between validations, flags
     "dpok without KL": ("dpok", 6, DPOK | {"model.kl_weight": 0}),
     "tdpo_r": ("tdpo_r", 4, FOUR | {RATE: 1e-5}),
     "draft": ("draft_k", 20, {RATE: 4e-5}),
+    "draft, longer": ("draft_k", 40, {RATE: 4e-5}),
     "draft with KL (elegant)": ("elegant", 5, {RATE: 4e-5, "model.alpha": 0.1, "model.learn_initial": "false"}),
     "draft, LoRA": ("draft_k", 20, {RATE: 1e-3, "model.policy.init_args.adapter": LORA}),
     "alignprop": ("alignprop", 12, {RATE: 4e-5}),
 }
+SECONDS = {"draft, longer": 1800}  # validation included; the others have 600
 SCALED, SCALES = "draft, LoRA", (0.25, 0.5, 0.75, 1.0)
 NOISE = 0.04  # standard error of the difference of `second` between two validations
 WATCHED = ("proxy", "second", "exact")
@@ -55,12 +57,13 @@ def words(name: str) -> list[str]:
     return ["--config", f"shapes/{config}", "--config", "with/proxy", *given]
 
 
-def fit(name: str, seconds: int) -> list[dict]:
+def fit(name: str) -> list[dict]:
     """Trains; the validations on the way, and before it: {"step", "proxy", "second", "exact", "diversity"} of each."""
     command, folder = [sys.executable, "-m", "lit_align"], FOLDER / name.replace(" ", "_")
     shutil.rmtree(folder, ignore_errors=True)
     subprocess.run([*command, "validate", *words(name)], check=True)
-    subprocess.run([*command, "fit", *words(name), "--trainer.max_steps", "-1", *budget(seconds)], check=True)
+    time = budget(SECONDS.get(name, 600))
+    subprocess.run([*command, "fit", *words(name), "--trainer.max_steps", "-1", *time], check=True)
     return curve(folder)
 
 
@@ -115,17 +118,19 @@ def table(records: dict) -> str:
     return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
 
-def write(records: dict, seconds: int) -> None:
+def write(records: dict) -> None:
     """The page and its plot."""
     scaled = records.get(SCALED, {}).get("scaled", {})
     used = " or ".join(sorted({str(record["cores"]) for record in records.values()}))
+    longer = ", ".join(f"`{name}`: {seconds} s" for name, seconds in SECONDS.items())
     sweep = ", ".join(f"{scale}: {p['proxy']:+.2f}, {p['exact']:.3f}" for scale, p in scaled.items())
     PAGE.write_text(
         f"""# Reward over-optimization on Shapes
 
 Written by `python -m lit_align.overoptimization`. Every run trains on the proxy, a small reward learnt from simulated
-annotators (`checkpoints/shapes-reward`), for {seconds} s on {used} core(s), validation included, with learning rates
-that are high on purpose. A second reward is held out: larger, trained longer, on comparisons of another seed.
+annotators (`checkpoints/shapes-reward`), for 600 s ({longer}) on {used} core(s), validation included,
+with learning rates that are high on purpose. A second reward is held out: larger, trained longer, on comparisons of
+another seed.
 `RewardOveroptimizationStopping` sees these two and nothing else, the base first; its `min_delta` is {NOISE}, the
 standard error of the difference of the second between two validations. Exact is the judge's accuracy on 512 held-out
 prompts, always with the same seeds (half-width of its 95 % interval 0.04 for one point, less for differences).
@@ -184,17 +189,15 @@ def plot(records: dict) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=RUNS)
-    parser.add_argument("--seconds", type=int, default=600, help="of a run, validation included")
     args = parser.parse_args()
     records = json.loads(RECORDS.read_text()) if RECORDS.exists() else {}
-    done = records.setdefault(f"{args.seconds} s", {})
     for name in args.runs:
-        if name not in done:
-            done[name] = {"curve": fit(name, args.seconds), "cores": cores()}
+        if name not in records:
+            records[name] = {"curve": fit(name), "cores": cores()}
             if name == SCALED:
-                done[name]["scaled"] = at_scales(name)
+                records[name]["scaled"] = at_scales(name)
             RECORDS.write_text(json.dumps(records, indent=1) + "\n")
-    write(done, args.seconds)
+    write(records)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def test_table_and_plot(tmp_path, monkeypatch):
         monkeypatch.setattr(overoptimization, name, tmp_path / getattr(overoptimization, name).name)
     records = {name: {"curve": points(4), "cores": 2} for name in RUNS}
     records[SCALED] |= {"curve": points(3), "scaled": {"0.5": points(3)[2]}}
-    write(records, 600)
+    write(records)
     text = (tmp_path / "overoptimization.md").read_text()
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| `")]
     assert [row[0].strip("| `") for row in rows] == list(RUNS)
