@@ -21,6 +21,7 @@ from lit_align.results import budget, cores, scalars
 
 FOLDER = Path("checkpoints/overoptimization")
 RECORDS, PAGE, PLOT = (ROOT / f"docs/overoptimization.{end}" for end in ("json", "md", "png"))
+SHEET = ROOT / "docs/overoptimization_samples.png"
 LORA = '{"class_path": "LoRA", "init_args": {"rank": 8}}'
 RATE = "model.optimizer.init_args.lr"
 FOUR = {"model.samples_per_prompt": 4}
@@ -33,21 +34,28 @@ RUNS = {  # name -> config, batches between validations, flags
     "draft": ("draft_k", 20, {RATE: 4e-5}),
     "draft, longer": ("draft_k", 40, {RATE: 4e-5}),
     "draft with KL (elegant)": ("elegant", 5, {RATE: 4e-5, "model.alpha": 0.1, "model.learn_initial": "false"}),
+    "draft with KL, longer": ("elegant", 20, {RATE: 4e-5, "model.alpha": 0.1, "model.learn_initial": "false"}),
     "draft, LoRA": ("draft_k", 20, {RATE: 1e-3, "model.policy.init_args.adapter": LORA}),
     "alignprop": ("alignprop", 12, {RATE: 4e-5}),
 }
-SECONDS = {"draft, longer": 1800}  # validation included; the others have 600
+SECONDS = {"draft, longer": 1800, "draft with KL, longer": 1800}  # validation included; the others have 600
+SHOWN = "draft, longer"
 SCALED, SCALES = "draft, LoRA", (0.25, 0.5, 0.75, 1.0)
 NOISE = 0.04  # standard error of the difference of `second` between two validations
 WATCHED = ("proxy", "second", "exact")
 COLORS = {"proxy": "#0072b2", "second": "#e69f00", "exact": "#000000"}
 
 
+def folder(name: str) -> Path:
+    """Where a run lies."""
+    return FOLDER / name.replace(" ", "_")
+
+
 def words(name: str) -> list[str]:
     """The flags of a run."""
     config, every, flags = RUNS[name]
     flags = flags | {
-        "trainer.default_root_dir": FOLDER / name.replace(" ", "_"),
+        "trainer.default_root_dir": folder(name),
         "trainer.val_check_interval": every,
         "trainer.enable_progress_bar": False,
         "trainer.limit_val_batches": 16,  # of 32
@@ -59,30 +67,30 @@ def words(name: str) -> list[str]:
 
 def fit(name: str) -> list[dict]:
     """Trains; the validations on the way, and before it: {"step", "proxy", "second", "exact", "diversity"} of each."""
-    command, folder = [sys.executable, "-m", "lit_align"], FOLDER / name.replace(" ", "_")
-    shutil.rmtree(folder, ignore_errors=True)
+    command = [sys.executable, "-m", "lit_align"]
+    shutil.rmtree(folder(name), ignore_errors=True)
     subprocess.run([*command, "validate", *words(name)], check=True)
     time = budget(SECONDS.get(name, 600))
     subprocess.run([*command, "fit", *words(name), "--trainer.max_steps", "-1", *time], check=True)
-    return curve(folder)
+    return curve(folder(name))
 
 
 def at_scales(name: str) -> dict[str, dict]:
     """The trained adapter, as the last checkpoint has it, validated at a part of its strength."""
-    found, folder = {}, FOLDER / "scaled"
+    found, scaled = {}, FOLDER / "scaled"
     for scale in SCALES:
-        shutil.rmtree(folder, ignore_errors=True)
-        at = ["--ckpt_path", str(FOLDER / name.replace(" ", "_") / "checkpoints/last.ckpt")]
-        at += ["--trainer.default_root_dir", str(folder), "--trainer.callbacks+", "LoRAScaling"]
+        shutil.rmtree(scaled, ignore_errors=True)
+        at = ["--ckpt_path", str(folder(name) / "checkpoints/last.ckpt")]
+        at += ["--trainer.default_root_dir", str(scaled), "--trainer.callbacks+", "LoRAScaling"]
         at += ["--trainer.callbacks.scale", str(scale)]
         subprocess.run([sys.executable, "-m", "lit_align", "validate", *words(name), *at], check=True)
-        found[str(scale)] = curve(folder)[0]
+        found[str(scale)] = curve(scaled)[0]
     return found
 
 
-def curve(folder: Path) -> list[dict]:
+def curve(run: Path) -> list[dict]:
     """The validations that a run logged, in order."""
-    logged, rows = scalars(folder), {}
+    logged, rows = scalars(run), {}
     for key in ("reward/proxy", "reward/second", "reward/exact", "diversity"):
         for step, value in logged.get(f"val/{key}", {}).items():
             rows.setdefault(step, {})[key.split("/")[-1]] = value
@@ -119,7 +127,7 @@ def table(records: dict) -> str:
 
 
 def write(records: dict) -> None:
-    """The page and its plot."""
+    """The page and its plot. The page shows SHEET, which its run has made."""
     scaled = records.get(SCALED, {}).get("scaled", {})
     used = " or ".join(sorted({str(record["cores"]) for record in records.values()}))
     longer = ", ".join(f"`{name}`: {seconds} s" for name, seconds in SECONDS.items())
@@ -140,9 +148,18 @@ callback kept 0.504 of 0.586: what is held out has to be the better judge. Where
 kept the weights of the best validation: it ends a run whose held-out reward falls by more than `min_delta`, twice in a
 row, while the proxy rises.
 
+In ten minutes no run goes far enough to be ended. `draft, longer` does, and shows the callback's limit, too: the second
+does not fall for 200 steps after the exact reward has begun to, for it, too, is learnt from samples of the base. What
+is kept is then not within 5 % of the best; it is far from where the run ends. With the path KL of `elegant` the same
+time leads neither there nor far from the base.
+
 ![Proxy and exact reward as training goes on](overoptimization.png)
 
 {table(records)}
+`{SHOWN}`, the same prompts and noise: the base, at the best exact reward, as the callback keeps it, at the end.
+
+![Samples while the proxy rises](overoptimization_samples.png)
+
 The last checkpoint of `{SCALED}` (every 50 steps) with its LoRA at a part of its strength, proxy and exact:
 {sweep or "not run"}.
 """
@@ -186,6 +203,27 @@ def plot(records: dict) -> None:
     image.reduce(scale).save(PLOT)
 
 
+def sheet(name: str, points: list[dict]) -> None:
+    """SHEET: the grids that a run has drawn, of the base, at the best exact reward, as the callback keeps it, and at
+    the end."""
+    shown = {
+        "base": points[0],
+        "best exact": max(points, key=lambda p: p["exact"]),
+        "kept by the callback": stopped(points),
+        "end": points[-1],
+    }
+    files = [folder(name) / f"samples/step_{p['step'] + (p['step'] > 0):06d}.png" for p in shown.values()]
+    grids, font = [Image.open(file) for file in files], ImageFont.load_default(20)
+    w, h = grids[0].width + 30, grids[0].height
+    image = Image.new("RGB", (w * len(grids), h + 40), "white")
+    draw = ImageDraw.Draw(image)
+    for i, (grid, (what, p)) in enumerate(zip(grids, shown.items(), strict=True)):
+        image.paste(grid, (w * i, 40))
+        title = f"{what}, step {p['step']}: proxy {p['proxy']:+.2f}, exact {p['exact']:.2f}"
+        draw.text((w * i + 6, 20), title, "black", font, "lm")
+    image.save(SHEET)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=RUNS)
@@ -194,6 +232,8 @@ def main() -> None:
     for name in args.runs:
         if name not in records:
             records[name] = {"curve": fit(name), "cores": cores()}
+            if name == SHOWN:
+                sheet(name, records[name]["curve"])
             if name == SCALED:
                 records[name]["scaled"] = at_scales(name)
             RECORDS.write_text(json.dumps(records, indent=1) + "\n")

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from lit_align import overoptimization
-from lit_align.overoptimization import COLORS, RUNS, SCALED, stopped, write
+from lit_align.overoptimization import COLORS, RUNS, SCALED, SHOWN, sheet, stopped, write
 
 
 def points(peak: int, n: int = 9) -> list[dict]:
@@ -45,3 +45,17 @@ def test_table_and_plot(tmp_path, monkeypatch):
     picture = Image.open(tmp_path / "overoptimization.png")
     shown = {color for _, color in picture.getcolors(picture.width * picture.height)}
     assert {tuple(bytes.fromhex(color[1:])) for color in COLORS.values()} <= shown
+
+
+def test_the_sheet_shows_base_best_kept_and_end(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(overoptimization, "SHEET", tmp_path / "sheet.png")
+    curve = points(4)
+    curve[2]["exact"] = 0.9  # the best, which the callback does not see
+    samples = overoptimization.folder(SHOWN) / "samples"
+    samples.mkdir(parents=True)
+    for p in curve:  # a grid is named by the steps that were made, a validation by the last of them
+        Image.new("RGB", (400, 100), (p["step"], 0, 0)).save(samples / f"step_{p['step'] + (p['step'] > 0):06d}.png")
+    sheet(SHOWN, curve)
+    picture = Image.open(tmp_path / "sheet.png")
+    assert [picture.getpixel((430 * i + 200, 90))[0] for i in range(4)] == [0, 20, 40, 80]
