@@ -139,8 +139,9 @@ Written by `python -m lit_align.overoptimization`. Every run trains on the proxy
 annotators (`checkpoints/shapes-reward`), for 600 s ({longer}) on {used} core(s), validation included,
 with learning rates that are high on purpose. A second reward is held out: larger, trained longer, on comparisons of
 another seed.
-`RewardOveroptimizationStopping` sees these two and nothing else, the base first; its `min_delta` is {NOISE}, the
-standard error of the difference of the second between two validations. Exact is the judge's accuracy on 512 held-out
+`RewardOveroptimizationStopping` is replayed on the validations, while the run goes on to its end; it sees these two and
+nothing else, the base first; its `min_delta` is {NOISE}, the standard error of the difference of the second between
+two validations. Exact is the judge's accuracy on 512 held-out
 prompts, always with the same seeds (half-width of its 95 % interval 0.04 for one point, less for differences).
 Both rewards are in standard deviations of the base's guided samples; all is drawn without guidance. A cell is proxy,
 exact. In a trial of `draft` with a held-out reward of the proxy's own size, it went on rising with the proxy, and the
