@@ -26,6 +26,7 @@ LORA = '{"class_path": "LoRA", "init_args": {"rank": 8}}'
 RATE = "model.optimizer.init_args.lr"
 FOUR = {"model.samples_per_prompt": 4}
 DPOK = FOUR | {RATE: 5e-5, "model.value_lr": 1e-4, "model.updates": 1}
+KL = {RATE: 4e-5, "model.alpha": 0.1, "model.learn_initial": "false"}
 RUNS = {  # name -> config, batches between validations, flags
     "ddpo": ("ddpo", 8, FOUR | {RATE: 5e-5}),
     "dpok": ("dpok", 6, DPOK | {"model.kl_weight": 0.1}),
@@ -33,13 +34,13 @@ RUNS = {  # name -> config, batches between validations, flags
     "tdpo_r": ("tdpo_r", 4, FOUR | {RATE: 1e-5}),
     "draft": ("draft_k", 20, {RATE: 4e-5}),
     "draft, longer": ("draft_k", 40, {RATE: 4e-5}),
-    "draft with KL (elegant)": ("elegant", 5, {RATE: 4e-5, "model.alpha": 0.1, "model.learn_initial": "false"}),
-    "draft with KL, longer": ("elegant", 20, {RATE: 4e-5, "model.alpha": 0.1, "model.learn_initial": "false"}),
+    "draft with KL (elegant)": ("elegant", 5, KL),
+    "draft with KL, longer": ("elegant", 20, KL),
     "draft, LoRA": ("draft_k", 20, {RATE: 1e-3, "model.policy.init_args.adapter": LORA}),
     "alignprop": ("alignprop", 12, {RATE: 4e-5}),
 }
-SECONDS = {"draft, longer": 1800, "draft with KL, longer": 1800}  # validation included; the others have 600
 SHOWN = "draft, longer"
+SECONDS, LONGER = 600, {SHOWN: 1800, "draft with KL, longer": 1800}  # of a run, validation included
 SCALED, SCALES = "draft, LoRA", (0.25, 0.5, 0.75, 1.0)
 NOISE = 0.04  # standard error of the difference of `second` between two validations
 WATCHED = ("proxy", "second", "exact")
@@ -70,7 +71,7 @@ def fit(name: str) -> list[dict]:
     command = [sys.executable, "-m", "lit_align"]
     shutil.rmtree(folder(name), ignore_errors=True)
     subprocess.run([*command, "validate", *words(name)], check=True)
-    time = budget(SECONDS.get(name, 600))
+    time = budget(LONGER.get(name, SECONDS))
     subprocess.run([*command, "fit", *words(name), "--trainer.max_steps", "-1", *time], check=True)
     return curve(folder(name))
 
@@ -130,19 +131,20 @@ def write(records: dict) -> None:
     """The page and its plot. The page shows SHEET, which its run has made."""
     scaled = records.get(SCALED, {}).get("scaled", {})
     used = " or ".join(sorted({str(record["cores"]) for record in records.values()}))
-    longer = ", ".join(f"`{name}`: {seconds} s" for name, seconds in SECONDS.items())
+    longer = ", ".join(f"`{name}`: {seconds} s" for name, seconds in LONGER.items())
     sweep = ", ".join(f"{scale}: {p['proxy']:+.2f}, {p['exact']:.3f}" for scale, p in scaled.items())
     PAGE.write_text(
         f"""# Reward over-optimization on Shapes
 
 Written by `python -m lit_align.overoptimization`. Every run trains on the proxy, a small reward learnt from simulated
-annotators (`checkpoints/shapes-reward`), for 600 s ({longer}) on {used} core(s), validation included,
-with learning rates that are high on purpose. A second reward is held out: larger, trained longer, on comparisons of
-another seed.
+annotators (`checkpoints/shapes-reward`), for {SECONDS} s ({longer}) on {used}
+core(s), validation included, with learning rates that are high on purpose. A second reward is held out: larger, trained
+longer, on comparisons of another seed.
+
 `RewardOveroptimizationStopping` is replayed on the validations, while the run goes on to its end; it sees these two and
 nothing else, the base first; its `min_delta` is {NOISE}, the standard error of the difference of the second between
-two validations. Exact is the judge's accuracy on 512 held-out
-prompts, always with the same seeds (half-width of its 95 % interval 0.04 for one point, less for differences).
+two validations. Exact is the judge's accuracy on 512 held-out prompts, always with the same seeds (half-width of its
+95 % interval 0.04 for one point, less for differences).
 Both rewards are in standard deviations of the base's guided samples; all is drawn without guidance. A cell is proxy,
 exact. In a trial of `draft` with a held-out reward of the proxy's own size, it went on rising with the proxy, and the
 callback kept 0.504 of 0.586: what is held out has to be the better judge. Where the callback ends no run, it has still
@@ -150,9 +152,9 @@ kept the weights of the best validation: it ends a run whose held-out reward fal
 row, while the proxy rises.
 
 In ten minutes no run goes far enough to be ended. `draft, longer` does, and shows the callback's limit, too: the second
-does not fall for 200 steps after the exact reward has begun to, for it, too, is learnt from samples of the base. What
-is kept is then not within 5 % of the best; it is far from where the run ends. With the path KL of `elegant` the same
-time leads neither there nor far from the base.
+does not fall for 200 steps after the exact reward has begun to: it, too, is learnt from scenes and from samples of the
+base, and has seen none of a trained policy. What is kept is then not within 5 % of the best; it is far from where the
+run ends. With the path KL of `elegant` the same time leads neither there nor far from the base.
 
 ![Proxy and exact reward as training goes on](overoptimization.png)
 
@@ -213,6 +215,7 @@ def sheet(name: str, points: list[dict]) -> None:
         "kept by the callback": stopped(points),
         "end": points[-1],
     }
+    # a grid is named by the steps that were made, a validation by the last of them
     files = [folder(name) / f"samples/step_{p['step'] + (p['step'] > 0):06d}.png" for p in shown.values()]
     grids, font = [Image.open(file) for file in files], ImageFont.load_default(20)
     w, h = grids[0].width + 30, grids[0].height

@@ -109,6 +109,7 @@ def test_the_reward_rises(tmp_path, name):
         return Lowness()(method.policy.decode(sampler(method.policy, ["p0", "p1"] * 32, seeds=range(64)).x), None)
 
     before = judged()
+    # what reward_weighted holds on to
     scenes = {"image_latents": torch.zeros(4, *method.policy.latent_shape)}
     trainer(tmp_path).fit(method, prompts(4, 10, **scenes))
     gain = judged() - before

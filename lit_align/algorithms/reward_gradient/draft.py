@@ -25,7 +25,8 @@ class DRaFT(RewardGradient):
 
 
 class DRaFTLV(RewardGradient):
-    """DRaFT-LV (the same paper, algorithm 1): DRaFT-1, and n more estimates of its gradient from the same sample,
+    """DRaFT-LV (Clark et al. 2023, arXiv 2309.17400, algorithm 1): DRaFT-1, and n more estimates of its gradient from
+    the same sample,
 
         x_1 = alpha_1 sg(x_0) + sigma_1 eps,    x_0-hat = (x_1 - sigma_1 eps_theta(x_1, 1, c)) / alpha_1,
 
