@@ -35,7 +35,7 @@ class Algorithm(L.LightningModule):
     feedback: tuple[str, ...] = ()  # the batch keys the method learns from
     uses_reference = False  # whether training compares with the reference policy
     moves_reference = False  # whether the method refreshes it
-    draws = False  # whether training samples from prompts
+    samples_online = False  # whether training samples from prompts
     max_grad_norm: float | None = None  # gradient clipping where a method steps by hand; the Trainer's is off there
 
     def __init__(
@@ -58,7 +58,7 @@ class Algorithm(L.LightningModule):
         self.init_from = init_from
         self._logged: dict[str, tuple] = {}  # name -> (sum, rows) of this training batch
 
-    def step(self, batch: dict) -> Tensor:
+    def batch_loss(self, batch: dict) -> Tensor:
         """The training loss of one batch, a scalar."""
         raise TypeError(f"{type(self).__name__} trains nothing: use predict or test.")
 
@@ -91,7 +91,7 @@ class Algorithm(L.LightningModule):
         self.initialise()
         fresh = self.trainer.global_step == 0  # after a fit in this process the weights are no reference any more
         if self.uses_reference or (stage == "test" and fresh and not self.policy.trains_text):
-            self.policy.keep_reference(moving=self.moves_reference and stage == "fit")  # test compares with the base
+            self.policy.add_reference(moving=self.moves_reference and stage == "fit")  # test compares with the base
 
     def configure_model(self) -> None:
         """Shards the denoiser under a ModelParallelStrategy (FSDP2), and ValueError where more is trained: nobody would
@@ -130,7 +130,7 @@ class Algorithm(L.LightningModule):
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         self.check(batch)
-        loss = self.finite(self.step(batch), batch["index"])
+        loss = self.require_finite(self.batch_loss(batch), batch["index"])
         self.log("train/loss", loss.detach(), prog_bar=True)
         return loss
 
@@ -155,7 +155,7 @@ class Algorithm(L.LightningModule):
         alone."""
         return nullcontext() if last or self.trainer.world_size == 1 else self.trainer.strategy.block_backward_sync()
 
-    def finite(self, loss: Tensor, rows: list) -> Tensor:
+    def require_finite(self, loss: Tensor, rows: list) -> Tensor:
         """The loss; FloatingPointError, which names the rows it comes from, where it is not finite."""
         if not loss.isfinite():
             raise FloatingPointError(
@@ -164,7 +164,7 @@ class Algorithm(L.LightningModule):
             )
         return loss
 
-    def rated(self, reward: Tensor, prompts: list[str]) -> Tensor:
+    def log_reward(self, reward: Tensor, prompts: list[str]) -> Tensor:
         """Rewards of N samples, (N,) or (N, R), with their mean over all ranks logged; FloatingPointError where one is
         not finite."""
         fine = reward.isfinite().view(len(reward), -1).all(1)  # (N,)
@@ -176,7 +176,7 @@ class Algorithm(L.LightningModule):
             self.log_mean(f"train/reward/{name}", r.mean(), len(r))
         return reward
 
-    def nothing(self) -> Tensor:
+    def zero_loss(self) -> Tensor:
         """A loss of 0 that reaches every trained tensor: a rank without a sample keeps step with the others (under DDP;
         FSDP's ranks have to run the same forwards)."""
         return 0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
@@ -198,7 +198,7 @@ class Algorithm(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Leaves out a reference that moved where the policy's does not: in a test."""
-        if "state_dict" in checkpoint and not self.policy.moving:  # sharded weights lie elsewhere
+        if "state_dict" in checkpoint and not self.policy.reference_moves:  # sharded weights lie elsewhere
             state = checkpoint["state_dict"]
             checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("policy._frozen.reference.")}
 
@@ -231,7 +231,7 @@ class Algorithm(L.LightningModule):
     def baseline(self, batch: dict) -> dict | None:
         """What `test` compares `sample` with: the reference on the same prompts and seeds, where there is one that
         stayed."""
-        if not self.policy.has_reference or self.policy.moving:
+        if not self.policy.has_reference or self.policy.reference_moves:
             return None
         with self.policy.reference():
             return self.sample(batch)

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
-from lit_align.data.order import Itself, ResumableSampler, Rows, Stream
+from lit_align.data.order import ResumableSampler, RowDataset, Rows, Stream
 from lit_align.data.tables import read_prompts
 
 
@@ -72,7 +72,7 @@ class AlignData(L.LightningDataModule):
             self.train = self._prepared("train")
         if stage in ("fit", "validate") and self.val is None:
             self.val = self._prepared("val")
-        if stage == "fit" and self.encode_once and not getattr(self.trainer.lightning_module, "draws", False):
+        if stage == "fit" and self.encode_once and not getattr(self.trainer.lightning_module, "samples_online", False):
             self.trainer.lightning_module.policy.offload_encoders()
 
     def _prepared(self, split: str):
@@ -105,7 +105,7 @@ class AlignData(L.LightningDataModule):
 
         if isinstance(self.train, IterableDataset):
             rows = split_dataset_by_node(self.train, rank, num_replicas)
-            return Itself(), Stream(rows, self.batch_size, seen, self.ends)
+            return RowDataset(), Stream(rows, self.batch_size, seen, self.ends)
         batches = len(self.train) // num_replicas // self.batch_size
         if not batches:
             found = f"{len(self.train)} training rows do not fill one batch of {self.batch_size} on each device"

@@ -59,7 +59,7 @@ class Stream(DistributedSampler):  # the type tells Lightning that the ranks are
         self.ends.append(start + count // self.batch_size)
 
 
-class Itself(Dataset):
+class RowDataset(Dataset):
     """Turns a sampler of rows into a loader of rows."""
 
     def __getitem__(self, row: dict) -> dict:

@@ -10,7 +10,7 @@ def numbered(rows, file: str):
     return rows.add_column("index", list(range(len(rows)))).add_column("file", [file] * len(rows))
 
 
-def usable(rows, columns: tuple[str, ...], on_corrupt: str):
+def drop_unreadable(rows, columns: tuple[str, ...], on_corrupt: str):
     """The rows whose images can be read, if `on_corrupt` is "skip" (looked up once, then cached); else all of them."""
     if on_corrupt == "error":
         return rows

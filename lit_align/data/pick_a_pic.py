@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lit_align.data.datamodule import AlignData
 from lit_align.data.images import decode
-from lit_align.data.pairs import numbered, usable
+from lit_align.data.pairs import drop_unreadable, numbered
 from lit_align.paths import find
 
 COLUMNS = ["caption", "jpg_0", "jpg_1", "label_0", "has_label", "are_different", "image_0_uid", "image_1_uid"]
@@ -109,8 +109,8 @@ class PickAPic(AlignData):
             f"{name}: {len(rows)} rows, {(labels == 0.5).sum()} ties, {np.isnan(labels).sum()} without label, "
             f"{same} pairs of one image twice; {keep.sum()} kept"
         )
-        rows = usable(numbered(rows, name).select(np.flatnonzero(keep)), ("jpg_0", "jpg_1"), self.on_corrupt)
-        return singles(rows) if self.binary else rows
+        rows = drop_unreadable(numbered(rows, name).select(np.flatnonzero(keep)), ("jpg_0", "jpg_1"), self.on_corrupt)
+        return single_images(rows) if self.binary else rows
 
     def collate(self, rows: list[dict]) -> dict:
         if self.binary:
@@ -143,7 +143,7 @@ def label(row: dict) -> float:
     return float(row["label_0"])
 
 
-def singles(rows):
+def single_images(rows):
     """Every image of the pairs once: the rows it is taken from, with `column` and `good`, 1.0 if it ever won."""
     if "image_0_uid" not in rows.column_names:
         raise ValueError("binary labels need the columns image_0_uid and image_1_uid, by which images are told apart.")

@@ -7,7 +7,7 @@ import torch
 
 from lit_align.data.datamodule import AlignData
 from lit_align.data.images import decode
-from lit_align.data.pairs import numbered, usable
+from lit_align.data.pairs import drop_unreadable, numbered
 from lit_align.data.tables import read_table
 from lit_align.paths import find
 
@@ -63,7 +63,7 @@ class PreferencePairs(AlignData):
             if isinstance(rows.features[column], Image):
                 rows = rows.cast_column(column, Image(decode=False))  # `decode` reads it, and knows the row
         rows = numbered(rows, path)
-        return usable(rows, tuple(self.columns[key] for key in self.images), self.on_corrupt)
+        return drop_unreadable(rows, tuple(self.columns[key] for key in self.images), self.on_corrupt)
 
     def collate(self, rows: list[dict]) -> dict:
         batch = {"prompt": [row[self.columns["prompt"]] for row in rows], "index": [row["index"] for row in rows]}

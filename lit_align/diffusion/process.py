@@ -7,11 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-TimestepLaw = Literal["uniform", "logit_normal", "mode"]
+TimestepSampling = Literal["uniform", "logit_normal", "mode"]
 PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow")
 
 
-def like(a: Tensor, x: Tensor) -> Tensor:
+def append_dims(a: Tensor, x: Tensor) -> Tensor:
     """Appends axes to a (B,) so that it multiplies x (B, ...)."""
     return a.view(-1, *[1] * (x.ndim - 1))
 
@@ -50,7 +50,7 @@ class Process(nn.Module):
         """The sampling grid of n steps: (n + 1,) times, the noisiest first, the end point included."""
 
     @abstractmethod
-    def sample_timesteps(self, n: int, law: TimestepLaw = "uniform", device=None, generator=None) -> Tensor:
+    def sample_timesteps(self, n: int, law: TimestepSampling = "uniform", device=None, generator=None) -> Tensor:
         """n training times drawn from a law."""
 
     def snr(self, t: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class Process(nn.Module):
 
     def coefficients(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """alpha(t) and sigma(t) of t (B,), shaped to multiply x (B, ...)."""
-        return like(self.alpha(t), x), like(self.sigma(t), x)
+        return append_dims(self.alpha(t), x), append_dims(self.sigma(t), x)
 
     def add_noise(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """x_t from x_0 and eps (B, ...) at times t (B,)."""
@@ -157,7 +157,7 @@ class VP(Process):
         end = torch.tensor([-1 if self.set_alpha_to_one or t[-1] == 0 else 0])
         return torch.cat([t, end]).to(device)
 
-    def sample_timesteps(self, n: int, law: TimestepLaw = "uniform", device=None, generator=None) -> Tensor:
+    def sample_timesteps(self, n: int, law: TimestepSampling = "uniform", device=None, generator=None) -> Tensor:
         """n timesteps; laws over u in [0, 1] are read as fractions of T."""
         if law == "uniform":
             return torch.randint(self.num_train_timesteps, (n,), device=device, generator=generator)
@@ -203,7 +203,7 @@ class Flow(Process):
         grid = self.shifted(torch.linspace(1, low, n, dtype=torch.float64))
         return torch.cat([grid, torch.zeros(1, dtype=torch.float64)]).float().to(self.anchor.device)
 
-    def sample_timesteps(self, n: int, law: TimestepLaw = "uniform", device=None, generator=None) -> Tensor:
+    def sample_timesteps(self, n: int, law: TimestepSampling = "uniform", device=None, generator=None) -> Tensor:
         return self.shifted(_fractions(n, law, device, generator))
 
 

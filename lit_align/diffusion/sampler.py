@@ -12,12 +12,12 @@ from torch.utils.checkpoint import checkpoint
 from lit_align.diffusion.transition import DDIM, Gaussian, Transition
 
 
-def gather(value: Any, idx: list[int]) -> Any:
+def select_rows(value: Any, idx: list[int]) -> Any:
     """Rows idx of a value whose tensors and lists are particle-major, through dicts; anything else is left as it is."""
     if isinstance(value, Tensor) and value.ndim:
         return value[torch.tensor(idx, device=value.device)]
     if isinstance(value, dict):
-        return {k: gather(v, idx) for k, v in value.items()}
+        return {k: select_rows(v, idx) for k, v in value.items()}
     return [value[i] for i in idx] if isinstance(value, list) else value
 
 
@@ -60,7 +60,7 @@ class Trajectory:
         cond."""
         names, device = ("x_t", "x_s", "t", "s", "log_prob", "mean"), self.t.device
         step = {name: getattr(self, name)[rows, steps].to(device) for name in names}
-        return step | {"cond": gather(self.cond, rows.tolist())}
+        return step | {"cond": select_rows(self.cond, rows.tolist())}
 
 
 @dataclass
@@ -91,8 +91,8 @@ class State:
         parents = self.generators
         for f in fields(self):
             if f.name not in ("generators", "history", "calls"):
-                setattr(self, f.name, gather(getattr(self, f.name), idx))
-        self.history = [gather(step, idx) for step in self.history]
+                setattr(self, f.name, select_rows(getattr(self, f.name), idx))
+        self.history = [select_rows(step, idx) for step in self.history]
         if parents is not None:
             self.generators = [parents[i] if i not in seen and not seen.add(i) else _branch(parents[i]) for i in idx]
 

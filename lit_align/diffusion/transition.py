@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from lit_align.diffusion.process import Process, like
+from lit_align.diffusion.process import Process, append_dims
 
 Reduction = Literal["mean", "sum"]
 
@@ -76,9 +76,9 @@ class FlowSDE(Transition):
         self.a = a
 
     def __call__(self, process, x_t, x_0, eps, t, s):
-        v, dt = eps - x_0, like((s - t).float(), x_t)
-        below = like(torch.where(t == 1, s, t).float(), x_t)
-        t = like(t.float(), x_t)
+        v, dt = eps - x_0, append_dims((s - t).float(), x_t)
+        below = append_dims(torch.where(t == 1, s, t).float(), x_t)
+        t = append_dims(t.float(), x_t)
         level = self.a * (t / (1 - below)).sqrt()
         drift = v + level.square() / (2 * t) * (x_t + (1 - t) * v)
         return Gaussian(x_t + drift * dt, level * (-dt).sqrt())
@@ -91,8 +91,8 @@ class DanceSDE(Transition):
         self.eta = eta
 
     def __call__(self, process, x_t, x_0, eps, t, s):
-        v, dt = eps - x_0, like((s - t).float(), x_t)
-        t = like(t.float(), x_t)
+        v, dt = eps - x_0, append_dims((s - t).float(), x_t)
+        t = append_dims(t.float(), x_t)
         score = -(x_t - (1 - t) * x_0) / t.square()
         return Gaussian(x_t + (v - 0.5 * self.eta**2 * score) * dt, self.eta * (-dt).sqrt())
 
@@ -108,7 +108,7 @@ class CPS(Transition):
         self.a = a
 
     def __call__(self, process, x_t, x_0, eps, t, s):
-        s = like(s.float(), x_t)
+        s = append_dims(s.float(), x_t)
         std = s * math.sin(self.a * math.pi / 2)
         return Gaussian((1 - s) * x_0 + (s.square() - std.square()).sqrt() * eps, std)
 
@@ -125,5 +125,5 @@ class Windowed(Transition):
 
     def __call__(self, process, x_t, x_0, eps, t, s):
         noisy, ode = (rule(process, x_t, x_0, eps, t, s) for rule in (self.sde, DDIM(0.0)))
-        inside = like((t >= self.low) & (t <= self.high), x_t)
+        inside = append_dims((t >= self.low) & (t <= self.high), x_t)
         return Gaussian(torch.where(inside, noisy.mean, ode.mean), torch.where(inside, noisy.std, 0.0))

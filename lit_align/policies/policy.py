@@ -71,9 +71,9 @@ class Policy(nn.Module):
         )
         self.denoiser = getattr(self.pipe, self.denoiser_name)
         self._frozen = nn.ModuleDict()  # name -> copy, of a policy that is trained in full
-        self._kept: set[str] = set()  # names of what is kept
-        self._now: str | None = None  # which of them the policy is at present; None: itself
-        self.moving = False  # whether the reference can be refreshed
+        self._copies: set[str] = set()  # names of what is kept
+        self._active: str | None = None  # which of them the policy is at present; None: itself
+        self.reference_moves = False  # whether the reference can be refreshed
         self.encoder_device: torch.device | None = None  # where encoders run; None: where the denoiser is
         self._null: dict[str, Tensor] | None = None
         self.calls = Counter()
@@ -290,59 +290,59 @@ class Policy(nn.Module):
 
     @property
     def has_reference(self) -> bool:
-        return isinstance(self.adapter, LoRA) or REFERENCE in self._kept
+        return isinstance(self.adapter, LoRA) or REFERENCE in self._copies
 
     @property
     def in_reference(self) -> bool:
         """Whether `reference` is entered."""
-        return self._now == REFERENCE
+        return self._active == REFERENCE
 
-    def keep_reference(self, moving: bool = False) -> None:
+    def add_reference(self, moving: bool = False) -> None:
         """Makes the policy as it is now the reference; later calls change nothing. (With LoRA the base model is; a
         Frozen policy has none.)
 
         A `moving` reference can be refreshed; it is a second copy (with LoRA, a second adapter) and part of
         checkpoints.
         """
-        self.moving = self.moving or moving
-        if isinstance(self.adapter, Full) or (isinstance(self.adapter, LoRA) and self.moving):
+        self.reference_moves = self.reference_moves or moving
+        if isinstance(self.adapter, Full) or (isinstance(self.adapter, LoRA) and self.reference_moves):
             self._keep(REFERENCE)
 
-    def refresh_reference(self) -> None:
+    def update_reference(self) -> None:
         """Moves the reference to where the policy is now."""
-        if not self.moving:
-            raise RuntimeError("this reference does not move: call keep_reference(moving=True) first.")
+        if not self.reference_moves:
+            raise RuntimeError("this reference does not move: call add_reference(moving=True) first.")
         self._refresh(REFERENCE, 0.0)
 
     def reference(self):
         """Inside, the policy is its reference p_ref."""
         if not self.has_reference:
-            raise RuntimeError("a fully trained policy has no reference until keep_reference() has been called.")
-        return self._as(REFERENCE)
+            raise RuntimeError("a fully trained policy has no reference until add_reference() has been called.")
+        return self._using(REFERENCE)
 
-    def keep_old(self, name: str = OLD) -> None:
+    def add_old(self, name: str = OLD) -> None:
         """Keeps the policy as it is now, besides the reference, as a copy (with LoRA, an adapter) that is part of
         checkpoints; later calls change nothing. A method that needs several gives them names."""
         if isinstance(self.adapter, Frozen):
             raise ValueError("a Frozen policy has no old one: choose adapter LoRA or Full.")
         self._keep(name)
 
-    def refresh_old(self, decay: float = 0.0, name: str = OLD) -> None:
+    def update_old(self, decay: float = 0.0, name: str = OLD) -> None:
         """old <- decay old + (1 - decay) theta, over the trained parameters."""
         self._refresh(name, decay)
 
     def old(self, name: str = OLD):
         """Inside, the policy is the old one."""
-        if name not in self._kept:
-            raise RuntimeError(f"there is no old policy {name!r}: call keep_old({name!r}) first.")
-        return self._as(name)
+        if name not in self._copies:
+            raise RuntimeError(f"there is no old policy {name!r}: call add_old({name!r}) first.")
+        return self._using(name)
 
     def _keep(self, name: str) -> None:
-        if name in self._kept:
+        if name in self._copies:
             return
         if self.trains_text:
             raise ValueError("a policy whose text encoders are trained has no reference: set text_encoder: false.")
-        self._kept.add(name)
+        self._copies.add(name)
         if isinstance(self.adapter, LoRA):
             self.adapter.attach(self.denoiser, name)
             self._refresh(name, 0.0)
@@ -363,29 +363,29 @@ class Policy(nn.Module):
 
     def state_names(self) -> set[str]:
         """The parameters that a checkpoint must hold: what is trained, what is old, and a reference that moves."""
-        kept = [f".{name}." for name in self._kept if name != REFERENCE or self.moving]
+        kept = [f".{name}." for name in self._copies if name != REFERENCE or self.reference_moves]
         return {n for n, p in self.named_parameters() if p.requires_grad or any(name in n for name in kept)}
 
     @contextmanager
-    def _as(self, name: str):
-        before = self._now
-        self._become(name)
+    def _using(self, name: str):
+        before = self._active
+        self._activate(name)
         try:
             yield
         finally:
-            self._become(before)
+            self._activate(before)
 
-    def _become(self, name: str | None) -> None:
+    def _activate(self, name: str | None) -> None:
         """Makes the policy what is kept under a name; None: itself."""
-        if name == self._now:
+        if name == self._active:
             return
         if isinstance(self.adapter, LoRA):
-            base = name == REFERENCE and not self.moving  # the model without adapters
+            base = name == REFERENCE and not self.reference_moves  # the model without adapters
             self.adapter.use(self.denoiser, None if base else name or "default")
         else:
-            for key in filter(None, (self._now, name)):
+            for key in filter(None, (self._active, name)):
                 self.denoiser, self._frozen[key] = self._frozen[key], self.denoiser
-        self._now = name
+        self._active = name
 
     def shard(self, mesh) -> None:
         """Shards the denoiser (and its frozen copies) over a device mesh block by block (FSDP2); calling it again is

@@ -10,9 +10,9 @@ import torch
 from parts import Darkness, T, prompts, trainer
 from torch import nn
 
+from lit_align.algorithms.parts.initial_distribution import InitialDistribution
+from lit_align.algorithms.parts.path_kl import PathKL
 from lit_align.algorithms.reward_gradient.elegant import ELEGANT
-from lit_align.algorithms.reward_gradient.initial_law import InitialLaw
-from lit_align.algorithms.reward_gradient.path_kl import PathKL
 from lit_align.diffusion.process import VP
 from lit_align.diffusion.sampler import Hook, Sampler, all_steps
 from lit_align.diffusion.transition import DDIM, FlowSDE
@@ -95,14 +95,14 @@ def test_a_linear_rewards_optimum_has_the_closed_forms_value_on_every_path():
     policy.control = lambda x, i: policy.std2[i] * d[i] * g / alpha
     m = method(policy, lambda x, texts: g * x.flatten(), Sampler(8, 1.0, DDIM(1.0)), alpha=alpha, learn_initial=False)
     torch.manual_seed(0)
-    loss = m.step({"prompt": [""] * n})
+    loss = m.batch_loss({"prompt": [""] * n})
     kl = g**2 * var / (2 * alpha**2)
     torch.testing.assert_close(m.path.kl, torch.full((n,), kl.item()), rtol=1e-4, atol=1e-6)
     want = -(g * offset + g**2 * var / (2 * alpha))  # -E_{x_T} alpha log E exp(r / alpha)
     assert loss.item() == pytest.approx(want.item(), abs=4 * g * 0.6 / n**0.5)
     policy.control = lambda x, i: 0.5 * policy.std2[i] * d[i] * g / alpha  # half of it is worse by alpha KL / 4
     torch.manual_seed(0)
-    assert m.step({"prompt": [""] * n}).item() - loss.item() == pytest.approx(alpha * kl.item() / 4, rel=1e-2)
+    assert m.batch_loss({"prompt": [""] * n}).item() - loss.item() == pytest.approx(alpha * kl.item() / 4, rel=1e-2)
 
 
 @pytest.mark.parametrize("learn_initial", [False, True])
@@ -135,7 +135,7 @@ def test_a_quadratic_rewards_optimum_is_the_tilted_law(learn_initial):
     policy.decode = lambda x: seen.append(x.detach().double().flatten()) or decode(x)
     torch.manual_seed(1)
     with torch.no_grad():
-        loss = m.step({"prompt": [""] * n}).item() + alpha * kl_nu
+        loss = m.batch_loss({"prompt": [""] * n}).item() + alpha * kl_nu
     mean, s2 = offset.item(), (slope**2 + var).item()  # of p_pre
     wt = 1 + h * s2 / alpha  # E exp(r / alpha) in one go
     total = g * mean - h * mean**2 / 2 - alpha / 2 * math.log(wt) + s2 * (g - h * mean) ** 2 / (2 * alpha * wt)
@@ -161,7 +161,7 @@ def test_the_path_kls_gradient_is_that_of_the_plain_graph(family, moving, adapte
     """Through theta, and through x_t into both networks."""
     policy = family("tiny", adapter())
     rollout = Sampler(3, 2.0, FlowSDE() if family is StableDiffusion3 else DDIM(1.0))
-    policy.keep_reference(moving)
+    policy.add_reference(moving)
     trained, generator = [p for p in policy.parameters() if p.requires_grad], torch.Generator().manual_seed(7)
     for p in trained:
         p.data += 0.05 * torch.randn(p.shape, generator=generator)
@@ -206,7 +206,7 @@ def test_steps_without_gradient_count_as_constants_and_a_rollout_without_noise_i
 
 def constant(policy, q):
     """A law whose drift is q everywhere."""
-    law = InitialLaw(policy, steps=4)
+    law = InitialDistribution(policy, steps=4)
     law.q[-1].bias.data[:] = q
     return law
 
@@ -214,7 +214,7 @@ def constant(policy, q):
 def test_nu_starts_at_the_noise_itself_and_a_constant_drift_has_its_closed_form():
     policy = StableDiffusion("tiny", LoRA(rank=2))
     x, text = torch.randn(4, *policy.latent_shape), policy.condition(["a"] * 4)["text"]
-    y, kl = InitialLaw(policy)(x, text)
+    y, kl = InitialDistribution(policy)(x, text)
     torch.testing.assert_close(y, x, rtol=1e-5, atol=1e-5)
     assert not kl.any()
     y, kl = constant(policy, 0.3)(x, text)
@@ -225,7 +225,7 @@ def test_nu_starts_at_the_noise_itself_and_a_constant_drift_has_its_closed_form(
 def test_nus_increments_are_those_of_a_brownian_motion():
     """A drift that shows where it is: y_k has variance k / n and covariances min(k, l) / n."""
     policy, n = Chain(2), 100_000
-    law, seen = InitialLaw(policy, steps=4), []
+    law, seen = InitialDistribution(policy, steps=4), []
     law.q.forward = lambda h: seen.append(h[:, 0]) or torch.zeros(len(h), 1)
     torch.manual_seed(0)
     y, _ = law(torch.randn(n, 1), torch.zeros(n, 1, 1))
@@ -288,7 +288,7 @@ def test_each_network_has_its_own_terms_gradient():
 def test_the_policy_is_sampled_from_nu_and_the_base_from_its_own_noise():
     """A seed's steps draw the same noise in both."""
     m = method(StableDiffusion("tiny", LoRA(rank=2)), None, Sampler(2, 1.0, DDIM(1.0)), sampler=Sampler(2, 1.0, DDIM(1.0)))
-    m.policy.keep_reference()
+    m.policy.add_reference()
     with torch.no_grad(), m.policy.reference():
         base = m.draw(BATCH).x
     torch.testing.assert_close(m.draw(BATCH).x, base, rtol=1e-4, atol=1e-4)  # no drift, no adapter yet

@@ -10,7 +10,7 @@ from parts import Darkness, T, prompts, trainer
 from lit_align.algorithms.forward_process.awm import AWM
 from lit_align.algorithms.forward_process.crd import CRD
 from lit_align.algorithms.forward_process.dgpo import DGPO
-from lit_align.algorithms.forward_process.forward_process import Visit, ramp
+from lit_align.algorithms.forward_process.forward_process import NoisedBatch, ramp
 from lit_align.algorithms.forward_process.nft import DiffusionNFT
 from lit_align.diffusion.sampler import Sampler
 from lit_align.policies.adapters import Frozen, Full, LoRA
@@ -66,7 +66,7 @@ def predict(policy, guidance_scale=1.0):
         return policy.denoise(x, t, policy.condition(["a", "b"]), guidance_scale)
 
 
-def visit(method, pred, old, target, advantage, ref=None, t=0.6, x_0=0.2, eps=-0.7):
+def noised_batch(method, pred, old, target, advantage, ref=None, t=0.6, x_0=0.2, eps=-0.7):
     """Visits of one dimension; lists of numbers, of which pred gets gradient."""
     column = lambda values: T(values).view(-1, 1)
     n = len(pred)
@@ -74,7 +74,7 @@ def visit(method, pred, old, target, advantage, ref=None, t=0.6, x_0=0.2, eps=-0
     x_0, eps = torch.full((n, 1), x_0), torch.full((n, 1), eps)
     x_t = method.policy.process.add_noise(x_0, eps, t)
     ref = column(ref) if ref else column(old)
-    return Visit(x_0, x_t, t, column(target), pred, T(advantage), column(old), ref)
+    return NoisedBatch(x_0, x_t, t, column(target), pred, T(advantage), column(old), ref)
 
 
 # Old policies
@@ -84,12 +84,12 @@ def visit(method, pred, old, target, advantage, ref=None, t=0.6, x_0=0.2, eps=-0
 @pytest.mark.parametrize("family", [StableDiffusion, StableDiffusionXL, StableDiffusion3], ids=lambda c: c.__name__)
 def test_the_old_policy_is_the_moving_average_of_the_parameters(family, adapter):
     policy, other = tiny(family, adapter), tiny(family, adapter)
-    policy.keep_reference()
-    policy.keep_old()
+    policy.add_reference()
+    policy.add_old()
     base, start = predict(policy), [p.detach().clone() for p in trained(policy)]
     move(policy, 1, 0.3)
     now = predict(policy)
-    policy.refresh_old(0.75)
+    policy.update_old(0.75)
     for p, a, b in zip(trained(other), start, trained(policy), strict=True):
         p.data = 0.75 * a + 0.25 * b.detach()
     with policy.old():
@@ -99,7 +99,7 @@ def test_the_old_policy_is_the_moving_average_of_the_parameters(family, adapter)
         torch.testing.assert_close(predict(policy), base)
     torch.testing.assert_close(predict(policy), now)
     assert not torch.allclose(now, predict(other), atol=1e-4) and not torch.allclose(base, predict(other), atol=1e-4)
-    policy.refresh_old()
+    policy.update_old()
     with policy.old():
         torch.testing.assert_close(predict(policy), now)
 
@@ -109,13 +109,13 @@ def test_the_old_policy_is_the_moving_average_of_the_parameters(family, adapter)
 def test_policies_of_other_days_do_not_get_mixed_up(adapter, moving):
     policy = tiny(StableDiffusion3, adapter)
     seen = {"reference": predict(policy)}
-    policy.keep_reference(moving)
+    policy.add_reference(moving)
     for seed, name in enumerate(("old", "older")):
         move(policy, seed, 0.3)
-        policy.keep_old(name)
+        policy.add_old(name)
         seen[name] = predict(policy)
     move(policy, 5, 0.3)
-    policy.keep_old()  # changes nothing
+    policy.add_old()  # changes nothing
     now = predict(policy)
     inside = {"reference": policy.reference, "old": policy.old, "older": lambda: policy.old("older")}
     for name, enter in inside.items():
@@ -136,12 +136,12 @@ def test_policies_of_other_days_do_not_get_mixed_up(adapter, moving):
 
 def test_who_has_no_old_policy_is_told():
     policy = StableDiffusion("tiny", LoRA(rank=2))
-    with pytest.raises(RuntimeError, match="keep_old"):
+    with pytest.raises(RuntimeError, match="add_old"):
         policy.old()
     with pytest.raises(ValueError, match="choose adapter"):
-        StableDiffusion("tiny", Frozen()).keep_old()
+        StableDiffusion("tiny", Frozen()).add_old()
     with pytest.raises(ValueError, match="text_encoder: false"):
-        StableDiffusion("tiny", Full(text_encoder=True)).keep_old()
+        StableDiffusion("tiny", Full(text_encoder=True)).add_old()
 
 
 @ADAPTERS
@@ -150,15 +150,15 @@ def test_old_policies_are_sharded_with_the_policy(adapter, tmp_path):
 
     policy, whole = (tiny(StableDiffusion3, adapter) for _ in range(2))
     for p in (policy, whole):
-        p.keep_reference()
-        p.keep_old()
+        p.add_reference()
+        p.add_old()
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         policy.shard(init_device_mesh("cpu", (1,)))
         for p in (policy, whole):
             for q in trained(p):
                 q.data += 0.1
-            p.refresh_old(0.25)
+            p.update_old(0.25)
         torch.testing.assert_close(predict(policy), predict(whole))
         with policy.old(), whole.old():
             torch.testing.assert_close(predict(policy), predict(whole))
@@ -270,12 +270,12 @@ def test_a_visit_sees_the_policy_the_old_one_and_the_guided_reference_at_one_pla
     method = alone(CRD, tiny(family, adapter), reference_guidance=3.0)
     policy, others = method.policy, [tiny(family, adapter) for _ in range(2)]
     move(policy, 0)
-    policy.refresh_old()
+    policy.update_old()
     move(others[0], 0)
     move(policy, 1)
     x_0, t = torch.randn(3, *policy.latent_shape), policy.process.timesteps(5)[2:3].expand(3, 1)
     m = {"x_0": x_0, "t": t, "advantage": T([1.0, 2.0, 3.0]), "cond": policy.condition(["a"])}
-    v = method.visit(m | {"row": torch.arange(3), "step": torch.zeros(3, dtype=torch.long)})
+    v = method.noised_batch(m | {"row": torch.arange(3), "step": torch.zeros(3, dtype=torch.long)})
     a, s = policy.process.alpha(v.t[0]), policy.process.sigma(v.t[0])
     eps = (v.x_t - a * x_0) / s
     torch.testing.assert_close(v.target, eps - x_0 if family is StableDiffusion3 else eps)
@@ -295,7 +295,7 @@ def test_a_sample_is_noised_at_its_own_time_under_its_own_prompt():
     x_0, t = torch.randn(6, *policy.latent_shape), torch.stack([grid.roll(i) for i in range(6)])
     cond = policy.condition(["a", "b"])  # three samples of each
     m = {"x_0": x_0, "t": t, "advantage": torch.arange(6.0), "cond": cond, "row": T([4, 0, 5]), "step": T([1, 3, 0])}
-    v = method.visit(m)
+    v = method.noised_batch(m)
     assert v.advantage.tolist() == [4, 0, 5] and torch.equal(v.x_0, x_0[[4, 0, 5]])
     assert torch.equal(v.t, torch.stack([t[4, 1], t[0, 3], t[5, 0]])) and len(seen) == 3
     for at, text in seen:
@@ -304,7 +304,7 @@ def test_a_sample_is_noised_at_its_own_time_under_its_own_prompt():
 
 def test_the_old_policy_follows_by_the_schedule(tmp_path):
     method, seen = make(DiffusionNFT, decay=(0.1, 0.2, 0.5, 0)), []
-    method.policy.refresh_old = lambda decay, name: seen.append((decay, name))
+    method.policy.update_old = lambda decay, name: seen.append((decay, name))
     trainer(tmp_path).fit(method, prompts(2, 3))
     assert [d for d, _ in seen] == pytest.approx([0.3, 0.5, 0.5])  # after steps 1, 2 and 3
 
@@ -323,7 +323,7 @@ def test_nfts_equation_on_numbers():
     method, t, x_0, eps = alone(DiffusionNFT, beta=0.4, kl_weight=0.3), 0.6, 0.2, -0.7
     x_t = (1 - t) * x_0 + t * eps
     for pred, old, ref, advantage in ((-1.0, -0.5, 0.4, 2.0), (0.3, -0.9, -0.8, -4.0)):
-        v = visit(method, [pred], [old], [eps - x_0], [advantage], [ref])
+        v = noised_batch(method, [pred], [old], [eps - x_0], [advantage], [ref])
         plus, minus = x_t - t * (0.6 * old + 0.4 * pred), x_t - t * (1.4 * old - 0.4 * pred)
         r = advantage / 10 + 0.5
         want = 5 / 0.4 * (r * abs(plus - x_0) + (1 - r) * abs(minus - x_0)) + 0.3 * (pred - ref) ** 2  # d^2 / |d|
@@ -338,7 +338,7 @@ def test_nfts_equation_on_numbers():
 def test_nfts_gradient_starts_at_2r_minus_1_times_its_positive_part(family):
     method = alone(DiffusionNFT, tiny(family), kl_weight=0.0)
     move(method.policy, 0)
-    method.policy.refresh_old()
+    method.policy.update_old()
     x_0 = torch.randn(1, *method.policy.latent_shape)
     t = method.policy.process.timesteps(5)[2:3].view(1, 1)
     eps = torch.randn_like(x_0)
@@ -346,7 +346,7 @@ def test_nfts_gradient_starts_at_2r_minus_1_times_its_positive_part(family):
 
     def gradient(advantage):
         m = {"x_0": x_0, "t": t, "advantage": T([advantage]), "cond": method.policy.condition(["a"])}
-        v = method.visit(m | {"row": T([0]), "step": T([0])})
+        v = method.noised_batch(m | {"row": T([0]), "step": T([0])})
         assert torch.equal(v.pred.detach(), v.old)
         plus, minus = (method.distance((1 - b) * v.old + b * v.pred, v).item() for b in (1, -1))
         assert plus == minus
@@ -377,7 +377,7 @@ def test_awms_ratio_is_one_and_its_gradient_a_times_that_of_the_denoising_loss(f
         "advantage": T([-3.0, 2.0]),
         "cond": method.policy.condition(["a"]),
     }
-    v = method.visit(m | {"row": torch.arange(2), "step": T([0, 0])})
+    v = method.noised_batch(m | {"row": torch.arange(2), "step": T([0, 0])})
     assert v.old is None and v.ref is None
     grads = lambda loss: torch.autograd.grad(loss, trained(method.policy), retain_graph=True)
     loss = method.loss(v)
@@ -390,7 +390,7 @@ def test_awms_ratio_is_one_and_its_gradient_a_times_that_of_the_denoising_loss(f
 
 def test_awms_ghuber_weight_and_its_distances():
     method = alone(AWM, beta=0.3, beta_ema=0.7)
-    v = visit(method, [0.9], [0.4], [0.1], [2.5], [-0.2], t=0.6)
+    v = noised_batch(method, [0.9], [0.4], [0.1], [2.5], [-0.2], t=0.6)
     loss = method.loss(v)
     assert loss.item() == pytest.approx(-0.5 + 0.3 * 1.1**2 + 0.7 * 0.5**2, rel=1e-5)
     loss.backward()
@@ -400,7 +400,7 @@ def test_awms_ghuber_weight_and_its_distances():
 
 def test_awm_off_policy_weighs_by_the_ratio_and_clips_it():
     method = alone(AWM, w="plain", beta=0.0, beta_ema=0.0, clip_range=0.2, off_policy=True, updates=3)
-    v = visit(method, [0.5, 0.5, 0.9, 0.9], [0.6, 0.6, 0.1, 0.1], [0.0] * 4, [5.0, -5.0, 5.0, -5.0])
+    v = noised_batch(method, [0.5, 0.5, 0.9, 0.9], [0.6, 0.6, 0.1, 0.1], [0.0] * 4, [5.0, -5.0, 5.0, -5.0])
     up, down = math.exp(0.36 - 0.25), math.exp(0.01 - 0.81)
     loss = method.loss(v)
     torch.testing.assert_close(loss.detach(), T([-up, up, -down, 0.8]))
@@ -421,7 +421,7 @@ def test_awm_on_policy_makes_one_update():
 def test_who_draws(cls, others):
     method, seen = alone(cls), []
     method.draw_latents = lambda prompts: (
-        seen.append(method.policy._now) or torch.zeros(len(prompts), *method.policy.latent_shape)
+        seen.append(method.policy._active) or torch.zeros(len(prompts), *method.policy.latent_shape)
     )
     method.collect({"prompt": ["a"], "index": [0]})
     assert seen == others * 3
@@ -430,7 +430,7 @@ def test_who_draws(cls, others):
 def test_in_dgpo_the_old_policy_draws_from_some_step_on(tmp_path):
     method, seen = make(DGPO, switch=1), []
     draw = method.draw_latents
-    method.draw_latents = lambda prompts: seen.append(method.policy._now) or draw(prompts)
+    method.draw_latents = lambda prompts: seen.append(method.policy._active) or draw(prompts)
     trainer(tmp_path).fit(method, prompts(1, 4))
     assert seen[::3] == [None, None, "old", "old"]  # at optimizer steps 0, 1, 2, 3
 
@@ -446,7 +446,7 @@ def test_dgpos_gradient_is_the_advantages_times_one_weight_per_group():
         [0.0, 0.1, 0.2, 0.0, 0.5, -0.5],
     )
     advantage = [1.0, -0.4, -0.6, -2.0, 1.5, 0.5]
-    v = visit(method, pred, pred, target, advantage, ref)
+    v = noised_batch(method, pred, pred, target, advantage, ref)
     loss = method.loss(v)
     loss.mean().backward()
     for g in range(2):
@@ -468,7 +468,7 @@ def test_dgpo_stops_where_a_sample_has_gone_far_enough():
         [0.5, 0.5, 0.1, 0.1, 0.51, 0.51],
         [1.0, -1.0, 1.0, -1.0, 1.0, -1.0],
     )
-    v = visit(method, pred, old, [0.0] * 6, advantage)
+    v = noised_batch(method, pred, old, [0.0] * 6, advantage)
     method.loss(v).sum().backward()
     assert [bool(g) for g in v.pred.grad.flatten()] == [False, True, True, False, True, True]
 
@@ -480,7 +480,7 @@ def test_crds_equation_on_numbers():
     method = alone(CRD, beta=0.5, kl_weight=0.1, kl_floor=0.01)
     pred, old, target, ref = [0.5, 0.1, 0.9], [0.2, -0.3, 0.4], [0.0, 0.2, 0.3], [0.6, 0.6, 0.0]
     advantage = [2.0, -1.0, 0.0]
-    v = visit(method, pred, old, target, advantage, ref)
+    v = noised_batch(method, pred, old, target, advantage, ref)
     implicit = [abs(o - y) - abs(p - y) for p, o, y in zip(pred, old, target)]  # d^2 / |d|
     r = [a / 10 + 0.5 for a in advantage]
     want = []
@@ -495,10 +495,10 @@ def test_crd_is_at_rest_where_the_implicit_reward_is_the_given_one_up_to_a_promp
     advantage, constant = T([3.0, -1.0, -2.0, 0.5, 0.5, -1.0]), T([0.7, 0.7, 0.7, 1.1, 1.1, 1.1])
     implicit = (advantage / 10) / 2 + constant  # R_theta = r / beta + a constant of the prompt
     old = (implicit + 0.4).tolist()  # |old| - |pred| = R_theta with the target at 0 and pred at 0.4
-    v = visit(method, [0.4] * 6, old, [0.0] * 6, advantage.tolist())
+    v = noised_batch(method, [0.4] * 6, old, [0.0] * 6, advantage.tolist())
     loss = method.loss(v)
     assert loss.abs().max() < 1e-10
-    off = visit(method, [0.4] * 5 + [0.5], old, [0.0] * 6, advantage.tolist())
+    off = noised_batch(method, [0.4] * 5 + [0.5], old, [0.0] * 6, advantage.tolist())
     assert (method.loss(off) > 1e-4).tolist() == [False, False, False, True, True, True]
 
 

@@ -103,4 +103,4 @@ def test_the_best_particle_is_returned_with_its_scores():
 
 def test_it_is_an_algorithm_that_trains_nothing():
     with pytest.raises(TypeError, match="trains nothing: use predict or test"):
-        steering(1.0, 2).step({})
+        steering(1.0, 2).batch_loss({})

@@ -8,9 +8,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from parts import Darkness, T, prompts, trainer
 from torch import nn
 
-from lit_align.algorithms.reward_gradient.consistency import consistency_loss
+from lit_align.algorithms.parts.consistency import consistency_loss
+from lit_align.algorithms.parts.replay import Replay
 from lit_align.algorithms.reward_gradient.lasro import LaSRO
-from lit_align.algorithms.reward_gradient.replay import Replay
 from lit_align.diffusion.sampler import Sampler
 from lit_align.diffusion.transition import DDIM
 from lit_align.policies.adapters import Full, LoRA

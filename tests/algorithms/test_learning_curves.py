@@ -9,7 +9,7 @@ from lit_align.algorithms.forward_process.awm import AWM
 from lit_align.algorithms.forward_process.crd import CRD
 from lit_align.algorithms.forward_process.dgpo import DGPO
 from lit_align.algorithms.forward_process.nft import DiffusionNFT
-from lit_align.algorithms.policy_gradient.advantage import Group, LeaveOneOut, WinRate
+from lit_align.algorithms.parts.advantages import Group, LeaveOneOut, WinRate
 from lit_align.algorithms.policy_gradient.branch_grpo import BranchGRPO
 from lit_align.algorithms.policy_gradient.ddpo import DDPO
 from lit_align.algorithms.policy_gradient.dpok import DPOK

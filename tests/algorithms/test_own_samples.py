@@ -7,13 +7,13 @@ import pytest
 import torch
 from parts import Darkness, T, prompts, rollout, trainer
 
-from lit_align.algorithms.policy_gradient.policy_gradient import Step
-from lit_align.algorithms.preference.d3po import D3PO, preferred
-from lit_align.algorithms.preference.dense_reward import DenseReward
+from lit_align.algorithms.policy_gradient.policy_gradient import StepBatch
 from lit_align.algorithms.preference.nash_md import Mixture, NashMD
 from lit_align.algorithms.preference.online_dpo import OnlineDPO
-from lit_align.algorithms.preference.pso import PSO
 from lit_align.algorithms.preference.spin import SPINDiffusion
+from lit_align.algorithms.trajectory_preference.d3po import D3PO, preferred
+from lit_align.algorithms.trajectory_preference.dense_reward import DenseReward
+from lit_align.algorithms.trajectory_preference.pso import PSO
 from lit_align.diffusion.sampler import Sampler
 from lit_align.diffusion.transition import DDIM, Gaussian
 from lit_align.policies.adapters import Full, LoRA
@@ -27,12 +27,12 @@ def trajectories(cls, policy, **kwargs):
 
 
 def step(log_ratio, advantage, t=(500,)):
-    """A Step of pairs (one dimension) whose log p_theta / p_ref are given; requires grad in log_ratio."""
+    """A StepBatch of pairs (one dimension) whose log p_theta / p_ref are given; requires grad in log_ratio."""
     n = len(log_ratio)
     x_s, log_prob = torch.zeros(n, 1), log_ratio
     reference = Gaussian(torch.zeros(n, 1), torch.ones(n, 1))
     log_prob = log_ratio + reference.log_prob(x_s)
-    return Step(reference, log_prob, log_prob.detach(), advantage, x_s, x_s, T(t * n), T(t * n), {}, reference)
+    return StepBatch(reference, log_prob, log_prob.detach(), advantage, x_s, x_s, T(t * n), T(t * n), {}, reference)
 
 
 def test_labels_of_pairs_ties_are_zero():
@@ -113,7 +113,7 @@ def test_d3pos_pairs_start_from_one_noise_and_go_apart(tmp_path):
 @pytest.mark.parametrize("adapter", [LoRA(rank=2), Full()], ids=["lora", "full"])
 def test_a_moving_reference_is_where_the_policy_was_when_it_was_refreshed(adapter):
     policy = StableDiffusion("tiny", adapter)
-    policy.keep_reference(moving=True)
+    policy.add_reference(moving=True)
     x, t, cond = torch.randn(2, *policy.latent_shape), T([10, 700]), policy.condition(["a", "b"])
 
     def now():
@@ -134,7 +134,7 @@ def test_a_moving_reference_is_where_the_policy_was_when_it_was_refreshed(adapte
     move()
     first = now()
     torch.testing.assert_close(then(), base)
-    policy.refresh_reference()
+    policy.update_reference()
     torch.testing.assert_close(then(), first)
     move()
     torch.testing.assert_close(then(), first)
@@ -189,7 +189,7 @@ def online(cls, adapter=None, **kwargs):
     method = cls(policy=policy, rollout=Sampler(2, 1.0), optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3), **kwargs)
     method.trainer, method.log = L.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu"), lambda *a, **k: None
     method.trainer.training = True
-    policy.keep_reference(moving=method.moves_reference)
+    policy.add_reference(moving=method.moves_reference)
     return method
 
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from parts import Darkness, trainer
 
-from lit_align.algorithms.policy_gradient.advantage import Group, LeaveOneOut, PerPrompt, of_this_rank
+from lit_align.algorithms.parts.advantages import Group, LeaveOneOut, PerPrompt, local_advantages
 from lit_align.algorithms.policy_gradient.ddpo import DDPO
-from lit_align.algorithms.policy_gradient.policy_gradient import Step
+from lit_align.algorithms.policy_gradient.policy_gradient import StepBatch
 from lit_align.algorithms.policy_gradient.tdpo_r import TDPOR
 from lit_align.diffusion.sampler import Sampler
 from lit_align.diffusion.transition import DDIM, FlowSDE, Gaussian
@@ -58,13 +58,13 @@ def test_a_rank_gets_the_advantages_of_its_own_samples_clipped(rank, want):
     rewards = torch.tensor([[0.0, 1.0], [3.0, 5.0]])
     everyone = lambda x: rewards if x.is_floating_point() else torch.stack([x, x])
     method = SimpleNamespace(all_gather=everyone, advantage=LeaveOneOut(), max_advantage=3.5, global_rank=rank, trainer=SimpleNamespace(world_size=2))
-    assert of_this_rank(method, ["a", "b"], rewards[rank]).tolist() == want
+    assert local_advantages(method, ["a", "b"], rewards[rank]).tolist() == want
 
 
 def step(log_ratio, advantage):
     n = len(log_ratio)
     zero = torch.zeros(n)
-    return Step(Gaussian(zero, zero), torch.tensor(log_ratio, requires_grad=True), zero, torch.tensor(advantage), zero, zero, zero, zero, {})
+    return StepBatch(Gaussian(zero, zero), torch.tensor(log_ratio, requires_grad=True), zero, torch.tensor(advantage), zero, zero, zero, zero, {})
 
 
 @pytest.mark.parametrize("ratio,advantage,expected,slope", [

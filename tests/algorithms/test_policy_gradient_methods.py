@@ -6,15 +6,15 @@ import pytest
 import torch
 from parts import Darkness, T, prompts, rollout, trainer
 
-from lit_align.algorithms.policy_gradient.advantage import Group, LeaveOneOut, PerPrompt, WinRate
+from lit_align.algorithms.parts.advantages import Group, LeaveOneOut, PerPrompt, WinRate
 from lit_align.algorithms.policy_gradient.branch_grpo import BranchGRPO, Tree
 from lit_align.algorithms.policy_gradient.dpok import DPOK
 from lit_align.algorithms.policy_gradient.flow_grpo import FlowGRPO
 from lit_align.algorithms.policy_gradient.pcl import PCL
-from lit_align.algorithms.policy_gradient.policy_gradient import Step
+from lit_align.algorithms.policy_gradient.policy_gradient import StepBatch
 from lit_align.algorithms.policy_gradient.prdp import PRDP
 from lit_align.algorithms.policy_gradient.sdpo import SDPO, interpolated
-from lit_align.algorithms.preference.d3po import D3PO
+from lit_align.algorithms.trajectory_preference.d3po import D3PO
 from lit_align.diffusion.process import Flow
 from lit_align.diffusion.sampler import Sampler
 from lit_align.diffusion.transition import DDIM, FlowSDE, Gaussian, Windowed
@@ -112,7 +112,7 @@ def step(delta, advantage, mean=0.0, old_mean=0.0, ref_mean=0.0, std=0.5, t=0.6,
     gaussian = Gaussian(one(mean), one(std))
     log_prob = T([delta], requires_grad=True)
     rest = {"x_t": one(0.0), "x_s": one(0.0), "t": T([t]), "s": T([s]), "cond": {}}
-    return Step(gaussian, log_prob, torch.zeros(1), T([advantage]), **rest, reference=Gaussian(one(ref_mean), one(std)), old_mean=one(old_mean))
+    return StepBatch(gaussian, log_prob, torch.zeros(1), T([advantage]), **rest, reference=Gaussian(one(ref_mean), one(std)), old_mean=one(old_mean))
 
 
 def test_the_kl_is_the_released_codes():
@@ -144,7 +144,7 @@ def test_the_guarded_ratio_has_mean_one():
     one = lambda v: torch.full((n, 1), v)
     new, old = Gaussian(one(mu), one(s)), Gaussian(one(0.0), one(s))
     rest = {"x_t": x, "x_s": x, "t": torch.ones(n), "s": torch.zeros(n), "cond": {}}
-    drawn = Step(new, new.log_prob(x), old.log_prob(x), torch.ones(n), **rest, old_mean=old.mean)
+    drawn = StepBatch(new, new.log_prob(x), old.log_prob(x), torch.ones(n), **rest, old_mean=old.mean)
     log_rho = method.ratio(drawn).log()
     assert abs(log_rho.mean()) < 4 * log_rho.std() / n**0.5
     assert log_rho.std().item() == pytest.approx(mu, rel=0.02)  # (mu / s) s: the same at every noise level
@@ -162,7 +162,7 @@ def test_the_guard_gives_the_velocity_as_much_gradient_at_every_step():
         old = Gaussian(gaussian.mean.detach(), gaussian.std)
         x_s = old.sample(eps)
         rest = {"x_t": x_t, "x_s": x_s, "t": t, "s": s, "cond": {}, "old_mean": old.mean}
-        loss = method.loss(Step(gaussian, gaussian.log_prob(x_s), old.log_prob(x_s), T([A]), **rest))
+        loss = method.loss(StepBatch(gaussian, gaussian.log_prob(x_s), old.log_prob(x_s), T([A]), **rest))
         (grad,) = torch.autograd.grad(loss.sum(), v)
         torch.testing.assert_close(grad, A * (1 + a**2 / 2) * eps / 4)
     with pytest.raises(ValueError, match="guard balances the steps of FlowSDE"):
@@ -384,7 +384,7 @@ def test_sdpos_loss_is_the_larger_square():
     x = torch.zeros(2, 1)
     rest = {"x_t": x, "x_s": x, "t": T([t, t]), "s": T([t, t]), "cond": {}}
     for l_a, l_b, A_a, A_b in ((0.3, -0.05, 1.0, -0.5), (0.3, -0.3, 0.01, 0.0)):
-        s = Step(Gaussian(x, x), T([l_a, l_b]), torch.zeros(2), T([A_a, A_b]), **rest)
+        s = StepBatch(Gaussian(x, x), T([l_a, l_b]), torch.zeros(2), T([A_a, A_b]), **rest)
         clamp = lambda v: max(-0.1, min(0.1, v))
         want = max((0.25 * (l_a - l_b) - (A_a - A_b)) ** 2, (0.25 * (clamp(l_a) - clamp(l_b)) - (A_a - A_b)) ** 2)
         assert method.loss(s).item() == pytest.approx(want, rel=1e-5)

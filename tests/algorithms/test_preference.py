@@ -66,10 +66,10 @@ def test_swapping_the_pair_flips_the_gap():
 def test_the_loss_starts_at_ln_2_and_its_gradient_is_half_beta_times_the_errors(family, adapter):
     """d loss = -s sigmoid(-s D) dD = s/2 (grad L_w - grad L_l) at policy = reference."""
     dpo = attached(DiffusionDPO(policy=family("tiny", adapter), beta=100.0))
-    dpo.policy.keep_reference()
+    dpo.policy.add_reference()
     data = batch(dpo.policy)
     torch.manual_seed(3)
-    loss = dpo.step(data)
+    loss = dpo.batch_loss(data)
     assert loss.item() == pytest.approx(math.log(2), abs=1e-7)
     loss.backward()
     got = torch.cat([p.grad.flatten() for p in dpo.parameters() if p.requires_grad])
@@ -145,11 +145,11 @@ def test_dpo_learns_to_tell_a_pair_apart(tmp_path):
 
 
 def test_sft_is_the_denoising_loss(tmp_path):
-    sft = attached(SFT(policy=StableDiffusion3("tiny"), timestep_law="logit_normal"))
+    sft = attached(SFT(policy=StableDiffusion3("tiny"), timestep_sampling="logit_normal"))
     x = torch.randn(3, *sft.policy.latent_shape)
     data = {"prompt": ["a", "b", "c"], "index": [0, 1, 2], "image_latents": x}
     torch.manual_seed(4)
-    loss = sft.step(data)
+    loss = sft.batch_loss(data)
     torch.manual_seed(4)
     u = torch.randn(3).sigmoid()
     t, eps = 3 * u / (1 + 2 * u), torch.randn_like(x)

@@ -205,7 +205,7 @@ def test_first_step_on_every_policy(cls, family):
         return
     method = attached(build(cls, policy))
     torch.manual_seed(0)
-    loss = method.step(batch(policy))
+    loss = method.batch_loss(batch(policy))
     if STARTS[cls] is not None:
         assert loss.item() == pytest.approx(STARTS[cls], abs=1e-5)
     loss.backward()
@@ -231,11 +231,11 @@ def test_ktos_reference_point_is_the_mean_over_all_ranks_at_least_zero_and_const
     other = T([0.3, 0.1, -0.1])
     kto.all_gather = lambda h: torch.stack([h, other])
     kto.log = lambda name, value, **kwargs: seen.setdefault(name, value)
-    kto.step(batch(policy))  # own h is 0 at the start
+    kto.batch_loss(batch(policy))  # own h is 0 at the start
     assert seen["train/z"].item() == pytest.approx(0.05) and not seen["train/z"].requires_grad
     kto.all_gather = lambda h: torch.stack([h, -other])
     seen.clear()
-    kto.step(batch(policy))
+    kto.batch_loss(batch(policy))
     assert seen["train/z"].item() == 0.0
 
 
@@ -254,7 +254,7 @@ def test_the_rbf_kernel_is_diffusion_dpo():
     losses = []
     for method in (kernels, dpo):
         torch.manual_seed(2)
-        losses.append(method.step(data).item())
+        losses.append(method.batch_loss(data).item())
     assert losses[0] == pytest.approx(losses[1], abs=1e-6) and losses[0] != pytest.approx(LN2, abs=1e-4)
 
 
@@ -477,6 +477,6 @@ def test_each_list_shares_a_timestep_and_every_image_has_its_noise(cls):
     method, seen = attached(build(cls, StableDiffusion("tiny", LoRA(rank=2)))), {}
     denoise = method.policy.denoise
     method.policy.denoise = lambda x_t, t, cond, *args: seen.setdefault("t", t) is None or denoise(x_t, t, cond, *args)
-    method.step(batch(method.policy))
+    method.batch_loss(batch(method.policy))
     t = seen["t"].view(3, 4)
     assert (t == t[:, :1]).all() and len(set(t[:, 0].tolist())) > 1

@@ -15,13 +15,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from parts import Darkness, prompts, trainer
 
 from callbacks import EMA
-from lit_align.algorithms.policy_gradient.advantage import PerPrompt
+from lit_align.algorithms.parts.advantages import PerPrompt
+from lit_align.algorithms.parts.replay import Replay
+from lit_align.algorithms.parts.surrogate import Surrogate
 from lit_align.algorithms.policy_gradient.ddpo import DDPO
 from lit_align.algorithms.policy_gradient.dpok import DPOK
 from lit_align.algorithms.policy_gradient.flow_grpo import FlowGRPO
 from lit_align.algorithms.preference.dpo import DiffusionDPO
-from lit_align.algorithms.reward_gradient.replay import Replay
-from lit_align.algorithms.reward_gradient.surrogate import Surrogate
 from lit_align.algorithms.reward_weighted.bond import BOND
 from lit_align.algorithms.reward_weighted.max_min import MaxMin
 from lit_align.algorithms.reward_weighted.rewards_in_context import RewardsInContext
@@ -33,7 +33,7 @@ from lit_align.policies.adapters import Full, LoRA
 from lit_align.policies.stable_diffusion import StableDiffusion
 from lit_align.policies.stable_diffusion3 import StableDiffusion3
 from lit_align.rewards.jpeg import JPEGCompressibility
-from lit_align.rewards.several import WeightedSum
+from lit_align.rewards.multi_reward import WeightedSum
 from lit_align.shapes.lists import jpeg
 from lit_align.shapes.pairs import row
 
@@ -158,7 +158,7 @@ def test_init_from_takes_the_weights_alone(tmp_path, pairs):
     fresh = DiffusionDPO(policy=StableDiffusion("tiny"), init_from=str(tmp_path / "checkpoints/last.ckpt"))
     fresh.initialise()
     assert all(torch.equal(v, fresh.state_dict()[k]) for k, v in weights.items())
-    fresh.policy.keep_reference()
+    fresh.policy.add_reference()
     assert torch.equal(next(fresh.policy._frozen.parameters()), next(iter(weights.values())))
     with pytest.raises(ValueError, match="holds no weight of this policy"):
         DiffusionDPO(policy=StableDiffusion("tiny", LoRA(rank=2)), init_from=str(tmp_path / "checkpoints/last.ckpt")).initialise()

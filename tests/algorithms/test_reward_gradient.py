@@ -52,7 +52,7 @@ def gradient(method, loss):
 def seeded(method, batch=BATCH):
     """Loss and gradient of one step, from a fixed seed."""
     torch.manual_seed(3)
-    loss = method.step(batch)
+    loss = method.batch_loss(batch)
     return loss.item(), gradient(method, loss)
 
 
@@ -222,7 +222,7 @@ def test_refl_draws_every_late_step_and_no_other():
 
     method.rollout = Seen(3, 1.0)
     for _ in range(16):
-        method.step(BATCH)
+        method.batch_loss(BATCH)
     assert {last for last, _ in seen} == {1, 2}
     assert all(grad == [k == last for k in range(3)] for last, grad in seen)
 
@@ -304,7 +304,7 @@ def test_srpos_reward_is_relative_and_its_two_steps_meet():
     method.agreed = lambda value: ends.append(value) or value
     k_plus, k_minus = torch.linspace(0.1, 0.25, LEVELS), torch.linspace(0.3, 0.01, LEVELS)  # from data to noise
     for _ in range(50):
-        loss = method.step(BATCH)
+        loss = method.batch_loss(BATCH)
         (a, end), (b, same) = seen[-2:]
         hop = min(100, end, LEVELS - 1 - end)
         assert end == same == ends[-1] and end - a == b - end == hop and hop > 0
@@ -384,7 +384,7 @@ def test_memory_is_that_of_one_step():
 
         calls = Calls(method.policy)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-            loss = method.step(BATCH)
+            loss = method.batch_loss(BATCH)
         gradient(method, loss)
         assert calls.all == 8 + K and calls.graded == 2 * K
         return size, method
@@ -420,4 +420,4 @@ def test_a_reward_that_is_not_finite_names_its_prompt(cls):
     method = make(cls)
     method.reward.forward = lambda images, texts: images.mean((1, 2, 3)) * T([float("nan") if t.endswith("circle") else 1.0 for t in texts])
     with pytest.raises(FloatingPointError, match="a red circle"):
-        method.step(BATCH)
+        method.batch_loss(BATCH)

@@ -55,21 +55,21 @@ def test_the_loss_is_bradley_terrys_and_a_tie_is_half_a_win():
     method, batch, w = quiet(make()).eval(), pairs(), T([0.3, -0.2, 0.1])
     d = (batch["win"].mean((2, 3)) - batch["lose"].mean((2, 3))) @ w / math.sqrt(1 + 1e-5)
     assert (d > 0).any() and (d < 0).any()
-    torch.testing.assert_close(method.step(batch), -torch.log(1 / (1 + torch.exp(-d))).mean())
+    torch.testing.assert_close(method.batch_loss(batch), -torch.log(1 / (1 + torch.exp(-d))).mean())
     assert method.logged["train/accuracy"] == pytest.approx((d > 0).float().mean().item())
     assert method.reward.seen[-1] == batch["prompt"] * 2
     label = T([1.0, 0.5, 0.0, 1.0, 0.5, 1.0])
     want = -(label * F.logsigmoid(d) + (1 - label) * F.logsigmoid(-d)).mean()
-    torch.testing.assert_close(method.step(batch | {"label": label}), want)
+    torch.testing.assert_close(method.batch_loss(batch | {"label": label}), want)
     same = batch | {"lose": batch["win"]}
-    assert method.step(same).item() == pytest.approx(math.log(2)) and method.logged["train/accuracy"] == 0.5
+    assert method.batch_loss(same).item() == pytest.approx(math.log(2)) and method.logged["train/accuracy"] == 0.5
 
 
 def test_centering_puts_a_captions_level_between_its_two_images():
     batch = pairs()
     plain, method = (quiet(make(Weights(), **more)) for more in ({}, {"center": 0.5}))
     total = (batch["win"] + batch["lose"]).mean((2, 3)) @ T([0.3, -0.2, 0.1])
-    torch.testing.assert_close(method.step(batch), plain.step(batch) + 0.5 * total.square().mean())
+    torch.testing.assert_close(method.batch_loss(batch), plain.batch_loss(batch) + 0.5 * total.square().mean())
 
 
 class Weights(Reward):

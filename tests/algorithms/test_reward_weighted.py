@@ -98,7 +98,7 @@ def test_equal_rewards_give_the_gradient_of_sft(cls, family):
     sft = SFT(policy=method.policy)
     sft.trainer = method.trainer
     gradients = []
-    for step in (lambda: sft.step(batch), lambda: method.step(batch | {"weight": weight})):
+    for step in (lambda: sft.batch_loss(batch), lambda: method.batch_loss(batch | {"weight": weight})):
         torch.manual_seed(0)
         method.zero_grad()
         step().backward()
@@ -114,7 +114,7 @@ def test_the_loss_is_weighted_and_guided():
     x_0 = torch.randn(2, *policy.latent_shape)
     torch.manual_seed(3)
     with torch.no_grad():
-        loss = method.step({"prompt": ["a", "b"], "image_latents": x_0, "weight": weight})
+        loss = method.batch_loss({"prompt": ["a", "b"], "image_latents": x_0, "weight": weight})
         torch.manual_seed(3)
         t = policy.process.shifted(torch.rand(2))
         eps = torch.randn_like(x_0)
@@ -210,7 +210,7 @@ def test_effective_sample_size():
 
 def test_reward_weighted_adds_the_data_at_its_own_rate():
     method = alone(RewardWeighted, beta=0.1, samples_per_prompt=2, minibatch=6)
-    method.policy.keep_reference()
+    method.policy.add_reference()
     scored(method, T([0.5, -3.0, 0.25, 1.0]))
     data = torch.full((2, *method.policy.latent_shape), 9.0)
     collected = method.collect({"prompt": ["a", "b"], "index": [0, 1], "image_latents": data})
@@ -222,7 +222,7 @@ def test_reward_weighted_adds_the_data_at_its_own_rate():
 @pytest.mark.parametrize("cls", [RewardWeighted, BOND], ids=lambda c: c.__name__)
 def test_samples_come_from_the_reference(cls):
     method = alone(cls, samples_per_prompt=1)
-    method.policy.keep_reference(moving=method.moves_reference)
+    method.policy.add_reference(moving=method.moves_reference)
     with torch.no_grad():
         base = method.rollout(method.policy, ["a"], x=torch.ones(1, *method.policy.latent_shape)).x
         for p in method.policy.parameters():

@@ -5,8 +5,8 @@ import pytest
 import torch
 from parts import Darkness, T, prompts, trainer
 
+from lit_align.algorithms.parts.surrogate import Surrogate
 from lit_align.algorithms.reward_gradient.seiko import SEIKO
-from lit_align.algorithms.reward_gradient.surrogate import Surrogate
 from lit_align.diffusion.sampler import Sampler, all_steps
 from lit_align.diffusion.transition import DDIM, FlowSDE
 from lit_align.policies.adapters import Full, LoRA
@@ -138,11 +138,11 @@ def test_the_loss_is_alignprops_on_the_optimistic_surrogate_and_the_kl_to_the_la
     method = make(kl_weight=0.5)
     method.log_mean = lambda *args: None
     method.trainer = L.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
-    method.policy.keep_reference(moving=True)
+    method.policy.add_reference(moving=True)
     for p in method.policy.parameters():
         p.data += 0.05 * torch.randn_like(p) if p.requires_grad else 0
     torch.manual_seed(2)
-    got = method.step({"prompt": ["a", "b"]}).item()
+    got = method.batch_loss({"prompt": ["a", "b"]}).item()
     torch.manual_seed(2)
     state = method.rollout(method.policy, ["a", "b"], record=True)
     tr, kl = state.trajectory, 0
@@ -175,7 +175,7 @@ def test_queries_are_counted_and_are_all_that_the_reward_is_asked(tmp_path):
 @pytest.mark.parametrize("family", [StableDiffusion, StableDiffusionXL, StableDiffusion3], ids=lambda c: c.__name__)
 def test_a_loop_moves_the_policy_then_its_reference_and_nothing_else(tmp_path, family, adapter):
     method = make(family("tiny", adapter))
-    policy, kls, refresh = method.policy, [], method.policy.refresh_reference
+    policy, kls, refresh = method.policy, [], method.policy.update_reference
     start = {n: p.detach().clone() for n, p in method.named_parameters()}
 
     def before_refresh():
@@ -184,7 +184,7 @@ def test_a_loop_moves_the_policy_then_its_reference_and_nothing_else(tmp_path, f
                 assert torch.equal(policy.denoise(x, t, cond), was)
         refresh()
 
-    policy.refresh_reference = before_refresh
+    policy.update_reference = before_refresh
     log = method.log_mean
     method.log_mean = lambda name, value, n: (
         kls.append(value.item()) if name == "train/kl" else None,

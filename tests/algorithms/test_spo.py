@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from parts import Darkness, T, prompts, rollout, trainer
 
-from lit_align.algorithms.preference.d3po import D3PO
-from lit_align.algorithms.preference.pso import OfflinePSO
-from lit_align.algorithms.preference.spo import SPO, Candidates
 from lit_align.algorithms.reward_modeling.step_preference import StepPreference
+from lit_align.algorithms.trajectory_preference.d3po import D3PO
+from lit_align.algorithms.trajectory_preference.pso import OfflinePSO
+from lit_align.algorithms.trajectory_preference.spo import SPO, Candidates
 from lit_align.diffusion.sampler import Sampler
 from lit_align.diffusion.transition import DDIM
 from lit_align.policies import tiny
@@ -264,8 +264,8 @@ def test_training_moves_the_reward_alone_and_leaves_it_on_disk(kind, clip, tmp_p
     method.policy.process.sample_timesteps = lambda n, device: torch.full((n,), 10)  # little noise: easy
     pairs = pair_batch()
     pairs |= {"win": 0.3 * pairs["win"] + 0.7, "lose": 0.3 * pairs["lose"]}  # bright ones are preferred
-    losses, step = [], method.step
-    method.step = lambda batch: losses.append(step(batch)) or losses[-1]
+    losses, step = [], method.batch_loss
+    method.batch_loss = lambda batch: losses.append(step(batch)) or losses[-1]
     torch.manual_seed(0)
     trainer(tmp_path).fit(method, torch.utils.data.DataLoader([pairs] * (60 if kind == "latent" else 2), batch_size=None))
     assert kind == "step_aware" or sum(losses[-8:]) < 0.7 * sum(losses[:8])
@@ -287,12 +287,12 @@ def test_one_image_twice_has_margin_0_and_a_tie_is_half_a_win():
     method.log_mean, method.all_gather = lambda *args: None, lambda x: x
     method.latents = lambda batch, key: batch[key].mean(1, keepdim=True).expand(-1, 4, -1, -1)[..., ::2, ::2]
     assert method.margin(pair_batch(same=True)).abs().max() == 0
-    assert method.step(pair_batch(same=True)).item() == pytest.approx(math.log(2))
+    assert method.batch_loss(pair_batch(same=True)).item() == pytest.approx(math.log(2))
     d = (batch := pair_batch()) and None
     torch.manual_seed(0)
     d = method.margin(batch)
     torch.manual_seed(0)
-    tie = method.step(batch | {"label": torch.full((4,), 0.5)})
+    tie = method.batch_loss(batch | {"label": torch.full((4,), 0.5)})
     torch.testing.assert_close(tie, (-0.5 * F.logsigmoid(d) - 0.5 * F.logsigmoid(-d)).mean())
 
 

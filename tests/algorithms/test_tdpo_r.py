@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from parts import Darkness, T, prompts, rollout, trainer
 
-from lit_align.algorithms.policy_gradient.image_critic import Critic
+from lit_align.algorithms.parts.image_critic import Critic
 from lit_align.algorithms.policy_gradient.tdpo_r import TDPOR
 from lit_align.policies.adapters import Full, LoRA
 from lit_align.policies.sdxl import StableDiffusionXL

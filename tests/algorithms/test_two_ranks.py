@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_align.algorithms.policy_gradient.advantage import Group, LeaveOneOut, PerPrompt
+from lit_align.algorithms.parts.advantages import Group, LeaveOneOut, PerPrompt
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,7 +20,7 @@ sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 import lightning as L, torch
 from parts import Darkness
 from lit_align.algorithms.forward_process.nft import DiffusionNFT
-from lit_align.algorithms.policy_gradient.advantage import Group, LeaveOneOut, PerPrompt
+from lit_align.algorithms.parts.advantages import Group, LeaveOneOut, PerPrompt
 from lit_align.algorithms.policy_gradient.branch_grpo import BranchGRPO
 from lit_align.algorithms.policy_gradient.ddpo import DDPO
 from lit_align.algorithms.policy_gradient.tdpo_r import TDPOR
@@ -31,7 +31,7 @@ from lit_align.algorithms.reward_gradient.refl import ReFL
 from lit_align.algorithms.reward_gradient.seiko import SEIKO
 from lit_align.algorithms.reward_weighted.raft import RAFT
 from lit_align.rewards.latent import LatentReward
-from lit_align.rewards.several import WeightedSum
+from lit_align.rewards.multi_reward import WeightedSum
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lit_align.diffusion.sampler import Sampler
 from lit_align.diffusion.transition import DDIM, FlowSDE
@@ -74,14 +74,14 @@ class Watch(L.Callback):
         self.reward, self.prompts, self.advantage, self.steps, self.backwards, self.exchanges = [], [], [], 0, 0, 0
 
     def setup(self, trainer, module, stage):
-        rated, advantage = module.rated, getattr(module, "advantage", None)
+        log_reward, advantage = module.log_reward, getattr(module, "advantage", None)
 
         def seen(reward, prompts):
             self.reward.append(reward)
             self.prompts += prompts
-            return rated(reward, prompts)
+            return log_reward(reward, prompts)
 
-        module.rated = seen
+        module.log_reward = seen
         if advantage is not None:
             advantage.register_forward_hook(lambda _, given, found: self.advantage.append((*given, found)))
 

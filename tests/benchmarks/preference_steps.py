@@ -22,11 +22,11 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
+from lit_align.algorithms.online import Online
 from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient
-from lit_align.algorithms.preference.online import Online
 from lit_align.cli import CONFIGS
 from lit_align.cli import main as command_line
-from lit_align.diffusion.sampler import gather
+from lit_align.diffusion.sampler import select_rows
 from lit_align.methods import family_of
 from lit_align.paths import ROOT
 from lit_align.results import cores
@@ -53,7 +53,7 @@ class Clock(L.Callback):
         self.policy = f"{type(cli.model.policy.adapter).__name__} {Path(policy.pretrained).name}"
         batch = next(iter(cli.trainer.train_dataloader))
         images = batch["scores"].shape[1] if "scores" in batch else 1 if "image" in self.module.feedback else 2  # in a row
-        self.batch = gather(batch, list(range(min(len(batch["prompt"]), 2 * pairs // images))))
+        self.batch = select_rows(batch, list(range(min(len(batch["prompt"]), 2 * pairs // images))))
         self.pairs = self.collected_pairs = len(self.batch["prompt"]) * images / 2
         self.own = isinstance(self.module, Online | PolicyGradient)
         self.turns, self.collecting = [], False

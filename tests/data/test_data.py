@@ -408,7 +408,7 @@ class Encoding(Watcher):
         self.batches["val"] = batch
 
 
-@pytest.mark.parametrize("draws", [False, True])
+@pytest.mark.parametrize("samples_online", [False, True])
 def test_encoders_leave_unless_the_method_draws(tmp_path, draws):
     module, moved = Encoding(), []
     module.draws, module.policy.offload_encoders = draws, lambda: moved.append(1)

@@ -85,7 +85,7 @@ def test_full_model_saved_is_what_plain_diffusers_loads(family, tmp_path):
 @pytest.mark.parametrize("adapter", [LoRA(rank=2), Full()], ids=["lora", "full"])
 def test_the_reference_is_the_policy_before_training(family, adapter):
     policy = family("tiny", adapter)
-    policy.keep_reference()
+    policy.add_reference()
     start = by_us(policy, noise(policy))
     with policy.reference():
         assert torch.equal(by_us(policy, noise(policy)), start)
@@ -113,7 +113,7 @@ def test_lora_trains_the_adapter_and_nothing_else(family):
 
 def test_full_training_spares_encoders_and_reference(family):
     policy = family("tiny", Full())
-    policy.keep_reference()
+    policy.add_reference()
     assert all(p.requires_grad for p in policy.denoiser.parameters())
     assert not any(p.requires_grad for n, p in policy.named_parameters() if not n.startswith("denoiser."))
     parts = [m for m in policy.pipe.components.values() if isinstance(m, torch.nn.Module) and m is not policy.denoiser]
@@ -126,7 +126,7 @@ def test_training_the_text_encoder_reaches_it_and_the_null_prompt():
     policy.denoise(x, t, policy.condition(PROMPTS), guidance_scale=3.0).square().mean().backward()
     assert all(p.grad is not None for n, p in policy.pipe.text_encoder.named_parameters() if "position_ids" not in n)
     with pytest.raises(ValueError, match="no reference"):
-        policy.keep_reference()
+        policy.add_reference()
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

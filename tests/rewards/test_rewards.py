@@ -6,8 +6,8 @@ from PIL import Image
 
 from lit_align.rewards.clip_score import CLIPScore, pixels
 from lit_align.rewards.jpeg import JPEGCompressibility
+from lit_align.rewards.multi_reward import WeightedSum
 from lit_align.rewards.reward import Reward
-from lit_align.rewards.several import WeightedSum
 
 
 def test_jpeg_size_in_kilobytes():

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lit_align.algorithms.forward_process.forward_process import ForwardProcess, Visit
+from lit_align.algorithms.forward_process.forward_process import ForwardProcess, NoisedBatch
 from lit_align.algorithms.policy_gradient.policy_gradient import clipped
 
 
@@ -72,14 +72,14 @@ class AWM(ForwardProcess):
         low, width = edges[:-1], edges[1:] - edges[:-1]
         return grid[low + (torch.rand(n, self.strata, device=grid.device) * width).long()]
 
-    def log_prob(self, pred: Tensor, v: Visit) -> Tensor:
+    def log_prob(self, pred: Tensor, v: NoisedBatch) -> Tensor:
         """-w(l, t): (M,)."""
         error, p = self.policy.error(pred, v.target), self.power
         if self.w == "plain":
             return -error
         return -self.policy.process.sigma(v.t) * ((error + 1e-10) ** p - 1e-10**p) / p
 
-    def loss(self, v: Visit) -> Tensor:
+    def loss(self, v: NoisedBatch) -> Tensor:
         log_prob = self.log_prob(v.pred, v)
         acted = self.log_prob(v.old, v) if self.off_policy else log_prob.detach()
         rho = (log_prob - acted).exp()

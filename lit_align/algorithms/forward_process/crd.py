@@ -4,7 +4,7 @@ from contextlib import AbstractContextManager
 
 from torch import Tensor
 
-from lit_align.algorithms.forward_process.forward_process import ForwardProcess, Visit
+from lit_align.algorithms.forward_process.forward_process import ForwardProcess, NoisedBatch
 
 SAMPLING = "sampling"  # the policy that draws
 
@@ -51,10 +51,10 @@ class CRD(ForwardProcess):
 
     def centred(self, x: Tensor) -> Tensor:
         """x (M,) minus its prompt's mean."""
-        x = x.view(-1, self.together)
+        x = x.view(-1, self.group_size)
         return (x - x.mean(1, keepdim=True)).flatten()
 
-    def loss(self, v: Visit) -> Tensor:
+    def loss(self, v: NoisedBatch) -> Tensor:
         r = v.advantage / (2 * self.max_advantage) + 0.5
         implicit = self.normalised_error(v.old, v.target) - self.normalised_error(v.pred, v.target)
         gap = self.beta * self.centred(implicit) - self.centred(r)

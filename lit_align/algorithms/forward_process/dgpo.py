@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_align.algorithms.forward_process.forward_process import ForwardProcess, Visit
+from lit_align.algorithms.forward_process.forward_process import ForwardProcess, NoisedBatch
 
 
 class DGPO(ForwardProcess):
@@ -54,18 +54,18 @@ class DGPO(ForwardProcess):
     def times(self, n: int) -> Tensor:
         grid = self.rollout.timesteps(self.policy)[:-1]
         first = grid[: max(1, round(self.fraction * len(grid)))]
-        order = torch.rand(n // self.together, len(first), device=grid.device).argsort(1)
-        return first[order[:, : self.trained_steps]].repeat_interleave(self.together, 0)
+        order = torch.rand(n // self.group_size, len(first), device=grid.device).argsort(1)
+        return first[order[:, : self.trained_steps]].repeat_interleave(self.group_size, 0)
 
     def noise(self, x_0: Tensor) -> Tensor:
-        return torch.randn_like(x_0[:: self.together]).repeat_interleave(self.together, 0)
+        return torch.randn_like(x_0[:: self.group_size]).repeat_interleave(self.group_size, 0)
 
-    def loss(self, v: Visit) -> Tensor:
+    def loss(self, v: NoisedBatch) -> Tensor:
         l_theta, l_ref, l_old = (self.policy.error(x, v.target) for x in (v.pred, v.ref, v.old))
         rho, e = (l_old - l_theta).detach().exp(), self.clip_range
         beyond = torch.where(v.advantage > 0, rho > 1 + e, rho < 1 - e)
         self.log_mean("train/clip_fraction", beyond.float().mean(), len(rho))
         l_theta = torch.where(beyond, l_theta.detach(), l_theta)
-        gap = (v.advantage * (l_theta - l_ref)).view(-1, self.together).mean(1)
-        kl = self.policy.error(v.pred, v.ref).view(-1, self.together).mean(1)
+        gap = (v.advantage * (l_theta - l_ref)).view(-1, self.group_size).mean(1)
+        kl = self.policy.error(v.pred, v.ref).view(-1, self.group_size).mean(1)
         return F.softplus(self.beta * gap) / self.beta + self.kl_weight * kl

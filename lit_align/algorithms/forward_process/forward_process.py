@@ -8,14 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lit_align.algorithms.own_samples import OwnSamples
-from lit_align.algorithms.policy_gradient.advantage import Group, of_this_rank
-from lit_align.diffusion.sampler import Sampler, gather
+from lit_align.algorithms.online import Online
+from lit_align.algorithms.parts.advantages import Group, local_advantages
+from lit_align.diffusion.sampler import Sampler, select_rows
 from lit_align.policies.policy import OLD
 from lit_align.rewards.reward import Reward
 
 
-class Visit(NamedTuple):
+class NoisedBatch(NamedTuple):
     """M samples noised again, and what is predicted there: all of the policy's own prediction type, unguided."""
 
     x_0: Tensor  # (M, ...)
@@ -33,7 +33,7 @@ def ramp(step: int, first: float, slope: float, last: float, after: int = 0) -> 
     return min(first + slope * max(step - after, 0), last)
 
 
-class ForwardProcess(OwnSamples):
+class ForwardProcess(Online):
     """Base of the methods that weigh the denoising loss of their own samples by advantages, of either sign. A method
     overrides `loss`.
 
@@ -83,29 +83,29 @@ class ForwardProcess(OwnSamples):
         self.decays, self.max_advantage = {OLD: decay}, max_advantage
 
     @abstractmethod
-    def loss(self, v: Visit) -> Tensor:
+    def loss(self, v: NoisedBatch) -> Tensor:
         """The method's equation: (M,) from M visits, or one value for each group of K."""
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if stage == "fit":
             for name in self.decays:
-                self.policy.keep_old(name)
+                self.policy.add_old(name)
 
     def acting(self) -> AbstractContextManager:
         """Inside, the policy is the one that draws."""
         return self.policy.old()
 
     @property
-    def together(self) -> int:
+    def group_size(self) -> int:
         """How many successive samples share a time and a minibatch."""
         return self.samples_per_prompt if self.grouped else 1
 
     def times(self, n: int) -> Tensor:
         """Training times (n, T) of n samples: a share of the rollout's, in random order."""
         grid = self.rollout.timesteps(self.policy)[:-1]
-        order = torch.rand(n // self.together, len(grid), device=grid.device).argsort(1)
-        return grid[order[:, : max(1, int(self.fraction * len(grid)))]].repeat_interleave(self.together, 0)
+        order = torch.rand(n // self.group_size, len(grid), device=grid.device).argsort(1)
+        return grid[order[:, : max(1, int(self.fraction * len(grid)))]].repeat_interleave(self.group_size, 0)
 
     def noise(self, x_0: Tensor) -> Tensor:
         """eps of a minibatch (M, ...)."""
@@ -121,18 +121,18 @@ class ForwardProcess(OwnSamples):
             latents = [self.draw_latents(prompts) for _ in range(k)]
         images = torch.stack([self.policy.decode(x) for x in latents], 1).flatten(0, 1)
         x_0, reward = torch.stack(latents, 1).flatten(0, 1), self.reward(images, repeated).float()
-        advantage = of_this_rank(self, repeated, self.rated(reward, repeated))
+        advantage = local_advantages(self, repeated, self.log_reward(reward, repeated))
         return {"x_0": x_0, "t": self.times(len(x_0)), "advantage": advantage, "cond": self.cond(batch)}
 
     def parts(self, collected: dict) -> Iterable[list[dict]]:
         """Each update's minibatches: the collection, and which rows of it are visited at which of their times."""
         n, steps = collected["t"].shape
-        groups = torch.arange(n).view(-1, self.together)
+        groups = torch.arange(n).view(-1, self.group_size)
         for part in torch.randperm(len(groups)).chunk(self.updates):
             cells = torch.cartesian_prod(part, torch.arange(steps)).view(-1, 2)
-            cells = cells[torch.randperm(len(cells))].split(max(1, self.minibatch // self.together))
+            cells = cells[torch.randperm(len(cells))].split(max(1, self.minibatch // self.group_size))
             yield [
-                collected | {"row": groups[c[:, 0]].flatten(), "step": c[:, 1].repeat_interleave(self.together)}
+                collected | {"row": groups[c[:, 0]].flatten(), "step": c[:, 1].repeat_interleave(self.group_size)}
                 for c in cells
             ]
 
@@ -144,14 +144,14 @@ class ForwardProcess(OwnSamples):
                 total += super().accumulate(m | {"share": len(m["row"]) / count}, batch)
         return total
 
-    def step(self, m: dict) -> Tensor:
-        return m["share"] * self.loss(self.visit(m)).mean()
+    def batch_loss(self, m: dict) -> Tensor:
+        return m["share"] * self.loss(self.noised_batch(m)).mean()
 
-    def visit(self, m: dict) -> Visit:
+    def noised_batch(self, m: dict) -> NoisedBatch:
         """Noises a minibatch's samples and predicts there, with everything the method compares."""
         process, row = self.policy.process, m["row"]
         x_0, t = m["x_0"][row], m["t"][row, m["step"]]
-        eps, cond = self.noise(x_0), gather(m["cond"], (row // self.samples_per_prompt).tolist())
+        eps, cond = self.noise(x_0), select_rows(m["cond"], (row // self.samples_per_prompt).tolist())
         x_t, old, ref = process.add_noise(x_0, eps, t), None, None
         with torch.no_grad():
             if self.uses_old:
@@ -163,7 +163,7 @@ class ForwardProcess(OwnSamples):
         pred = self.policy.denoise(x_t, t, cond)
         if ref is not None:
             self.log_mean("train/kl", self.policy.error(pred.detach(), ref).mean(), len(t))
-        return Visit(x_0, x_t, t, process.target(x_0, eps, t), pred, m["advantage"][row], old, ref)
+        return NoisedBatch(x_0, x_t, t, process.target(x_0, eps, t), pred, m["advantage"][row], old, ref)
 
     def normalised_error(self, x: Tensor, y: Tensor) -> Tensor:
         """mean (x - y)^2 / sg(mean |x - y|) of each sample, the divisor at least 1e-5: (M,)."""
@@ -173,4 +173,4 @@ class ForwardProcess(OwnSamples):
     def training_step(self, batch: dict, batch_idx: int) -> None:
         super().training_step(batch, batch_idx)
         for name, decay in self.decays.items():
-            self.policy.refresh_old(ramp(self.global_step, *decay), name)
+            self.policy.update_old(ramp(self.global_step, *decay), name)

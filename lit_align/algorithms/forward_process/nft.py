@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from lit_align.algorithms.forward_process.forward_process import ForwardProcess, Visit
+from lit_align.algorithms.forward_process.forward_process import ForwardProcess, NoisedBatch
 
 
 class DiffusionNFT(ForwardProcess):
@@ -27,13 +27,13 @@ class DiffusionNFT(ForwardProcess):
         super().__init__(**kwargs)
         self.beta, self.kl_weight, self.uses_reference = beta, kl_weight, kl_weight > 0
 
-    def loss(self, v: Visit) -> Tensor:
+    def loss(self, v: NoisedBatch) -> Tensor:
         beta, r = self.beta, v.advantage / (2 * self.max_advantage) + 0.5
         plus = self.distance((1 - beta) * v.old + beta * v.pred, v)
         minus = self.distance((1 + beta) * v.old - beta * v.pred, v)
         loss = self.max_advantage / beta * (r * plus + (1 - r) * minus)
         return loss + self.kl_weight * self.policy.error(v.pred, v.ref) if self.kl_weight else loss
 
-    def distance(self, pred: Tensor, v: Visit) -> Tensor:
+    def distance(self, pred: Tensor, v: NoisedBatch) -> Tensor:
         """L of what a prediction says of x_0: (M,)."""
         return self.normalised_error(self.policy.process.to_x0(pred, v.x_t, v.t), v.x_0)

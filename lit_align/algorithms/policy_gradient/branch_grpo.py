@@ -64,7 +64,7 @@ class BranchGRPO(DDPO):
     def collect(self, prompts: list[str]) -> tuple[Trajectory, Tensor]:
         tree = Tree(self.splits, self.split_noise)
         trajectory, x_0 = self.draw_trajectories(prompts, tree, self.leaves)
-        reward = self.rated(self.scored(x_0, trajectory.prompts), trajectory.prompts)
+        reward = self.log_reward(self.scored(x_0, trajectory.prompts), trajectory.prompts)
         reward, k = reward.view(len(prompts), self.leaves), self.leaves
         columns = []
         for i in range(self.rollout.steps):

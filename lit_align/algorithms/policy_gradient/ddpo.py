@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, Step, clipped
+from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, StepBatch, clipped
 
 
 class DDPO(PolicyGradient):
@@ -18,7 +18,7 @@ class DDPO(PolicyGradient):
         super().__init__(**kwargs)
         self.clip_range = clip_range
 
-    def loss(self, step: Step) -> Tensor:
+    def loss(self, step: StepBatch) -> Tensor:
         rho, e = step.ratio, self.clip_range
         self.log_mean("train/clip_fraction", ((rho - 1).abs() > e).float().mean(), len(rho))
         return clipped(rho, step.advantage, e)

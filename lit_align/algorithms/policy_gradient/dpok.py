@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from lit_align.algorithms.policy_gradient.critic import Value, groups
-from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, Step
+from lit_align.algorithms.parts.latent_critic import Value, groups
+from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, StepBatch
 
 
 class DPOK(PolicyGradient):
@@ -42,7 +42,7 @@ class DPOK(PolicyGradient):
     def advantages(self, prompts: list[str], reward: Tensor) -> Tensor:
         return reward
 
-    def loss(self, step: Step) -> Tensor:
+    def loss(self, step: StepBatch) -> Tensor:
         e, value = self.clip_range, self.value(step.x_t, step.cond["text"], step.t)
         advantage = step.advantage - value.detach()
         kl, value_loss = step.gaussian.kl(step.reference), (value - step.advantage).square()

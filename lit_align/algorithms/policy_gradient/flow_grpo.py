@@ -5,8 +5,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from lit_align.algorithms.policy_gradient.advantage import Group
-from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, Step, clipped
+from lit_align.algorithms.parts.advantages import Group
+from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, StepBatch, clipped
 from lit_align.diffusion.process import Flow
 from lit_align.diffusion.sampler import Trajectory
 from lit_align.diffusion.transition import FlowSDE, Windowed
@@ -60,7 +60,7 @@ class FlowGRPO(PolicyGradient):
                 "give it FlowSDE, or leave guard out."
             )
         if shared_noise:
-            self.same_noise = self.samples_per_prompt
+            self.noise_group_size = self.samples_per_prompt
         self.window_range = first, end = window_range or (0, self.rollout.steps - 1)
         if window and not (0 <= first <= end - window and end < self.rollout.steps):
             raise ValueError(
@@ -85,14 +85,14 @@ class FlowGRPO(PolicyGradient):
         steps = steps[steps < self.rollout.steps - 1]
         return steps[torch.randperm(len(steps))[: max(1, round(self.fraction * len(steps)))]]
 
-    def ratio(self, step: Step) -> Tensor:
+    def ratio(self, step: StepBatch) -> Tensor:
         if not self.guard:
             return step.ratio
         s = step.gaussian.std.flatten(1)[:, 0]
         moved = (step.gaussian.mean - step.old_mean).square().flatten(1).mean(1)
         return ((step.log_prob - step.old_log_prob + moved / (2 * s.square())) * s).exp()
 
-    def loss(self, step: Step) -> Tensor:
+    def loss(self, step: StepBatch) -> Tensor:
         rho, e = self.ratio(step), self.clip_range
         self.log_mean("train/clip_fraction", ((rho - 1).abs() > e).float().mean(), len(rho))
         loss = clipped(rho, step.advantage, e)

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from lit_align.algorithms.policy_gradient.critic import Value, groups
-from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, Step
+from lit_align.algorithms.parts.latent_critic import Value, groups
+from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, StepBatch
 from lit_align.diffusion.sampler import Trajectory
 
 
@@ -57,9 +57,9 @@ class PCL(PolicyGradient):
         weight = torch.stack(torch.autograd.grad(square.sum(), (log_ratio, value)), -1)  # (N, T, 2)
         super().update(trajectory, weight, groups, steps, reference=False)
 
-    def value_of(self, step: Step) -> Tensor:
+    def value_of(self, step: StepBatch) -> Tensor:
         return self.value(step.x_t, step.cond["text"], step.t)
 
-    def loss(self, step: Step) -> Tensor:
+    def loss(self, step: StepBatch) -> Tensor:
         policy, value = step.advantage.unbind(1)
         return policy * step.log_prob + value * self.value_of(step)

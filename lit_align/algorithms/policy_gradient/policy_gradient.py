@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from lit_align.algorithms.algorithm import Algorithm
-from lit_align.algorithms.policy_gradient.advantage import PerPrompt, of_this_rank
-from lit_align.diffusion.sampler import Hook, Sampler, Trajectory, gather
+from lit_align.algorithms.parts.advantages import PerPrompt, local_advantages
+from lit_align.diffusion.sampler import Hook, Sampler, Trajectory, select_rows
 from lit_align.diffusion.transition import DDIM, Gaussian
 from lit_align.rewards.reward import Reward
 
 
-class Step(NamedTuple):
+class StepBatch(NamedTuple):
     """Denoising steps of a rollout, seen again by the policy that learns from them."""
 
     gaussian: Gaussian  # p_theta(x_s | x_t, c) now
@@ -68,9 +68,9 @@ class PolicyGradient(Algorithm):
         max_advantage: advantages are clipped to +- this.
     """
 
-    feedback, draws = ("prompt",), True
-    together = 1  # how many successive trajectories `loss` sees at once, all at the same step
-    same_noise = 1  # how many successive trajectories start from one noise
+    feedback, samples_online = ("prompt",), True
+    group_size = 1  # how many successive trajectories `loss` sees at once, all at the same step
+    noise_group_size = 1  # how many successive trajectories start from one noise
 
     def __init__(
         self,
@@ -94,8 +94,8 @@ class PolicyGradient(Algorithm):
         self.minibatch, self.max_grad_norm, self.max_advantage = minibatch, max_grad_norm, max_advantage
 
     @abstractmethod
-    def loss(self, step: Step) -> Tensor:
-        """The method's equation: (M / together,) from M denoising steps."""
+    def loss(self, step: StepBatch) -> Tensor:
+        """The method's equation: (M / group_size,) from M denoising steps."""
 
     def training_step(self, batch: dict, batch_idx: int) -> None:
         self.check(batch)
@@ -104,19 +104,22 @@ class PolicyGradient(Algorithm):
     def collect(self, prompts: list[str]) -> tuple[Trajectory, Tensor]:
         """Trajectories, and the advantages of each (N,) or of each of its steps (N, T)."""
         trajectory, x_0 = self.draw_trajectories(prompts)
-        return trajectory, self.advantages(prompts, self.rated(self.scored(x_0, prompts), prompts))
+        return trajectory, self.advantages(prompts, self.log_reward(self.scored(x_0, prompts), prompts))
 
     def draw_trajectories(
         self, prompts: list[str], hook: Hook | None = None, leaves: int = 1
     ) -> tuple[Trajectory, Tensor]:
         """Trajectories (N) and where they end (N, ...), drawn a minibatch at a time; `leaves`: of a prompt."""
-        if self.samples_per_prompt % self.together:
+        if self.samples_per_prompt % self.group_size:
             raise ValueError(
-                f"samples_per_prompt is {self.samples_per_prompt}; {type(self).__name__} compares {self.together} "
-                f"trajectories of a prompt: give a multiple of {self.together}."
+                f"samples_per_prompt is {self.samples_per_prompt}; {type(self).__name__} compares {self.group_size} "
+                f"trajectories of a prompt: give a multiple of {self.group_size}."
             )
-        x, states = torch.randn(len(prompts) // self.same_noise, *self.policy.latent_shape, device=self.device), []
-        x, n = x.repeat_interleave(self.same_noise, 0), max(1, self.minibatch // leaves)
+        x, states = (
+            torch.randn(len(prompts) // self.noise_group_size, *self.policy.latent_shape, device=self.device),
+            [],
+        )
+        x, n = x.repeat_interleave(self.noise_group_size, 0), max(1, self.minibatch // leaves)
         for i in range(0, len(prompts), n):
             states.append(self.rollout(self.policy, prompts[i : i + n], x=x[i : i + n], hook=hook, record=True))
         return Trajectory.cat([state.trajectory for state in states]), torch.cat([state.x for state in states])
@@ -129,13 +132,13 @@ class PolicyGradient(Algorithm):
 
     def advantages(self, prompts: list[str], reward: Tensor) -> Tensor:
         """This rank's advantages (N,), from the statistics of all ranks' samples."""
-        return of_this_rank(self, prompts, reward)
+        return local_advantages(self, prompts, reward)
 
     def learn(self, trajectory: Trajectory, advantage: Tensor) -> None:
         """The update loop: every optimizer step sees all denoising steps of its trajectories."""
         steps = self.trained_steps(trajectory)
         advantage = advantage.view(len(advantage), -1).expand_as(trajectory.t)
-        groups = torch.arange(len(advantage)).view(-1, self.together)
+        groups = torch.arange(len(advantage)).view(-1, self.group_size)
         for _ in range(self.inner_epochs):
             for part in torch.randperm(len(groups)).chunk(self.updates):
                 self.update(trajectory, advantage, groups[part], steps)
@@ -145,22 +148,22 @@ class PolicyGradient(Algorithm):
     def update(
         self, trajectory: Trajectory, advantage: Tensor, groups: Tensor, steps: Tensor, reference: bool = True
     ) -> None:
-        """One optimizer step on the given steps of groups (G, together) of trajectories. Advantages (N, T, ...);
+        """One optimizer step on the given steps of groups (G, group_size) of trajectories. Advantages (N, T, ...);
         `reference`: whether `loss` sees it, where the method uses one."""
         optimizer = self.optimizers()
         optimizer.zero_grad()
         parts = list(self.minibatches(groups, steps))
         for k, (rows, i) in enumerate(parts, 1):
             loss = self.loss(self.revisit(trajectory, advantage, rows, i, reference))
-            self.finite(loss.mean(), gather(trajectory.prompts, rows.tolist()))
+            self.require_finite(loss.mean(), select_rows(trajectory.prompts, rows.tolist()))
             with self.gradient_sync(last=k == len(parts)):
-                self.manual_backward(loss.sum() * self.together / sum(len(rows) for rows, _ in parts))
+                self.manual_backward(loss.sum() * self.group_size / sum(len(rows) for rows, _ in parts))
             self.log_mean("train/loss", loss.detach().mean(), len(loss))
         optimizer.step()
 
     @torch.no_grad()
     def every_step(
-        self, trajectory: Trajectory, groups: Tensor, steps: Tensor, *functions: Callable[[Step], Tensor]
+        self, trajectory: Trajectory, groups: Tensor, steps: Tensor, *functions: Callable[[StepBatch], Tensor]
     ) -> list[Tensor]:
         """What functions of a step (M,) say of the given steps: (N, T) each, 0 elsewhere. The first of two passes of a
         method whose objective is of whole trajectories: its derivatives in these are the second's advantages."""
@@ -174,8 +177,8 @@ class PolicyGradient(Algorithm):
     def minibatches(self, groups: Tensor, steps: Tensor):
         """Yields rows and steps (M,), in random order; a group's rows stay together."""
         cells = torch.cartesian_prod(torch.arange(len(groups)), steps).view(-1, 2)
-        for part in cells[torch.randperm(len(cells))].split(max(1, self.minibatch // self.together)):
-            yield groups[part[:, 0]].flatten(), part[:, 1].repeat_interleave(self.together)
+        for part in cells[torch.randperm(len(cells))].split(max(1, self.minibatch // self.group_size)):
+            yield groups[part[:, 0]].flatten(), part[:, 1].repeat_interleave(self.group_size)
 
     def trained_steps(self, trajectory: Trajectory) -> Tensor:
         """Indices of the denoising steps that are learnt from: those with noise, hence with a likelihood."""
@@ -193,14 +196,14 @@ class PolicyGradient(Algorithm):
 
     def revisit(
         self, trajectory: Trajectory, advantage: Tensor, rows: Tensor, steps: Tensor, reference: bool = True
-    ) -> Step:
+    ) -> StepBatch:
         """Trajectory rows' steps (M,) under the present policy, with their advantages of all (N, T, ...)."""
         m = trajectory.minibatch(rows, steps)
         gaussian, law = self.gaussian(m), None
         if self.uses_reference and reference:
             with torch.no_grad(), self.policy.reference():
                 law = self.gaussian(m)
-        step = Step(
+        step = StepBatch(
             gaussian=gaussian,
             log_prob=gaussian.log_prob(m["x_s"]),
             old_log_prob=m["log_prob"],

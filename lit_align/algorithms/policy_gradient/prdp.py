@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, Step
+from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, StepBatch
 from lit_align.diffusion.sampler import Trajectory
 
 
@@ -24,7 +24,7 @@ class PRDP(PolicyGradient):
     """
 
     uses_reference = True
-    together = 2
+    group_size = 2
 
     def __init__(self, beta: float = 100.0, clip_range: float = 1e-4, samples_per_prompt: int = 2, **kwargs):
         super().__init__(samples_per_prompt=samples_per_prompt, **kwargs)
@@ -46,5 +46,5 @@ class PRDP(PolicyGradient):
         (weight,) = torch.autograd.grad(regression.sum(), log_prob)
         super().update(trajectory, weight * len(steps), groups, steps, reference=False)
 
-    def loss(self, step: Step) -> Tensor:
+    def loss(self, step: StepBatch) -> Tensor:
         return (step.advantage * step.log_prob).view(-1, 2).sum(1)

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from lit_align.algorithms.policy_gradient.advantage import of_this_rank
-from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, Step
+from lit_align.algorithms.parts.advantages import local_advantages
+from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, StepBatch
 from lit_align.diffusion.sampler import Hook, Trajectory
 
 
@@ -57,7 +57,7 @@ class SDPO(PolicyGradient):
         decay: lambda.
     """
 
-    together = same_noise = 2
+    group_size = noise_group_size = 2
 
     def __init__(
         self,
@@ -75,13 +75,13 @@ class SDPO(PolicyGradient):
         hook = Estimates()
         trajectory, _ = self.draw_trajectories(prompts, hook)
         returns = interpolated(hook.x_0, lambda x_0: self.scored(x_0, prompts * 3))  # (N, T)
-        self.rated(returns[:, -1], prompts)
+        self.log_reward(returns[:, -1], prompts)
         for k in reversed(range(returns.shape[1] - 1)):
             returns[:, k] += self.discount * returns[:, k + 1]
         steps = enumerate(returns.unbind(1))
-        return trajectory, torch.stack([of_this_rank(self, [f"{p} {k}" for p in prompts], r) for k, r in steps], 1)
+        return trajectory, torch.stack([local_advantages(self, [f"{p} {k}" for p in prompts], r) for k, r in steps], 1)
 
-    def loss(self, step: Step) -> Tensor:
+    def loss(self, step: StepBatch) -> Tensor:
         pairs = lambda x: x.view(-1, 2)[:, 0] - x.view(-1, 2)[:, 1]
         grid = self.rollout.timesteps(self.policy).to(step.t.device)[:-1]
         k = (grid[None] - step.t.view(-1, 2)[:, :1]).abs().argmin(1)

@@ -5,10 +5,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lit_align.algorithms.policy_gradient.critic import groups
+from lit_align.algorithms.parts.image_critic import Critic
+from lit_align.algorithms.parts.latent_critic import groups
 from lit_align.algorithms.policy_gradient.ddpo import DDPO
-from lit_align.algorithms.policy_gradient.image_critic import Critic
-from lit_align.diffusion.sampler import Trajectory, gather
+from lit_align.diffusion.sampler import Trajectory, select_rows
 
 
 class TDPOR(DDPO):
@@ -93,7 +93,7 @@ class TDPOR(DDPO):
                         k = at[rows]
                         loss = self.loss(self.revisit(trajectory, advantage, rows, k))
                         loss = loss + self.value_loss(self.critic(e[rows, k]), old[rows, k], returns[rows])
-                        self.finite(loss.mean(), gather(trajectory.prompts, rows.tolist()))
+                        self.require_finite(loss.mean(), select_rows(trajectory.prompts, rows.tolist()))
                         with self.gradient_sync(last=i == len(minibatches)):
                             self.manual_backward(loss.sum() / len(part))
                         self.log_mean("train/loss", loss.detach().mean(), len(loss))

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_align.algorithms.algorithm import Algorithm
-from lit_align.algorithms.preference.errors import denoised
+from lit_align.algorithms.parts.denoising_errors import denoised
 
 UTILITIES = {
     "kahneman_tversky": torch.sigmoid,
@@ -29,7 +29,7 @@ class DiffusionKTO(Algorithm):
         beta: coefficient of h - z.
         utility: kahneman_tversky (sigmoid), loss_averse (log-sigmoid) or risk_seeking (its mirror).
         weight_good, weight_bad: lambda of each kind.
-        timestep_law: how t is drawn: uniform, logit_normal or mode.
+        timestep_sampling: distribution of t: uniform, logit_normal or mode.
     """
 
     feedback = ("image", "label")
@@ -41,16 +41,16 @@ class DiffusionKTO(Algorithm):
         utility: Literal["kahneman_tversky", "loss_averse", "risk_seeking"] = "kahneman_tversky",
         weight_good: float = 1.0,
         weight_bad: float = 1.0,
-        timestep_law: Literal["uniform", "logit_normal", "mode"] = "uniform",
+        timestep_sampling: Literal["uniform", "logit_normal", "mode"] = "uniform",
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.beta, self.utility, self.timestep_law = beta, utility, timestep_law
+        self.beta, self.utility, self.timestep_sampling = beta, utility, timestep_sampling
         self.weight_good, self.weight_bad = weight_good, weight_bad
 
-    def step(self, batch: dict) -> Tensor:
+    def batch_loss(self, batch: dict) -> Tensor:
         x_0, good = self.latents(batch, "image"), batch["label"].to(self.device) > 0.5
-        t = self.policy.process.sample_timesteps(len(x_0), self.timestep_law, device=x_0.device)
+        t = self.policy.process.sample_timesteps(len(x_0), self.timestep_sampling, device=x_0.device)
         d = denoised(self.policy, x_0, t, torch.randn_like(x_0), self.cond(batch))
         h = d.ref_error - d.error
         z = self.all_gather(h.detach()).mean().clamp(min=0)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lit_align.algorithms.preference.online import Online
+from lit_align.algorithms.preference.online_preference import OnlinePreference
 from lit_align.algorithms.preference.preference import Errors
 from lit_align.diffusion.sampler import Hook
 from lit_align.rewards.reward import Reward
@@ -24,7 +24,7 @@ class Mixture(Hook):
         state.x0, state.eps = x_0.lerp(ref_x_0, self.share), eps.lerp(ref_eps, self.share)
 
 
-class NashMD(Online):
+class NashMD(OnlinePreference):
     """Nash mirror descent (Munos et al. 2023, arXiv 2312.00886) in the contrastive form of IPO-MD (Calandriello et
     al. 2024, arXiv 2403.08635, eq. 12); the port to diffusion is ours. Two samples x, x' of the mixture, and
     (beta D - (2 P(x beats x') - 1))^2 with D their gap: the fixed point is the regularised Nash equilibrium.

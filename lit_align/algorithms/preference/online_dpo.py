@@ -4,12 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_align.algorithms.preference.online import Online
+from lit_align.algorithms.preference.online_preference import OnlinePreference
 from lit_align.algorithms.preference.preference import Errors
 from lit_align.rewards.reward import Reward
 
 
-class OnlineDPO(Online):
+class OnlineDPO(OnlinePreference):
     """Iterative Diffusion-DPO (survey section 4.2; Guo et al. 2024, arXiv 2402.04792): samples K images for each
     prompt, scores them, and takes Diffusion-DPO's loss on best against worst. Prompts whose samples score alike give
     no pair.
@@ -32,7 +32,7 @@ class OnlineDPO(Online):
         k, prompts = self.samples_per_prompt, batch["prompt"]
         repeated = [p for p in prompts for _ in range(k)]
         latents = self.draw_latents(repeated)
-        reward = self.rated(self.reward(self.policy.decode(latents), repeated).float(), repeated).view(-1, k).cpu()
+        reward = self.log_reward(self.reward(self.policy.decode(latents), repeated).float(), repeated).view(-1, k).cpu()
         latents = latents.unflatten(0, (-1, k))
         rows = (reward.amax(1) > reward.amin(1)).nonzero().flatten()
         if not len(rows):

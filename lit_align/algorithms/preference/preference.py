@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_align.algorithms.algorithm import Algorithm
-from lit_align.algorithms.preference.errors import denoised
+from lit_align.algorithms.parts.denoising_errors import denoised
 
 
 class Errors(NamedTuple):
@@ -55,7 +55,7 @@ class Preference(Algorithm):
     mean errors `train/error/{win,lose,ref_win,ref_lose}`; the same under `val/` when the data has validation pairs.
 
     Args:
-        timestep_law: how t is drawn: uniform, logit_normal or mode (the last two for flow matching, arXiv 2403.03206).
+        timestep_sampling: distribution of t: uniform, or logit_normal or mode for flow matching (arXiv 2403.03206).
         safeguard: mu of Diffusion-SDPO in [0, 1], which keeps the winner's error from rising; none: off.
     """
 
@@ -64,12 +64,12 @@ class Preference(Algorithm):
 
     def __init__(
         self,
-        timestep_law: Literal["uniform", "logit_normal", "mode"] = "uniform",
+        timestep_sampling: Literal["uniform", "logit_normal", "mode"] = "uniform",
         safeguard: float | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.timestep_law, self.safeguard = timestep_law, safeguard
+        self.timestep_sampling, self.safeguard = timestep_sampling, safeguard
 
     @abstractmethod
     def loss(self, e: Errors) -> Tensor:
@@ -79,7 +79,7 @@ class Preference(Algorithm):
         """Timesteps (2B,) and noises (2B, ...) for the images x_0 (2B, ...), winners first: the pair's own, drawn
         once."""
         n = len(x_0) // 2
-        t = self.policy.process.sample_timesteps(n, self.timestep_law, device=x_0.device)
+        t = self.policy.process.sample_timesteps(n, self.timestep_sampling, device=x_0.device)
         eps = torch.randn_like(x_0[:n])
         return torch.cat([t, t]), torch.cat([eps, eps])
 
@@ -91,7 +91,7 @@ class Preference(Algorithm):
         t = t[: len(t) // 2]
         return Errors(*d.error.chunk(2), *d.ref_error.chunk(2), t, d.prediction, d.target, d.reference, batch)
 
-    def step(self, batch: dict) -> Tensor:
+    def batch_loss(self, batch: dict) -> Tensor:
         return self.measure(batch, "train")
 
     def measure(self, batch: dict, stage: str) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_align.algorithms.algorithm import Algorithm
-from lit_align.algorithms.preference.errors import denoised
+from lit_align.algorithms.parts.denoising_errors import denoised
 
 
 class Ranked(NamedTuple):
@@ -76,15 +76,15 @@ class Ranking(Algorithm):
     policy's improvement orders the same way.
 
     Args:
-        timestep_law: how t is drawn: uniform, logit_normal or mode (the last two for flow matching, arXiv 2403.03206).
+        timestep_sampling: distribution of t: uniform, or logit_normal or mode for flow matching (arXiv 2403.03206).
     """
 
     feedback = ("images", "scores")
     uses_reference = True
 
-    def __init__(self, timestep_law: Literal["uniform", "logit_normal", "mode"] = "uniform", **kwargs):
+    def __init__(self, timestep_sampling: Literal["uniform", "logit_normal", "mode"] = "uniform", **kwargs):
         super().__init__(**kwargs)
-        self.timestep_law = timestep_law
+        self.timestep_sampling = timestep_sampling
 
     @abstractmethod
     def loss(self, r: Ranked) -> Tensor:
@@ -93,13 +93,13 @@ class Ranking(Algorithm):
     def ranked(self, batch: dict) -> Ranked:
         x_0 = self.latents(batch, "images")  # (B, K, C, h, w)
         b, k = x_0.shape[:2]
-        t = self.policy.process.sample_timesteps(b, self.timestep_law, device=x_0.device)
+        t = self.policy.process.sample_timesteps(b, self.timestep_sampling, device=x_0.device)
         cond = {key: v.repeat_interleave(k, 0) for key, v in self.cond(batch).items()}
         x_0 = x_0.flatten(0, 1)
         d = denoised(self.policy, x_0, t.repeat_interleave(k), torch.randn_like(x_0), cond, self.uses_reference)
         return Ranked(d.error.view(b, k), d.ref_error.view(b, k), batch["scores"].to(x_0.device), t)
 
-    def step(self, batch: dict) -> Tensor:
+    def batch_loss(self, batch: dict) -> Tensor:
         r = self.ranked(batch)
         with torch.no_grad():
             pairs, margin = better(r.score), gaps(r.h)

@@ -15,7 +15,7 @@ class SFT(Algorithm):
 
     Args:
         learns_from: the batch key.
-        timestep_law: how t is drawn: uniform, logit_normal or mode (the last two for flow matching, arXiv 2403.03206).
+        timestep_sampling: distribution of t: uniform, or logit_normal or mode for flow matching (arXiv 2403.03206).
     """
 
     feedback = ("image",)
@@ -23,16 +23,16 @@ class SFT(Algorithm):
     def __init__(
         self,
         learns_from: Literal["image", "win"] = "image",
-        timestep_law: Literal["uniform", "logit_normal", "mode"] = "uniform",
+        timestep_sampling: Literal["uniform", "logit_normal", "mode"] = "uniform",
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.feedback = (learns_from,)
-        self.timestep_law = timestep_law
+        self.timestep_sampling = timestep_sampling
 
-    def step(self, batch: dict) -> Tensor:
+    def batch_loss(self, batch: dict) -> Tensor:
         process, x_0 = self.policy.process, self.latents(batch, self.feedback[0])
-        t = process.sample_timesteps(len(x_0), self.timestep_law, device=x_0.device)
+        t = process.sample_timesteps(len(x_0), self.timestep_sampling, device=x_0.device)
         eps = torch.randn_like(x_0)
         prediction = self.policy.denoise(process.add_noise(x_0, eps, t), t, self.cond(batch))
         return self.policy.error(prediction, process.target(x_0, eps, t)).mean()

@@ -5,11 +5,11 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_align.algorithms.preference.online import Online
+from lit_align.algorithms.preference.online_preference import OnlinePreference
 from lit_align.algorithms.preference.preference import Errors
 
 
-class SPINDiffusion(Online):
+class SPINDiffusion(OnlinePreference):
     """Yuan et al. 2024, arXiv 2402.10210, eq. 10: Diffusion-DPO's loss with a data image as winner and, as loser, a
     sample of the reference for the same caption; every `refresh_every` steps the policy becomes the next reference.
 

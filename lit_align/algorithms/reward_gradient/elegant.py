@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from lit_align.algorithms.policy_gradient.critic import Value, groups
-from lit_align.algorithms.reward_gradient.initial_law import InitialLaw
-from lit_align.algorithms.reward_gradient.path_kl import PathKL
+from lit_align.algorithms.parts.initial_distribution import InitialDistribution
+from lit_align.algorithms.parts.latent_critic import Value, groups
+from lit_align.algorithms.parts.path_kl import PathKL
 from lit_align.algorithms.reward_gradient.reward_gradient import RewardGradient
 from lit_align.diffusion.sampler import Sampler, State
 from lit_align.diffusion.transition import DDIM
@@ -51,7 +51,7 @@ class ELEGANT(RewardGradient):
         self.initial: nn.ModuleDict | None = None
         if learn_initial:
             value = Value(self.policy, self.rollout.timesteps(self.policy)[:1])
-            self.initial = nn.ModuleDict({"value": value, "nu": InitialLaw(self.policy)})
+            self.initial = nn.ModuleDict({"value": value, "nu": InitialDistribution(self.policy)})
 
     def parameter_groups(self) -> list:
         return groups(self.policy, self.initial, self.value_lr) if self.initial else super().parameter_groups()
@@ -74,8 +74,8 @@ class ELEGANT(RewardGradient):
         self.log_mean("train/kl", self.path.kl.detach().mean(), len(reward))
         return self.alpha * self.path.kl - reward
 
-    def step(self, batch: dict) -> Tensor:
-        loss = super().step(batch)
+    def batch_loss(self, batch: dict) -> Tensor:
+        loss = super().batch_loss(batch)
         return loss + self.initial_loss(batch["prompt"]) if self.initial else loss
 
     @torch.no_grad()

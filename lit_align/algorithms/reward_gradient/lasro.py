@@ -6,18 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_align.algorithms.own_samples import OwnSamples
-from lit_align.algorithms.policy_gradient.critic import groups
+from lit_align.algorithms.online import Online
+from lit_align.algorithms.parts.consistency import consistency_loss
+from lit_align.algorithms.parts.latent_critic import groups
+from lit_align.algorithms.parts.replay import Replay, gather_pairs
 from lit_align.algorithms.policy_gradient.sdpo import Estimates
-from lit_align.algorithms.reward_gradient.consistency import consistency_loss
-from lit_align.algorithms.reward_gradient.replay import Replay, of_all_ranks
 from lit_align.diffusion.sampler import Sampler, all_steps
 from lit_align.diffusion.transition import DDIM
 from lit_align.rewards.reward import Reward
 from lit_align.rewards.step_reward import StepReward
 
 
-class LaSRO(OwnSamples):
+class LaSRO(Online):
     """Jia et al. 2024, arXiv 2411.15247, for samplers of very few steps. z_k is the estimate of x_0 after step k of n,
     z_n the sample. A surrogate R(z, c, k) learns -log sigmoid(R(z^w) - R(z^l)) from the best and the worst of several
     noises of a prompt, as the reward r ranks the decoded z_k of each k; the policy learns
@@ -106,7 +106,7 @@ class LaSRO(OwnSamples):
         z = torch.stack([self.estimates(cond) for _ in range(k)])  # (K, U, B, ...)
         images = torch.cat([self.policy.decode(x) for x in z.flatten(0, 1)])
         r = self.reward(images, prompts * (k * len(self.used))).float().view(z.shape[:3])
-        self.rated(r[:, -1].flatten(), prompts * k)
+        self.log_reward(r[:, -1].flatten(), prompts * k)
         z, r = z.flatten(1, 2).transpose(0, 1), r.flatten(1).T  # (U B, K, ...), (U B, K)
         rows, step = torch.arange(len(r), device=r.device), torch.tensor(self.used, device=r.device)
         pairs = {
@@ -116,7 +116,7 @@ class LaSRO(OwnSamples):
             "lose": z[rows, r.argmin(1)],
             "told": r.amax(1) > r.amin(1),
         }
-        pairs = of_all_ranks(self, pairs)
+        pairs = gather_pairs(self, pairs)
         told = pairs.pop("told")
         texts = [p for p, ok in zip(pairs.pop("prompt"), told.tolist()) if ok]
         self.replay.add({"prompt": texts, **{k: v[told] for k, v in pairs.items()}})
@@ -129,7 +129,7 @@ class LaSRO(OwnSamples):
 
     def accumulate(self, part: dict, batch: dict) -> Tensor:
         """Takes the gradient of an update's loss in what it trains; the other has none, and the optimizer leaves it."""
-        loss = self.finite(self.step(part) + self.nothing(), batch["index"])
+        loss = self.require_finite(self.batch_loss(part) + self.zero_loss(), batch["index"])
         self.manual_backward(loss)
         for p in (self.policy if "pairs" in part else self.surrogate).parameters():
             p.grad = None
@@ -137,7 +137,7 @@ class LaSRO(OwnSamples):
 
     # The two losses
 
-    def step(self, part: dict) -> Tensor:
+    def batch_loss(self, part: dict) -> Tensor:
         return self.ranking(part["pairs"]) if "pairs" in part else self.improvement(part["prompt"], part["cond"])
 
     def score(self, z: Tensor, step: Tensor, prompts: list[str]) -> Tensor:
@@ -148,7 +148,7 @@ class LaSRO(OwnSamples):
     def ranking(self, pairs: dict | None) -> Tensor:
         """-log sigmoid(R(z^w) - R(z^l)), mean over pairs."""
         if pairs is None:
-            return self.nothing()
+            return self.zero_loss()
         both = torch.cat([pairs["win"], pairs["lose"]])
         win, lose = self.score(both, pairs["step"].repeat(2), pairs["prompt"] * 2).chunk(2)
         self.log_mean("train/accuracy", (win > lose).float().mean(), len(win))

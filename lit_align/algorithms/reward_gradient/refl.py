@@ -55,8 +55,8 @@ class ReFL(RewardGradient):
     def loss(self, reward: Tensor) -> Tensor:
         return self.weight * (self.threshold - reward).relu()
 
-    def step(self, batch: dict) -> Tensor:
-        loss = super().step(batch)
+    def batch_loss(self, batch: dict) -> Tensor:
+        loss = super().batch_loss(batch)
         return loss + self.pretrain_weight * self.pretrain(batch) if self.pretrain_weight else loss
 
     def pretrain(self, batch: dict) -> Tensor:

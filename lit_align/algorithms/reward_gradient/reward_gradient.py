@@ -20,7 +20,7 @@ class RewardGradient(Algorithm):
         rollout: the sampler that gradient flows through (default: 50 DDIM steps, guidance 7.5).
     """
 
-    feedback, draws = ("prompt",), True
+    feedback, samples_online = ("prompt",), True
 
     def __init__(self, reward: Reward, rollout: Sampler | None = None, **kwargs):
         super().__init__(**kwargs)
@@ -45,12 +45,12 @@ class RewardGradient(Algorithm):
         """The method's loss of each image: (n B,) from rewards (n B,)."""
         return -reward
 
-    def step(self, batch: dict) -> Tensor:
+    def batch_loss(self, batch: dict) -> Tensor:
         x_0 = self.generate(batch["prompt"])
         prompts = batch["prompt"] * (len(x_0) // len(batch["prompt"]))
-        reward = self.rated(self.reward(self.policy.decode(x_0), prompts).float(), prompts)
+        reward = self.log_reward(self.reward(self.policy.decode(x_0), prompts).float(), prompts)
         loss = self.loss(reward).mean()
-        return loss if loss.requires_grad else loss + self.nothing()
+        return loss if loss.requires_grad else loss + self.zero_loss()
 
     def agreed(self, value: Any) -> Any:
         """Rank 0's draw, on every rank: sharded weights are gathered for all at once, as often as one rank needs."""

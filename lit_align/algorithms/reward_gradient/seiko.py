@@ -5,9 +5,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lit_align.algorithms.parts.path_kl import PathKL
+from lit_align.algorithms.parts.surrogate import Surrogate
 from lit_align.algorithms.reward_gradient.alignprop import AlignProp
-from lit_align.algorithms.reward_gradient.path_kl import PathKL
-from lit_align.algorithms.reward_gradient.surrogate import Surrogate
 from lit_align.diffusion.sampler import Sampler
 from lit_align.diffusion.transition import DDIM
 from lit_align.policies.policy import Policy
@@ -75,14 +75,14 @@ class SEIKO(AlignProp):
             for i in range(1, self.accumulate + 1):
                 rows = torch.randint(len(batch["prompt"]), (self.minibatch,)).tolist()
                 prompts = [batch["prompt"][row] for row in rows]
-                loss = self.finite(self.step({"prompt": prompts}), prompts)
+                loss = self.require_finite(self.batch_loss({"prompt": prompts}), prompts)
                 with self.gradient_sync(last=i == self.accumulate):
                     self.manual_backward(loss / self.accumulate)
                 self.log_mean("train/loss", loss.detach(), self.minibatch)
             optimizer.step()
         if scheduler := self.lr_schedulers():
             scheduler.step()
-        self.policy.refresh_reference()
+        self.policy.update_reference()
 
     @torch.no_grad()
     def query(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
@@ -94,17 +94,17 @@ class SEIKO(AlignProp):
             image = self.policy.decode(self.rollout(self.policy, part).x)
             x.append(self.reward.describe(image, part))
             y.append(self.reward.queried(image, part).float())
-        self.rated(torch.cat(y), prompts)
+        self.log_reward(torch.cat(y), prompts)
         x, y = (self.all_gather(torch.cat(part)) for part in (x, y))
         self.log_mean("train/queries", torch.tensor(float(len(self.reward.y) + y.numel())), 1)
         return x.reshape(-1, x.shape[-1]), y.flatten()
 
-    def step(self, batch: dict) -> Tensor:
+    def batch_loss(self, batch: dict) -> Tensor:
         x_0 = self.generate(batch["prompt"])
         reward = self.reward(self.policy.decode(x_0), batch["prompt"])
         self.log_mean("train/surrogate", reward.detach().mean(), len(reward))
         loss = self.loss(reward).mean()
-        return loss if loss.requires_grad else loss + self.nothing()
+        return loss if loss.requires_grad else loss + self.zero_loss()
 
     def generate(self, prompts: list[str]) -> Tensor:
         self.path = PathKL(self.rollout, "mean")

@@ -50,7 +50,7 @@ class SRPO(RewardGradient):
         start, end = (grid[round(50 * share)].item() for share in self.window)
         return torch.linspace(start, end, LEVELS, device=grid.device).to(grid.dtype)
 
-    def step(self, batch: dict) -> Tensor:
+    def batch_loss(self, batch: dict) -> Tensor:
         prompts, last = batch["prompt"], LEVELS - 1
         cond = self.policy.condition(prompts)
         eps = torch.randn(len(prompts), *self.policy.latent_shape, device=self.policy.device)
@@ -64,7 +64,7 @@ class SRPO(RewardGradient):
             image = self.policy.decode(self.recover(x_0, eps, times[start], times[end], cond))
             noise = 1 - max(start, end) / last  # 0 at the data end of the window
             scores.append(self.relative(image, better, worse, k_data + (k_noise - k_data) * noise))
-        self.rated(scores[0], prompts)
+        self.log_reward(scores[0], prompts)
         return (self.threshold - torch.stack(scores)).relu().mean()
 
     def recover(self, x_0: Tensor, eps: Tensor, t: Tensor, s: Tensor, cond: dict) -> Tensor:

@@ -27,7 +27,7 @@ class RewardModeling(Algorithm):
     def loss(self, batch: dict, stage: str) -> Tensor:
         """The method's loss of a batch, a scalar, out of `ranking`; `stage` is train or val."""
 
-    def step(self, batch: dict) -> Tensor:
+    def batch_loss(self, batch: dict) -> Tensor:
         return self.loss(batch, "train")
 
     def ranking(self, margin: Tensor, batch: dict, stage: str) -> Tensor:

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from lit_align.algorithms.reward_weighted.rwr import RWR
+from lit_align.rewards.multi_reward import MultiReward
 from lit_align.rewards.reward import Reward
-from lit_align.rewards.several import Several
 
 
 class MaxMin(RWR):
@@ -25,7 +25,7 @@ class MaxMin(RWR):
     """
 
     def __init__(self, annotators: dict[str, Reward], rate: float | None = None, **kwargs):
-        super().__init__(reward=Several(annotators), **kwargs)
+        super().__init__(reward=MultiReward(annotators), **kwargs)
         self.rate = rate
         self._logits: Tensor | None = None  # (R,) log lambda
 

@@ -8,13 +8,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lit_align.algorithms.own_samples import OwnSamples
-from lit_align.diffusion.sampler import gather
+from lit_align.algorithms.online import Online
+from lit_align.diffusion.sampler import select_rows
+from lit_align.rewards.multi_reward import MultiReward
 from lit_align.rewards.reward import Reward
-from lit_align.rewards.several import Several
 
 
-class WeightedLikelihood(OwnSamples):
+class WeightedLikelihood(Online):
     """Base of the methods that maximise E[w(r) log p_theta(x_0 | c)] over their own samples. A method overrides
     `weights`.
 
@@ -32,7 +32,7 @@ class WeightedLikelihood(OwnSamples):
         samples_per_prompt: K.
         minibatch: samples in an optimizer step, on each device.
         guidance_scale: guidance of the prediction that is trained; 1 is the conditional one alone.
-        timestep_law: how t is drawn: uniform, logit_normal or mode (the last two for flow matching, arXiv 2403.03206).
+        timestep_sampling: distribution of t: uniform, or logit_normal or mode for flow matching (arXiv 2403.03206).
     """
 
     feedback = ("prompt",)
@@ -43,13 +43,13 @@ class WeightedLikelihood(OwnSamples):
         samples_per_prompt: int = 4,
         minibatch: int = 8,
         guidance_scale: float = 1.0,
-        timestep_law: Literal["uniform", "logit_normal", "mode"] = "uniform",
+        timestep_sampling: Literal["uniform", "logit_normal", "mode"] = "uniform",
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.reward = reward.eval().requires_grad_(False)
         self.samples_per_prompt, self.minibatch = samples_per_prompt, minibatch
-        self.guidance_scale, self.timestep_law = guidance_scale, timestep_law
+        self.guidance_scale, self.timestep_sampling = guidance_scale, timestep_sampling
 
     @abstractmethod
     def weights(self, reward: Tensor) -> Tensor:
@@ -64,8 +64,8 @@ class WeightedLikelihood(OwnSamples):
             latents = [self.draw_latents(written or prompts) for _ in range(k)]
         images = torch.cat([self.policy.decode(x) for x in latents])
         reward = self.reward(images, prompts * k).float().unflatten(0, (k, -1)).transpose(0, 1).contiguous()
-        self.rated(reward.flatten(0, 1), [p for p in prompts for _ in range(k)])
-        if isinstance(self.reward, Several):
+        self.log_reward(reward.flatten(0, 1), [p for p in prompts for _ in range(k)])
+        if isinstance(self.reward, MultiReward):
             for name, r in zip(self.reward.parts, reward.unbind(-1), strict=True):
                 self.log_mean(f"train/reward/{name}", r.mean(), r.numel())
         return torch.stack(latents, 1), reward
@@ -95,11 +95,11 @@ class WeightedLikelihood(OwnSamples):
             kept = torch.arange(len(collected["weight"]))
         rows = torch.cat([kept[torch.randperm(len(kept))] for _ in range(-(-need // len(kept)))])[:need]
         collected = collected | {"weight": collected["weight"] * share}  # what was dropped counts as 0
-        return (gather(collected, part.tolist()) for part in rows.split(self.minibatch))
+        return (select_rows(collected, part.tolist()) for part in rows.split(self.minibatch))
 
-    def step(self, batch: dict) -> Tensor:
+    def batch_loss(self, batch: dict) -> Tensor:
         process, x_0 = self.policy.process, batch["image_latents"]
-        t = process.sample_timesteps(len(x_0), self.timestep_law, device=x_0.device)
+        t = process.sample_timesteps(len(x_0), self.timestep_sampling, device=x_0.device)
         eps = torch.randn_like(x_0)
         x_t, target = process.add_noise(x_0, eps, t), process.target(x_0, eps, t)
         prediction = self.policy.denoise(x_t, t, self.cond(batch), self.guidance_scale)

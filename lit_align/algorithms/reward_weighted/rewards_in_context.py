@@ -5,8 +5,8 @@ from torch import Tensor
 
 from lit_align.algorithms.reward_weighted.reward_weighted import WeightedLikelihood
 from lit_align.diffusion.sampler import State
+from lit_align.rewards.multi_reward import MultiReward, mean_and_std, moments
 from lit_align.rewards.reward import Reward
-from lit_align.rewards.several import Several, mean_and_std, moments
 
 
 class RewardsInContext(WeightedLikelihood):
@@ -39,7 +39,7 @@ class RewardsInContext(WeightedLikelihood):
         online: bool = False,
         **kwargs,
     ):
-        super().__init__(reward=Several(conditions), **kwargs)
+        super().__init__(reward=MultiReward(conditions), **kwargs)
         self.ask = ask or dict.fromkeys(conditions, 1.0)
         self.template, self.words, self.online = template, words, online
         self.moments: Tensor | float = 0.0  # (3, R) count, sum, squares

@@ -4,11 +4,11 @@ from collections.abc import Iterable
 
 import torch
 
-from lit_align.algorithms.own_samples import OwnSamples
+from lit_align.algorithms.online import Online
 from lit_align.algorithms.preference.preference import Preference
 
 
-class Online(OwnSamples, Preference):
+class OnlinePreference(Online, Preference):
     """Base of the preference methods that learn from their own samples. A method overrides `loss`, and `collect`, which
     gives pairs {"prompt", "index", "win_latents", "lose_latents", ...}, or None where the samples give none.
 

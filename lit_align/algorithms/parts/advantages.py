@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 
-def of_this_rank(method: L.LightningModule, prompts: list[str], reward: Tensor) -> Tensor:
+def local_advantages(method: L.LightningModule, prompts: list[str], reward: Tensor) -> Tensor:
     """This rank's advantages (N,) of rewards (N,): what `method.advantage` makes of all ranks' samples, clipped to
     +- `method.max_advantage`."""
     prompt_id = torch.tensor([zlib.crc32(p.encode()) for p in prompts], device=reward.device)

@@ -9,7 +9,7 @@ from lit_align.diffusion.sampler import Hook, randn_like
 from lit_align.policies.policy import Policy
 
 
-class InitialLaw(nn.Module, Hook):
+class InitialDistribution(nn.Module, Hook):
     """ELEGANT's nu(x_T | c) (arXiv 2402.15194): the end of a Brownian motion from 0 with a learnt drift, in n steps
 
         y_{k+1} = y_k + q(y_k, c, k) / n + xi_k / sqrt(n).

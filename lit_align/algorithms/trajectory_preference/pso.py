@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, Step
-from lit_align.algorithms.preference.d3po import clipped_dpo, preferred
-from lit_align.algorithms.preference.online import Online
+from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, StepBatch
+from lit_align.algorithms.preference.online_preference import OnlinePreference
 from lit_align.algorithms.preference.preference import Errors
+from lit_align.algorithms.trajectory_preference.d3po import clipped_dpo, preferred
 
 
 class PSO(PolicyGradient):
@@ -20,7 +20,7 @@ class PSO(PolicyGradient):
     """
 
     uses_reference = True
-    together = 2
+    group_size = 2
 
     def __init__(self, beta: float = 50.0, clip_range: float = 0.1, samples_per_prompt: int = 2, **kwargs):
         super().__init__(samples_per_prompt=samples_per_prompt, **kwargs)
@@ -29,11 +29,11 @@ class PSO(PolicyGradient):
     def advantages(self, prompts: list[str], reward: Tensor) -> Tensor:
         return preferred(reward)
 
-    def loss(self, step: Step) -> Tensor:
+    def loss(self, step: StepBatch) -> Tensor:
         return clipped_dpo(step, self.beta, self.clip_range)
 
 
-class OfflinePSO(Online):
+class OfflinePSO(OnlinePreference):
     """PSO's offline form (arXiv 2410.03190, section 3.2), for style and personalisation: target images (`win`) against
     the reference's own samples, by Diffusion-DPO's loss at the times of the few-step sampler and no others (elsewhere
     it blurs a distilled model).

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, Step
-from lit_align.algorithms.preference.d3po import clipped_dpo
-from lit_align.diffusion.sampler import Hook, Sampler, Trajectory, gather
+from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, StepBatch
+from lit_align.algorithms.trajectory_preference.d3po import clipped_dpo
+from lit_align.diffusion.sampler import Hook, Sampler, Trajectory, select_rows
 from lit_align.diffusion.transition import Gaussian
 from lit_align.rewards.step_reward import StepReward
 
@@ -32,7 +32,7 @@ class Candidates(Hook):
         if state.i < self.first or not gaussian.std.any():
             return super().propose(policy, state, gaussian)
         n, k = len(state.x), self.k
-        repeated = lambda value: gather(value, [i for i in range(n) for _ in range(k)])
+        repeated = lambda value: select_rows(value, [i for i in range(n) for _ in range(k)])
         x = repeated(gaussian.mean) + gaussian.std[:1] * torch.randn_like(repeated(state.x))  # (n k, ...)
         s, prompts, x_0, eps = state.s.expand(n * k), repeated(state.prompts), x, None
         if self.reward.needs_x0 and state.i < self.rollout.steps - 1:
@@ -64,7 +64,7 @@ class Candidates(Hook):
         column = lambda key: torch.stack([step[key] for step in self.steps], 2).flatten(0, 1)
         twice = [i for i in range(len(prompts)) for _ in range(2)]
         columns = map(column, ("x_t", "x_s", "t", "s", "log_prob", "mean"))
-        return Trajectory(*columns, gather(cond, twice), gather(prompts, twice))
+        return Trajectory(*columns, select_rows(cond, twice), select_rows(prompts, twice))
 
 
 class SPO(PolicyGradient):
@@ -88,7 +88,7 @@ class SPO(PolicyGradient):
     """
 
     uses_reference = True
-    together = 2
+    group_size = 2
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class SPO(PolicyGradient):
         state = self.rollout(self.policy, prompts, hook=hook)
         if not hook.steps:
             raise ValueError("SPO found no step with noise to learn from: give rollout a transition with eta > 0.")
-        self.rated(torch.stack([step["score"] for step in hook.steps], 1).mean(1), prompts)
+        self.log_reward(torch.stack([step["score"] for step in hook.steps], 1).mean(1), prompts)
         std, gap = (torch.stack([step[key] for step in hook.steps], -1) for key in ("std", "gap"))  # (T,), (n, T)
         low, high = self.threshold
         kept = (gap > low + (high - low) * (std - std.min()) / (std.max() - std.min()).clamp(min=1e-9)).float()
@@ -119,8 +119,8 @@ class SPO(PolicyGradient):
 
     def gaussian(self, m: dict) -> Gaussian:
         """Both candidates of a pair have one x_t: one forward."""
-        once = super().gaussian(gather(m, list(range(0, len(m["t"]), 2))))
+        once = super().gaussian(select_rows(m, list(range(0, len(m["t"]), 2))))
         return Gaussian(once.mean.repeat_interleave(2, 0), once.std.repeat_interleave(2, 0))
 
-    def loss(self, step: Step) -> Tensor:
+    def loss(self, step: StepBatch) -> Tensor:
         return clipped_dpo(step, self.beta, self.clip_range)

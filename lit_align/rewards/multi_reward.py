@@ -1,4 +1,4 @@
-"""Several rewards: side by side, or as one."""
+"""Several rewards: side by side, or as one weighted sum."""
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ def mean_and_std(moments: Tensor) -> tuple[Tensor, Tensor]:
     return total / n, (squares / n - (total / n).square()).clamp(min=0).sqrt()
 
 
-class Several(Reward):
+class MultiReward(Reward):
     """R rewards side by side, for what tells them apart: (B, R).
 
     Args:
@@ -53,8 +53,8 @@ class WeightedSum(Reward):
 
     def __init__(self, rewards: dict[str, Reward], weights: dict[str, float] | None = None, normalise: bool = True):
         super().__init__()
-        self.several, self.normalise = Several(rewards), normalise
-        self.differentiable = self.several.differentiable
+        self.multi, self.normalise = MultiReward(rewards), normalise
+        self.differentiable = self.multi.differentiable
         self.weights = weights or dict.fromkeys(rewards, 1.0)
         if self.weights.keys() != rewards.keys():
             raise ValueError(
@@ -64,8 +64,8 @@ class WeightedSum(Reward):
         self.latest: dict[str, Tensor] = {}  # name -> (B,), what each said last
 
     def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
-        r = self.several(images, prompts)  # (B, R)
-        self.latest = dict(zip(self.several.parts, r.detach().unbind(1), strict=True))
+        r = self.multi(images, prompts)  # (B, R)
+        self.latest = dict(zip(self.multi.parts, r.detach().unbind(1), strict=True))
         w = r.new_tensor([self.weights[name] for name in self.latest])
         return (self.normalised(r) if self.normalise else r) @ w
 

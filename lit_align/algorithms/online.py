@@ -11,7 +11,7 @@ from lit_align.algorithms.algorithm import Algorithm
 from lit_align.diffusion.sampler import Sampler
 
 
-class OwnSamples(Algorithm):
+class Online(Algorithm):
     """Base of the methods that learn from collections of their own samples, by a loss on denoising errors: the
     semi-online preference methods and the reward-weighted family. A method overrides `collect` and `step`.
 
@@ -25,7 +25,7 @@ class OwnSamples(Algorithm):
         max_grad_norm: gradient clipping.
     """
 
-    draws = True
+    samples_online = True
 
     def __init__(
         self,
@@ -65,10 +65,10 @@ class OwnSamples(Algorithm):
         if scheduler := self.lr_schedulers():
             scheduler.step()
         if self.refresh_every and (self.batch_number + 1) % self.refresh_every == 0:
-            self.policy.refresh_reference()
+            self.policy.update_reference()
 
     def accumulate(self, part: dict | None, batch: dict) -> Tensor:
         """Takes the gradient of an update's loss, which it returns."""
-        loss = self.finite(self.step(part) if part else self.nothing(), batch["index"])
+        loss = self.require_finite(self.batch_loss(part) if part else self.zero_loss(), batch["index"])
         self.manual_backward(loss)
         return loss.detach()

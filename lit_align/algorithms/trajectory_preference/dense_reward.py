@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, Step
+from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, StepBatch
 from lit_align.algorithms.preference.ranking import plackett_luce
 
 
@@ -28,7 +28,7 @@ class DenseReward(PolicyGradient):
         self, scale: float = 12.5, clip_range: float = 5e-4, gamma: float = 0.9, samples_per_prompt: int = 2, **kwargs
     ):
         super().__init__(samples_per_prompt=samples_per_prompt, **kwargs)
-        self.together, self.scale, self.clip_range, self.gamma = samples_per_prompt, scale, clip_range, gamma
+        self.group_size, self.scale, self.clip_range, self.gamma = samples_per_prompt, scale, clip_range, gamma
 
     def advantages(self, prompts: list[str], reward: Tensor) -> Tensor:
         return reward
@@ -40,7 +40,7 @@ class DenseReward(PolicyGradient):
         weights = self.gamma ** torch.arange(len(grid), device=t.device)
         return (weights / weights.mean())[place]
 
-    def loss(self, step: Step) -> Tensor:
-        k = self.together
+    def loss(self, step: StepBatch) -> Tensor:
+        k = self.group_size
         e = self.scale * step.log_ref_ratio.clamp(-self.clip_range, self.clip_range)
         return self.weight(step.t).view(-1, k)[:, 0] * plackett_luce(e.view(-1, k), step.advantage.view(-1, k))

@@ -4,10 +4,10 @@ import torch
 from torch import nn
 
 from lit_align.algorithms.algorithm import Algorithm
-from lit_align.diffusion.sampler import gather
+from lit_align.diffusion.sampler import select_rows
 
 
-def of_all_ranks(method: Algorithm, pairs: dict) -> dict:
+def gather_pairs(method: Algorithm, pairs: dict) -> dict:
     """The pairs (prompts, and tensors with as many rows) of every rank, the same on each, so that a checkpoint holds
     all that was drawn."""
     if method.trainer.world_size == 1:
@@ -35,7 +35,7 @@ class Replay(nn.Module):
         """n of the pairs, each at most once unless there are fewer; None where there are none."""
         count = len(self.pairs.get("prompt", ()))
         rows = torch.cat([torch.randperm(count) for _ in range(-(-n // count))])[:n] if count else None
-        return None if rows is None else gather(self.pairs, rows.tolist())
+        return None if rows is None else select_rows(self.pairs, rows.tolist())
 
     def get_extra_state(self) -> tuple:
         return tuple(self.pairs.items())  # a leaf to a sharded checkpoint

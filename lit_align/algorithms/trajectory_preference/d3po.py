@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, Step
+from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, StepBatch
 
 
 def preferred(reward: Tensor) -> Tensor:
@@ -13,7 +13,7 @@ def preferred(reward: Tensor) -> Tensor:
     return torch.stack([(a - b).sign(), (b - a).sign()], 1).flatten()
 
 
-def clipped_dpo(step: Step, beta: float, clip_range: float) -> Tensor:
+def clipped_dpo(step: StepBatch, beta: float, clip_range: float) -> Tensor:
     """-log sigmoid(beta log rho_a - beta log rho_b) of successive steps a and b (2M -> M), rho = clip(p_theta / p_ref,
     1 - e, 1 + e), and the advantages, +1 and -1, saying which is the better; log 2, without gradient, for a tie."""
     log_rho = step.log_ref_ratio.exp().clamp(1 - clip_range, 1 + clip_range).log()
@@ -34,7 +34,7 @@ class D3PO(PolicyGradient):
     """
 
     uses_reference = True
-    together = same_noise = 2
+    group_size = noise_group_size = 2
 
     def __init__(
         self,
@@ -51,10 +51,10 @@ class D3PO(PolicyGradient):
     def training_step(self, batch: dict, batch_idx: int) -> None:
         super().training_step(batch, batch_idx)
         if self.refresh_every and (self.batch_number + 1) % self.refresh_every == 0:
-            self.policy.refresh_reference()
+            self.policy.update_reference()
 
     def advantages(self, prompts: list[str], reward: Tensor) -> Tensor:
         return preferred(reward)
 
-    def loss(self, step: Step) -> Tensor:
+    def loss(self, step: StepBatch) -> Tensor:
         return clipped_dpo(step, self.beta, self.clip_range)

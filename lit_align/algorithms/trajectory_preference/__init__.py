@@ -1,0 +1,1 @@
+"""Preferences between trajectories, or between steps of one."""
