@@ -229,6 +229,10 @@ class Policy(nn.Module):
             cond = self.embed(prompts, self._place(*self._encoders(), encoder=not self.trains_text))
         return {k: v.to(self.device) for k, v in cond.items()}
 
+    def summary(self, cond: dict[str, Tensor]) -> Tensor:
+        """One vector per caption (B, D): the mean token embedding."""
+        return cond["text"].float().mean(1)
+
     def unconditional(self) -> dict[str, Tensor]:
         """The conditioning that guidance leads away from, one row: by default the empty prompt."""
         return self.condition([""])

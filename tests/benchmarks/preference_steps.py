@@ -26,7 +26,7 @@ from lit_align.algorithms.online import Online
 from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient
 from lit_align.cli import CONFIGS
 from lit_align.cli import main as command_line
-from lit_align.diffusion.sampler import select_rows
+from lit_align.diffusion.state import select_rows
 from lit_align.methods import family_of
 from lit_align.paths import ROOT
 from lit_align.results import cores

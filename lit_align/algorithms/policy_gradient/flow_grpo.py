@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from lit_align.algorithms.parts.advantages import Group
-from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, StepBatch, clipped
+from lit_align.algorithms.parts.clipping import clipped_surrogate
+from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, StepBatch
 from lit_align.diffusion.process import Flow
-from lit_align.diffusion.sampler import Trajectory
+from lit_align.diffusion.state import Trajectory
 from lit_align.diffusion.transition import FlowSDE, Windowed
 
 
@@ -71,14 +72,14 @@ class FlowGRPO(PolicyGradient):
             self.rollout = copy.copy(self.rollout)  # others may sample with the one that was given
             self.rollout.transition = Windowed(self.rollout.transition)
 
-    def collect(self, prompts: list[str]) -> tuple[Trajectory, Tensor]:
+    def collect(self, batch: dict) -> tuple[Trajectory, Tensor]:
         if self.window:
             first, end = self.window_range
             places = end - first - self.window + 1
             place = self.batch_number // self.slide_every if self.slide_every else torch.randint(places, ()).item()
             inside = self.rollout.timesteps(self.policy)[first + place % places :][: self.window]
             self.rollout.transition.low, self.rollout.transition.high = inside[-1].item(), inside[0].item()
-        return super().collect(prompts)
+        return super().collect(batch)
 
     def trained_steps(self, trajectory: Trajectory) -> Tensor:
         steps = super().trained_steps(trajectory)
@@ -95,13 +96,13 @@ class FlowGRPO(PolicyGradient):
     def loss(self, step: StepBatch) -> Tensor:
         rho, e = self.ratio(step), self.clip_range
         self.log_mean("train/clip_fraction", ((rho - 1).abs() > e).float().mean(), len(rho))
-        loss = clipped(rho, step.advantage, e)
+        loss = clipped_surrogate(rho, step.advantage, e)
         if self.guard:
             loss = loss / (step.t - step.s)
         if not self.beta:
             return loss
         kl = step.gaussian.kl(step.reference)
+        self.log_mean("train/kl_step", kl.detach().mean(), len(rho))
         if isinstance(self.policy.process, Flow):
             kl = kl * (step.t - step.s)
-        self.log_mean("train/kl", kl.detach().mean(), len(rho))
         return loss + self.beta * kl
