@@ -238,7 +238,7 @@ class Algorithm(L.LightningModule):
 
     def outputs(self, batch: dict, sample: dict) -> dict:
         """What callbacks get to see of a prompt batch."""
-        rows = {k: batch[k] for k in ("prompt", "index", "skill") if k in batch}
+        rows = {k: batch[k] for k in ("prompt", "index", "seed", "columns") if k in batch}
         return rows | {"image": sample["image"].cpu(), "scores": sample["scores"]}
 
     def validation_step(self, batch: dict, batch_idx: int, dataloader_idx: int = 0) -> dict:
