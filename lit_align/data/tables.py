@@ -10,7 +10,6 @@ from lit_align.data.batch import COLUMN
 from lit_align.paths import find
 
 READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-WHOLE = 2**31 - 1  # rows read at once: pandas guesses a column's type from what it reads at once
 
 
 def read_table(path: str, split: str = "train"):
@@ -32,14 +31,27 @@ def read_table(path: str, split: str = "train"):
         raise ValueError(f"{path} is empty.")
     else:
         options = {} if file.suffix == ".parquet" else {"encoding": text_encoding(path, file)}
-        if file.suffix == ".csv":
-            options |= {"keep_default_na": False, "na_values": [""], "chunksize": WHOLE, "low_memory": False}
         if READERS[file.suffix] == "json":
             check_json(path, file, options["encoding"])
-        rows = load_dataset(READERS[file.suffix], data_files=str(file), split="train", **options)
+        if file.suffix == ".csv":
+            rows = read_csv(path, file, options["encoding"])
+        else:
+            rows = load_dataset(READERS[file.suffix], data_files=str(file), split="train", **options)
     if not len(rows):
         raise ValueError(f"{path} has no rows.")
     return rows
+
+
+def read_csv(path: str, file: Path, encoding: str):
+    """A CSV as a datasets.Dataset in memory, each column of one type: integer, float, boolean or text."""
+    import pandas
+    from datasets import Dataset
+
+    kinds = {"keep_default_na": False, "na_values": [""], "dtype_backend": "numpy_nullable", "low_memory": False}
+    try:
+        return Dataset.from_pandas(pandas.read_csv(file, encoding=encoding, **kinds), preserve_index=False)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a CSV: {' '.join(str(error).split())}.") from error
 
 
 def text_encoding(path: str, file: Path) -> str:
@@ -82,8 +94,9 @@ def named_columns(rows, file: str, columns: dict[str, str], optional: tuple[str,
     for column in columns.values():
         if column not in rows.column_names:
             raise ValueError(f"column `{column}` not found in {file}; columns are {', '.join(rows.column_names)}.")
-    keys = {column: key for key, column in columns.items()} | {column: column for column in optional}
-    rows = rows.rename_columns({column: keys.get(column, COLUMN + column) for column in rows.column_names})
+    known = {*columns.values(), *optional}
+    rows = rows.rename_columns({column: COLUMN + column for column in rows.column_names if column not in known})
+    rows = rows.rename_columns({column: key for key, column in columns.items() if column != key})
     if isinstance(rows, IterableDataset):
         return rows.map(lambda row, i: {"index": i, "file": file}, with_indices=True)
     return rows.add_column("index", list(range(len(rows)))).add_column("file", [file] * len(rows))
