@@ -29,7 +29,7 @@ from lit_align.paths import find
 def import_all() -> None:
     """Imports every module that defines classes a config can name, so that short class names are known."""
     importlib.import_module("lit_align.callbacks")
-    for name in ("algorithms", "data", "diffusion", "policies", "rewards", "shapes"):
+    for name in ("algorithms", "data", "diffusion", "policies", "rewards", "shapes", "steering"):
         package = importlib.import_module(f"lit_align.{name}")
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             importlib.import_module(module.name)

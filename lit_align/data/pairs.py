@@ -1,13 +1,8 @@
-"""What pair datasets share."""
+"""Rows whose images cannot be read."""
 
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_align.data.images import decode
-
-
-def numbered(rows, file: str):
-    """The rows with their number in the `file` and its name, by which errors call them."""
-    return rows.add_column("index", list(range(len(rows)))).add_column("file", [file] * len(rows))
 
 
 def drop_unreadable(rows, columns: tuple[str, ...], on_corrupt: str):

@@ -29,8 +29,8 @@ def randn_like(x: Tensor, generators: list[torch.Generator] | None) -> Tensor:
 
 
 def derived_seed(seed: int, k: int) -> int:
-    """The k-th further seed of a seed, 0 being itself. (Torch's CPU generator reads the low 32 bits of a seed, so adding
-    a large number would give the same stream.)"""
+    """The k-th further seed of a seed; the 0th is the seed itself. (Torch's CPU generator reads the low 32 bits of a
+    seed alone, so a seed plus 2**32 would give the same stream.)"""
     return zlib.crc32(f"{seed}/{k}".encode()) if k else seed
 
 

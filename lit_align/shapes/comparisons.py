@@ -109,7 +109,7 @@ class Comparisons(AlignData):
             much what share of its objects is).
     """
 
-    images = ("win", "lose")
+    image_keys = ("win", "lose")
 
     def __init__(
         self,

@@ -30,7 +30,7 @@ class Shapes(AlignData):
         resolution: scenes are drawn at 64 pixels and resized to this.
     """
 
-    images = ("image",)
+    image_keys = ("image",)
 
     def __init__(self, n: int = 24_000, resolution: int = SIZE, **kwargs):
         super().__init__(resolution=resolution, **kwargs)

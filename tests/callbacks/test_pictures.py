@@ -29,7 +29,7 @@ class Paints(L.LightningModule):
         rows = rows.tolist()
         image = torch.stack([torch.full((3, 8, 8), row / 10) for row in rows])
         prompts = [f"grey {row}" for row in rows]
-        return {"image": image, "prompt": prompts, "index": rows, "scores": {"exact": AFTER[rows]}}
+        return {"image": image, "prompt": prompts, "index": rows, "seed": rows, "scores": {"exact": AFTER[rows]}}
 
     predict_step = validation_step
 
@@ -37,7 +37,7 @@ class Paints(L.LightningModule):
         out = self.validation_step(rows, i)
         skill = [SKILLS[row] for row in rows.tolist()]
         reference = {"reference_image": torch.zeros_like(out["image"]), "reference_scores": {"exact": BEFORE[rows]}}
-        return out | {"skill": skill} | reference
+        return out | {"columns": {"skill": skill}} | reference
 
     def training_step(self, rows, i):
         return self.net.weight.sum()
