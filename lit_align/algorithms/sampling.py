@@ -36,12 +36,12 @@ class Sampling(L.LightningModule):
     def check_columns(self, rewards, split: str) -> None:
         """Raises ValueError if a reward needs a column that the data of the split (train, val, test, predict) lacks."""
         data = self.trainer.datamodule
-        if data is None:
+        if data is None or (split != "train" and not data.prompt_files[split]):
             return
         given = data.column_names(split)
         for reward in rewards:
             missing = [name for name, needed in reward.columns.items() if needed and name not in given]
-            if given and missing:
+            if missing:
                 raise ValueError(missing_column(reward, missing[0], given))
 
     # Samples and their scores

@@ -25,7 +25,8 @@ def group_of(prompt_id: Tensor) -> tuple[Tensor, Tensor]:
     count = torch.bincount(group)
     if (count == 1).all():
         raise ValueError(
-            "the advantage compares the samples of a prompt, and every prompt has one: set samples_per_prompt to 2 or more."
+            "the advantage compares the samples of a prompt, and every prompt has one: set samples_per_prompt to 2 or "
+            "more."
         )
     return group, count
 
