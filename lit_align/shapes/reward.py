@@ -75,7 +75,7 @@ class ShapesReward(Reward):
         if state:
             self.load_state_dict({k: v.float() for k, v in state.items()})
 
-    def see(self, images: Tensor) -> Tensor:
+    def features(self, images: Tensor) -> Tensor:
         """Image features (B, 64, D), one for each cell."""
         images = images.float()
         if images.shape[-1] != SIZE:
@@ -83,10 +83,10 @@ class ShapesReward(Reward):
         return self.cells(2 * images - 1).flatten(2).transpose(1, 2)
 
     def embed(self, images: Tensor) -> Tensor:
-        return self.see(images).mean(1)
+        return self.features(images).mean(1)
 
     def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
-        cells, ids = self.see(images) + self.cell_place, tokens(prompts).to(images.device)
+        cells, ids = self.features(images) + self.cell_place, tokens(prompts).to(images.device)
         words, padding = self.word(ids) + self.word_place, ids == 0  # (B, L, D)
         for layer in self.layers:
             words = layer(words, cells, tgt_key_padding_mask=padding)

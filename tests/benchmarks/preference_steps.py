@@ -20,6 +20,8 @@ from statistics import median
 
 import lightning as L
 import torch
+from lit_align.methods import family_of
+from lit_align.results import cores
 from torch.utils.data import DataLoader
 
 from lit_align.algorithms.online import Online
@@ -27,9 +29,7 @@ from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient
 from lit_align.cli import CONFIGS
 from lit_align.cli import main as command_line
 from lit_align.diffusion.sampler import select_rows
-from lit_align.methods import family_of
 from lit_align.paths import ROOT
-from lit_align.results import cores
 
 FORWARDS = ("policy, gradient", "policy", "reference")
 COST = dict(zip(FORWARDS, (3, 1, 1)))

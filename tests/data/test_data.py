@@ -23,7 +23,7 @@ from lit_align.data.rankings import Rankings
 from lit_align.data.tables import read_prompts
 from lit_align.policies.adapters import LoRA
 from lit_align.policies.stable_diffusion import StableDiffusion
-from lit_align.shapes.pairs import row
+from lit_align.shapes.make.pairs import row
 
 
 def picture(color, size=(20, 20), kind="PNG"):

@@ -1,5 +1,4 @@
 import pytest
-
 from lit_align.methods import PAGE, page
 
 

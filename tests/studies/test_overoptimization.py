@@ -3,10 +3,10 @@
 import math
 
 import pytest
+from lit_align.overoptimization import COLORS, RUNS, SCALED, SHOWN, sheet, stopped, write
 from PIL import Image
 
 from lit_align import overoptimization
-from lit_align.overoptimization import COLORS, RUNS, SCALED, SHOWN, sheet, stopped, write
 
 
 def points(peak: int, n: int = 9) -> list[dict]:

@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
+from lit_align.methods import family_of
 
 from lit_align import results
-from lit_align.methods import family_of
 
 
 class Base:

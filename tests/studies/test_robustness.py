@@ -4,11 +4,11 @@ import sys
 import pytest
 import torch
 from datasets import Dataset
+from lit_align.robustness import COLORS, CONDITIONS, Condition, disagreement, pair_file
 from PIL import Image
 
 from lit_align import robustness
 from lit_align.data.tables import read_table
-from lit_align.robustness import COLORS, CONDITIONS, Condition, disagreement, pair_file
 
 
 @pytest.fixture(scope="module")

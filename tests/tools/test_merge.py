@@ -2,10 +2,10 @@ import json
 
 import pytest
 import torch
+from lit_align.merge import main, merge
 from safetensors.torch import load_file
 
 from lit_align.diffusion.sampler import Sampler
-from lit_align.merge import main, merge
 from lit_align.policies.adapters import LoRA
 from lit_align.policies.sdxl import StableDiffusionXL
 from lit_align.policies.stable_diffusion import StableDiffusion

@@ -62,7 +62,7 @@ def text_config(words, width: int, layers: int):
 
 
 def shapes_sd(vae):
-    """A small Stable Diffusion 1: UNet with 2.4 M parameters on 8x8x8 latents, one CLIP text encoder, epsilon prediction."""
+    """A small Stable Diffusion 1: UNet of 2.4 M parameters, latents 8x8x8, one text encoder, epsilon prediction."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel
 
