@@ -7,9 +7,8 @@ import time
 
 import lightning as L
 import torch
+from lit_align.callbacks.grid import grid, save_png, to_pil
 from torch import Tensor
-
-from callbacks.grid import grid, save_png, to_pil
 
 Z = 1.96  # two-sided 95 % of a normal
 

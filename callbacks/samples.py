@@ -4,8 +4,7 @@ import json
 import os
 
 import lightning as L
-
-from callbacks.grid import save_png, to_pil
+from lit_align.callbacks.grid import save_png, to_pil
 
 
 class SampleWriter(L.Callback):

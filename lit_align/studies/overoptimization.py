@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from callbacks.reward_overoptimization import RewardOveroptimizationStopping
+from lit_align.callbacks.reward_overoptimization import RewardOveroptimizationStopping
 from lit_align.paths import ROOT
 from lit_align.results import budget, cores, scalars
 

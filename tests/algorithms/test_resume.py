@@ -12,9 +12,9 @@ import pytest
 import torch
 from datasets import Dataset
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lit_align.callbacks import EMA
 from parts import Darkness, prompts, trainer
 
-from callbacks import EMA
 from lit_align.algorithms.parts.advantages import PerPrompt
 from lit_align.algorithms.parts.replay import Replay
 from lit_align.algorithms.parts.surrogate import Surrogate

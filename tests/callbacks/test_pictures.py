@@ -7,12 +7,11 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from lit_align.callbacks import Comparison, ImageGrid, SampleWriter
+from lit_align.callbacks.grid import to_pil
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
-
-from callbacks import Comparison, ImageGrid, SampleWriter
-from callbacks.grid import to_pil
 
 BEFORE = torch.tensor([0.0, 1.0, 0.0, 0.5])
 AFTER = torch.tensor([1.0, 1.0, 0.5, 0.0])
