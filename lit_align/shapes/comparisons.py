@@ -77,9 +77,7 @@ class Comparisons(AlignData):
         images = torch.stack(images)
         self.scenes = [scene for part in images.split(256) for scene in see(part)]
         self.samples = (images * 255).round().byte()
-        self.seen = len(images) - self.k * min(
-            self.held_out, len(rows) // 2
-        )  # samples shown in training
+        self.seen = len(images) - self.k * min(self.held_out, len(rows) // 2)  # samples shown in training
 
     def _held_out_pairs(self):
         right = [satisfies(scene, parse(text)) for scene, text in zip(self.scenes, self.prompt_of)]

@@ -11,9 +11,7 @@ from lit_align.shapes.scenes import COLORS, SHAPES, SIZE, Object, parse, satisfi
 
 MIN_AREA = 12  # pixels; a smaller patch counts as noise, not as an object (the smallest object covers 80)
 MIN_OVERLAP = 0.72  # least soft intersection over union with the best ideal shape; below: no shape
-MAX_TINT = (
-    0.25  # most distance to the colour's line, over distance to the background; above: no colour
-)
+MAX_TINT = 0.25  # most distance to the colour's line, over distance to the background; above: no colour
 WINDOW = 36  # side of the crop that is compared with ideal shapes, pixels
 AREA = torch.tensor([torch.pi, 4.0, 2.0, 20 / 9])  # area over r^2, in the order of SHAPES
 DROP = torch.tensor([0.0, 0.0, 1 / 3, 0.0])  # distance of the centroid below the box's centre, over r

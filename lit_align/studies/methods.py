@@ -1,55 +1,62 @@
-"""Writes docs/methods.md: every method, its paper, what it learns from, and the configs that run it.
+"""Writes docs/methods.md: every method, its paper, the data that it needs, and the configs that run it.
 
-`python -m lit_align.methods`
+`python -m lit_align.studies.methods`
 """
 
 import inspect
 import re
 from pathlib import Path
 
-from lit_align.cli import CONFIGS, import_all, subclasses
+from lit_align.cli import import_all, subclasses
+from lit_align.configs import CONFIGS, load_config
 from lit_align.paths import ROOT
+from lit_align.studies.runs import markdown
 
 PAGE = ROOT / "docs/methods.md"
-FAMILIES = (
-    "preference",
-    "policy_gradient",
-    "forward_process",
-    "reward_gradient",
-    "reward_weighted",
-    "reward_modeling",
-    "inference",
-)
+HEADS = ["class", "paper", "data", "reference", "Shapes configs", "recipes", "lines of its file"]
+INTRO = """# Methods
+
+Written by `python -m lit_align.studies.methods`. "data" names the keys of a batch that the method trains on, or
+"prompt" if it trains on its own samples. "reference" says whether the method compares with a frozen copy of the base
+model; "moves" means that the copy is updated during training. Shapes configs run on a CPU; recipes are for published
+models.
+"""
 
 
-def configs() -> dict[str, list[str]]:
-    """Class name -> the configs that name it, without .yaml."""
-    found: dict[str, list[str]] = {}
-    for path in sorted(CONFIGS.rglob("*.yaml")):
-        if match := re.search(r"^model:\n  class_path: (\w+)", path.read_text(), re.M):
-            found.setdefault(match[1], []).append(path.relative_to(CONFIGS).with_suffix("").as_posix())
-    return found
-
-
-def family_of(config: str) -> str:
-    """The family of the method that a config runs: the room its class lives in."""
+def methods() -> dict[str, list[type]]:
+    """Family, the folder below algorithms/ -> its methods, the classes with an equation of their own."""
     import_all()
     from lit_align.algorithms.algorithm import Algorithm
 
-    name = next(name for name, used in configs().items() if config in used)
-    return next(c.__module__.split(".")[2] for c in subclasses(Algorithm) if c.__name__ == name)
+    found: dict[str, list[type]] = {}
+    for cls in sorted(subclasses(Algorithm), key=lambda c: c.__name__.lower()):
+        parts = cls.__module__.split(".")
+        if parts[:2] == ["lit_align", "algorithms"] and len(parts) == 4 and not is_base(cls):
+            found.setdefault(parts[2], []).append(cls)
+    return dict(sorted(found.items()))
+
+
+def configs() -> dict[str, list[str]]:
+    """Class name -> the configs that run it, without .yaml."""
+    found: dict[str, list[str]] = {}
+    for folder in (CONFIGS, CONFIGS / "shapes"):
+        for path in sorted(folder.glob("*.yaml")):
+            name = load_config(str(path))["model"]["class_path"]
+            found.setdefault(name, []).append(path.relative_to(CONFIGS).with_suffix("").as_posix())
+    return found
 
 
 def is_base(cls: type) -> bool:
-    """Whether a class leaves the equation to its subclasses."""
+    """Whether a class leaves its equation to subclasses: it is abstract, or its file has the name of its folder."""
     abstract = any(getattr(getattr(cls, name), "__isabstractmethod__", False) for name in dir(cls))
     return abstract or cls.__module__.split(".")[-1] == cls.__module__.split(".")[-2]
 
 
-def row(cls: type, used: list[str]) -> str:
+def row(cls: type, used: list[str]) -> list[str]:
+    """The cells of a method's row."""
     papers = re.findall(r"\d{4}\.\d{5}", inspect.getdoc(cls))
     source = Path(inspect.getfile(cls))
-    cells = [
+    return [
         f"[`{cls.__name__}`](../{source.relative_to(ROOT).as_posix()})",
         ", ".join(f"[{p}](https://arxiv.org/abs/{p})" for p in dict.fromkeys(papers)) or "-",
         ", ".join(cls.feedback) or "prompt",
@@ -58,23 +65,16 @@ def row(cls: type, used: list[str]) -> str:
         ", ".join(f"`{name}`" for name in used if not name.startswith("shapes/")) or "-",
         str(len(source.read_text().splitlines())),
     ]
-    return f"| {' | '.join(cells)} |"
 
 
 def page() -> str:
     """The text of docs/methods.md."""
-    import_all()
-    from lit_align.algorithms.algorithm import Algorithm
-
-    used, parts = configs(), []
-    for family in FAMILIES:
-        where = f"lit_align.algorithms.{family}."
-        classes = [c for c in subclasses(Algorithm) if c.__module__.startswith(where) and not is_base(c)]
-        methods = sorted(classes, key=lambda c: c.__name__.lower())
-        heads = ["class", "paper", "learns from", "reference", "on Shapes", "recipe", "lines of its file"]
-        rows = "\n".join(row(c, used.get(c.__name__, [])) for c in methods)
-        parts.append(f"## {family}\n\n| {' | '.join(heads)} |\n|{'---|' * len(heads)}\n{rows}\n")
-    return "# Methods\n\nWritten by `python -m lit_align.methods`.\n\n" + "\n".join(parts)
+    used = configs()
+    sections = [
+        f"## {family}\n\n" + markdown(HEADS, (row(c, used.get(c.__name__, [])) for c in classes))
+        for family, classes in methods().items()
+    ]
+    return "\n".join([INTRO, *sections])
 
 
 if __name__ == "__main__":
