@@ -6,6 +6,7 @@ import math
 import pytest
 from PIL import Image
 
+from lit_align.paths import ROOT
 from lit_align.studies import overoptimization
 from lit_align.studies.overoptimization import COLORS, RUNS, SCALED, SHOWN, samples, stopped, write
 
@@ -64,7 +65,6 @@ def test_the_samples_show_base_best_kept_and_end(tmp_path, monkeypatch):
 
 def test_the_page_is_what_the_records_say(tmp_path, monkeypatch):
     """The shipped page is generated: no number in it was typed."""
-    from lit_align.paths import ROOT
 
     for name in ("PAGE", "FIGURE"):
         monkeypatch.setattr(overoptimization, name, tmp_path / getattr(overoptimization, name).name)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from lit_align.paths import ROOT
 from lit_align.studies import results
 
 
@@ -53,7 +54,6 @@ def test_a_row_that_was_measured_at_another_time_is_marked_and_listed(monkeypatc
 
 def test_the_page_is_what_the_records_say():
     """The shipped page is generated: no number in it was typed."""
-    from lit_align.paths import ROOT
 
     results.write(json.loads((ROOT / "docs/results.json").read_text()))
     assert results.PAGE.read_text() == (ROOT / "docs/results.md").read_text(), "run make results METHODS="

@@ -8,6 +8,7 @@ from datasets import Dataset
 from PIL import Image
 
 from lit_align.data.tables import read_table
+from lit_align.paths import ROOT
 from lit_align.studies import robustness
 from lit_align.studies.robustness import COLORS, CONDITIONS, Condition, disagreement, pair_file
 
@@ -106,7 +107,6 @@ def test_table_and_plot_show_every_condition_and_method(folder):
 
 def test_the_page_is_what_the_records_say(folder):
     """The shipped page is generated: no number in it was typed."""
-    from lit_align.paths import ROOT
 
     ((time, done),) = json.loads((ROOT / "docs/robustness.json").read_text()).items()
     robustness.write(done, int(time.split()[0]))
