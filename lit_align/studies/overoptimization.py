@@ -22,8 +22,7 @@ FOLDER = Path("checkpoints/overoptimization")
 RECORDS, PAGE, FIGURE = (ROOT / f"docs/overoptimization.{end}" for end in ("json", "md", "png"))
 SAMPLES = ROOT / "docs/overoptimization_samples.png"
 LORA = '{"class_path": "LoRA", "init_args": {"rank": 8}}'
-RATE = "model.optimizer.init_args.lr"
-FOUR = {"model.samples_per_prompt": 4}
+RATE, FOUR = "model.optimizer.init_args.lr", {"model.samples_per_prompt": 4}
 DPOK = FOUR | {RATE: 5e-5, "model.value_lr": 1e-4, "model.updates": 1}
 KL = {RATE: 4e-5, "model.alpha": 0.1, "model.learn_initial": "false"}
 RUNS = {  # name -> config, batches between validations, flags
@@ -38,16 +37,57 @@ RUNS = {  # name -> config, batches between validations, flags
     "draft, LoRA": ("draft_k", 20, {RATE: 1e-3, "model.policy.init_args.adapter": LORA}),
     "alignprop": ("alignprop", 12, {RATE: 4e-5}),
 }
-SHOWN = "draft, longer"
-SECONDS, LONGER = 600, {SHOWN: 1800, "draft with KL, longer": 1800}  # of a run, validation included
+SHOWN, SECONDS = "draft, longer", 600  # seconds of a run, validation included
+LONGER = {SHOWN: 1800, "draft with KL, longer": 1800}
 SCALED, SCALES = "draft, LoRA", (0.25, 0.5, 0.75, 1.0)
 NOISE = 0.04  # standard error of the difference of the held-out reward between two validations
-COLORS = {"proxy": plot.BLUE, "second": plot.ORANGE, "exact": plot.BLACK}
-NAMES = {"proxy": "proxy", "second": "held-out", "exact": "exact accuracy"}
+COLORS = {"proxy": plot.BLUE, "held-out": plot.ORANGE, "exact accuracy": plot.BLACK}
+
+
+TEXT = """# Reward over-optimization on Shapes
+
+Written by `python -m lit_align.studies.overoptimization`. Every run trains on a proxy reward: a small network trained
+on the preferences of simulated annotators (`checkpoints/shapes-reward`). A run lasts {seconds} s
+({longer}), validation included, on {used} core(s).
+Learning rates are high on purpose. A second reward is held out: it is larger than the proxy and was trained longer, on
+comparisons of another seed.
+
+Each validation measures both rewards, in standard deviations of the base model's guided samples, and **exact**, the
+exact judge's accuracy, on 512 held-out prompts without guidance, always with the same seeds. The half-width of the 95 %
+interval of exact is 0.04 for one validation and smaller for differences.
+
+`RewardOveroptimizationStopping` is replayed on the recorded validations, while the run itself goes on to its end. It
+reads the proxy and the held-out reward, never the exact one. It ends a run if the held-out reward falls by more than
+`min_delta` twice in a row while the proxy rises, and it always keeps the weights of the best held-out validation.
+`min_delta` is {noise}, the standard error of the difference of the held-out reward between two validations.
+
+What the runs show:
+
+- In ten minutes no run is over-optimized so far that the callback ends it.
+- `draft, longer` is over-optimized, and the callback ends it. The run also shows a limit of the callback: the held-out
+  reward starts to fall 200 steps later than the exact one, because it, too, was trained on rendered scenes and on
+  samples of the base model, never on samples of a trained policy. So the kept weights are not within 5 % of the best
+  exact reward, but they are far better than those at the end.
+- With the path KL of `elegant`, the same time leads neither to over-optimization nor far from the base model.
+- The held-out reward has to be the better judge. In a trial of `draft` with a held-out reward as small as the proxy, it
+  rose together with the proxy, and the callback kept 0.504 of 0.586.
+
+![Proxy, held-out and exact reward during training](overoptimization.png)
+
+Each cell of the table shows proxy, exact.
+
+{table}
+Samples of `{shown}` for the same prompts and noise: the base model, the best exact reward, the weights that the
+callback keeps, and the end.
+
+![Samples while the proxy rises](overoptimization_samples.png)
+
+The last checkpoint of `{scaled}` (every 50 steps), with its LoRA scaled:
+
+{sweep}"""
 
 
 def folder(name: str) -> Path:
-    """The folder of a run."""
     return FOLDER / name.replace(" ", "_")
 
 
@@ -66,8 +106,7 @@ def words(name: str) -> list[str]:
 
 
 def fit(name: str) -> list[dict]:
-    """Validates the base model, then trains. Returns every validation: {"step", "proxy", "second", "exact",
-    "diversity"}."""
+    """Validates the base model, trains, and returns every validation: {"step", "proxy", "second", ...}."""
     shutil.rmtree(folder(name), ignore_errors=True)
     lit_align("validate", *words(name))
     lit_align("fit", *words(name), "--trainer.max_steps", "-1", *max_time(LONGER.get(name, SECONDS)))
@@ -99,9 +138,8 @@ def stopped(points: list[dict], patience: int = 2, min_delta: float = NOISE) -> 
     """The validation whose weights RewardOveroptimizationStopping keeps when it reads `proxy` and `second` alone, and
     `ended`, the step at which it ends training."""
     callback = RewardOveroptimizationStopping("proxy", ["second"], patience, min_delta)
-    one_rank = SimpleNamespace(reduce=lambda value, reduce_op: value)
-    fit_state = SimpleNamespace(fn="fit")
-    trainer = SimpleNamespace(strategy=one_rank, sanity_checking=False, state=fit_state, should_stop=False)
+    one_rank, state = SimpleNamespace(reduce=lambda value, reduce_op: value), SimpleNamespace(fn="fit")
+    trainer = SimpleNamespace(strategy=one_rank, sanity_checking=False, state=state, should_stop=False)
     for point in points:
         trainer.global_step, trainer.callback_metrics = point["step"], point
         callback.on_validation_end(trainer, torch.nn.Module())
@@ -128,60 +166,21 @@ def table(records: dict) -> str:
 
 def write(records: dict) -> None:
     """Writes the page and its figure. The page also shows SAMPLES, which `samples` writes after its run."""
-    used = alternatives(records[n]["cores"] for n in records)
-    longer = ", ".join(f"`{name}`: {seconds} s" for name, seconds in LONGER.items())
-    scaled = records.get(SCALED, {}).get("scaled", {})
-    cells = ([scale, f"{p['proxy']:+.2f}", f"{p['exact']:.3f}"] for scale, p in scaled.items())
-    sweep = markdown(["scale", "proxy", "exact"], cells) if scaled else "not run\n"
-    PAGE.write_text(
-        f"""# Reward over-optimization on Shapes
-
-Written by `python -m lit_align.studies.overoptimization`. Every run trains on a proxy reward: a small network trained
-on the preferences of simulated annotators (`checkpoints/shapes-reward`). A run lasts {SECONDS} s
-({longer}), validation included, on {used} core(s).
-The learning rates are high on purpose. A second reward is held out: it is larger than the proxy and was trained longer,
-on comparisons of another seed.
-
-Three numbers are measured at each validation:
-
-- **proxy** and **held-out**: the two rewards, in standard deviations of the base model's guided samples;
-- **exact**: the exact judge's accuracy on 512 held-out prompts, always with the same seeds. The half-width of its 95 %
-  interval is 0.04 for one validation and smaller for differences.
-
-All samples are drawn without guidance.
-
-`RewardOveroptimizationStopping` is replayed on the recorded validations, while the run itself goes on to its end. It
-reads the proxy and the held-out reward, never the exact one. It ends a run if the held-out reward falls by more than
-`min_delta` twice in a row while the proxy rises, and it always keeps the weights of the best held-out validation.
-`min_delta` is {NOISE}, the standard error of the difference of the held-out reward between two validations.
-
-What the runs show:
-
-- In ten minutes no run is over-optimized so far that the callback ends it.
-- `draft, longer` is over-optimized, and the callback ends it. The run also shows a limit of the callback: the held-out
-  reward starts to fall 200 steps later than the exact one, because it, too, was trained on rendered scenes and on
-  samples of the base model, never on samples of a trained policy. So the kept weights are not within 5 % of the best
-  exact reward, but they are far better than those at the end.
-- With the path KL of `elegant`, the same time leads neither to over-optimization nor far from the base model.
-- The held-out reward has to be the better judge. In a trial of `draft` with a held-out reward as small as the proxy, it
-  rose together with the proxy, and the callback kept 0.504 of 0.586.
-
-![Proxy, held-out and exact reward during training](overoptimization.png)
-
-Each cell of the table shows proxy, exact.
-
-{table(records)}
-Samples of `{SHOWN}` for the same prompts and noise: the base model, the best exact reward, the weights that the
-callback keeps, and the end.
-
-![Samples while the proxy rises](overoptimization_samples.png)
-
-The last checkpoint of `{SCALED}` (every 50 steps), with its LoRA scaled:
-
-{sweep}"""
+    scales = records.get(SCALED, {}).get("scaled", {})
+    cells = ([scale, f"{p['proxy']:+.2f}", f"{p['exact']:.3f}"] for scale, p in scales.items())
+    text = TEXT.format(
+        seconds=SECONDS,
+        longer=", ".join(f"`{name}`: {seconds} s" for name, seconds in LONGER.items()),
+        used=alternatives(record["cores"] for record in records.values()),
+        noise=NOISE,
+        table=table(records),
+        shown=SHOWN,
+        scaled=SCALED,
+        sweep=markdown(["scale", "proxy", "exact"], cells) if scales else "not run\n",
     )
+    PAGE.write_text(text)
     draw(records)
-    print(PAGE.read_text())
+    print(text)
 
 
 def draw(records: dict) -> None:
@@ -190,19 +189,18 @@ def draw(records: dict) -> None:
     names, across = [n for n in RUNS if n in records], 5
     figure, axes = plot.panels(2 * -(-len(names) // across), across, 3.2, 2.2)
     every = [p for n in names for p in records[n]["curve"]]
-    keys = (("proxy", "second"), ("exact",))
-    spans = [(min(p[k] for p in every for k in ks), max(p[k] for p in every for k in ks)) for ks in keys]
+    lines = ({"proxy": "proxy", "held-out": "second"}, {"exact accuracy": "exact"})  # of each panel: label -> key
+    spans = [[edge(p[k] for p in every for k in keys.values()) for edge in (min, max)] for keys in lines]
     columns = [(axes[row][i], axes[row + 1][i]) for row in range(0, len(axes), 2) for i in range(across)]
     for pair, name in zip(columns, names):
         points, kept = records[name]["curve"], stopped(records[name]["curve"])
-        for ax, ks, (low, high) in zip(pair, keys, spans):
-            for key in ks:
-                ax.plot(*zip(*((p["step"], p[key]) for p in points)), color=COLORS[key], label=NAMES[key])
+        for ax, keys, (low, high) in zip(pair, lines, spans):
+            for label, key in keys.items():
+                ax.plot(*zip(*((p["step"], p[key]) for p in points)), color=COLORS[label], label=label)
             ax.axvline(kept["step"], color=plot.GREEN, linewidth=1.5, label="callback keeps")
             if kept["ended"] < points[-1]["step"]:
                 ax.axvline(kept["ended"], color=plot.RED, linestyle="--", label="callback ends")
-            margin = 0.05 * (high - low)
-            ax.set_ylim(low - margin, high + margin)
+            ax.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
         pair[0].set_title(name)
         pair[0].tick_params(labelbottom=False)
         pair[1].set_xlabel("training step")

@@ -1,6 +1,6 @@
 """Normalises a trained ShapesReward to the base model's samples, and prints how well it agrees with the exact judge.
 
-`python -m lit_align.shapes.make.calibrate --reward checkpoints/shapes/base_reward/reward/reward.safetensors --out
+`python -m lit_align.shapes.make.calibrate --reward checkpoints/shapes/train_reward/reward/reward.safetensors --out
 checkpoints/shapes-reward/reward.safetensors`
 """
 
@@ -8,7 +8,6 @@ import argparse
 import os
 
 import torch
-from scipy.stats import pearsonr, spearmanr
 from torch import Tensor
 
 from lit_align.shapes.comparisons import Comparisons
@@ -23,6 +22,8 @@ def agreement(score: Tensor, right: Tensor, group: Tensor) -> dict[str, float]:
     scores higher, a tie counted half; `pairs`: their number; `auc`: the same share over all groups; `pearson` and
     `spearman`: correlations of score and verdict.
     """
+    from scipy.stats import pearsonr, spearmanr
+
     more = (score[:, None] > score).float() + 0.5 * (score[:, None] == score).float()
     pair = right[:, None] & ~right
     same = pair & (group[:, None] == group)
