@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,8 +20,10 @@ def cores() -> int:
 
 
 def lit_align(command: str, *flags: str) -> None:
-    """`python -m lit_align command flags` in a process of its own. Raises CalledProcessError if it fails."""
-    subprocess.run([sys.executable, "-m", "lit_align", command, *flags], check=True)
+    """Runs `python -m lit_align command flags` in a process of its own. Exits if it fails."""
+    words = [sys.executable, "-m", "lit_align", command, *flags]
+    if code := subprocess.run(words).returncode:
+        raise SystemExit(f"the study stopped, its records are kept: exit code {code} of {shlex.join(words)}")
 
 
 def max_time(seconds: int) -> list[str]:

@@ -65,7 +65,7 @@ def test_fit_and_test_run_one_after_the_other_with_the_same_flags(tmp_path, monk
     assert "--trainer.limit_test_batches" in test_flags and test_flags[-2:] == ("--ckpt_path", "last")
 
 
-def test_a_command_that_fails_is_an_error(monkeypatch):
-    monkeypatch.setattr(runs.sys, "executable", "false")
-    with pytest.raises(runs.subprocess.CalledProcessError):
-        runs.lit_align("fit")
+def test_a_command_that_fails_ends_the_study_with_one_sentence(monkeypatch):
+    monkeypatch.setattr(runs.sys, "executable", "false")  # a program that always exits with 1
+    with pytest.raises(SystemExit, match="its records are kept: exit code 1 of false -m lit_align fit --config x"):
+        runs.lit_align("fit", "--config", "x")
