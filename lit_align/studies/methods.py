@@ -23,6 +23,14 @@ models.
 """
 
 
+STEERING = """## steering
+
+Training-free methods. A hook goes into the list `steering` of a sampler; a sampler goes around another sampler. Both
+work with the policy of any method, a trained one too, and under `Steered`.
+
+"""
+
+
 def methods() -> dict[str, list[type]]:
     """Family, the folder below algorithms/ -> its methods, the classes with an equation of their own."""
     import_all()
@@ -34,6 +42,16 @@ def methods() -> dict[str, list[type]]:
         if parts[:2] == ["lit_align", "algorithms"] and len(parts) == 4 and not is_base(cls):
             found.setdefault(parts[2], []).append(cls)
     return dict(sorted(found.items()))
+
+
+def steering() -> list[type]:
+    """The hooks and samplers of lit_align/steering."""
+    import_all()
+    from lit_align.diffusion.hook import Hook
+    from lit_align.diffusion.sampler import Sampler
+
+    found = [c for base in (Hook, Sampler) for c in subclasses(base) if c.__module__.startswith("lit_align.steering.")]
+    return sorted((c for c in found if not is_base(c)), key=lambda c: c.__name__.lower())
 
 
 def configs() -> dict[str, list[str]]:
@@ -52,19 +70,32 @@ def is_base(cls: type) -> bool:
     return abstract or cls.__module__.split(".")[-1] == cls.__module__.split(".")[-2]
 
 
+def links(cls: type) -> list[str]:
+    """Links to a class's file and to the papers that its docstring names."""
+    papers = re.findall(r"\d{4}\.\d{5}", inspect.getdoc(cls))
+    return [
+        f"[`{cls.__name__}`](../{Path(inspect.getfile(cls)).relative_to(ROOT).as_posix()})",
+        ", ".join(f"[{p}](https://arxiv.org/abs/{p})" for p in dict.fromkeys(papers)) or "-",
+    ]
+
+
 def row(cls: type, used: list[str]) -> list[str]:
     """The cells of a method's row."""
-    papers = re.findall(r"\d{4}\.\d{5}", inspect.getdoc(cls))
-    source = Path(inspect.getfile(cls))
     return [
-        f"[`{cls.__name__}`](../{source.relative_to(ROOT).as_posix()})",
-        ", ".join(f"[{p}](https://arxiv.org/abs/{p})" for p in dict.fromkeys(papers)) or "-",
+        *links(cls),
         ", ".join(cls.feedback) or "prompt",
         "moves" if cls.moves_reference else "yes" if cls.uses_reference else "no",
         ", ".join(f"`{name}`" for name in used if name.startswith("shapes/")) or "-",
         ", ".join(f"`{name}`" for name in used if not name.startswith("shapes/")) or "-",
-        str(len(source.read_text().splitlines())),
+        str(len(Path(inspect.getfile(cls)).read_text().splitlines())),
     ]
+
+
+def steering_row(cls: type) -> list[str]:
+    """The cells of a training-free method's row."""
+    from lit_align.diffusion.hook import Hook
+
+    return [*links(cls), "hook" if issubclass(cls, Hook) else "sampler around a sampler"]
 
 
 def page() -> str:
@@ -74,7 +105,7 @@ def page() -> str:
         f"## {family}\n\n" + markdown(HEADS, (row(c, used.get(c.__name__, [])) for c in classes))
         for family, classes in methods().items()
     ]
-    return "\n".join([INTRO, *sections])
+    return "\n".join([INTRO, *sections, STEERING + markdown(["class", "paper", "how"], map(steering_row, steering()))])
 
 
 if __name__ == "__main__":

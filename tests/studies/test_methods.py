@@ -20,7 +20,7 @@ def test_every_method_has_a_config_on_shapes():
         cls.__name__
         for family, classes in methods().items()
         for cls in classes
-        if family != "inference" and not any(name.startswith("shapes/") for name in used.get(cls.__name__, []))
+        if not any(name.startswith("shapes/") for name in used.get(cls.__name__, []))
     ]
     assert not without
 
