@@ -47,7 +47,7 @@ class Comparisons(AlignData):
         shares: tuple[float, float, float] = (0.25, 0.4, 0.35),
         controlled: float = 0.1,
         weights: dict[str, float] | None = None,
-        resolution: int = SIZE,
+        resolution: int | None = SIZE,
         **kwargs,
     ):
         super().__init__(resolution=resolution, **kwargs)

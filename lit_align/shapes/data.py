@@ -30,7 +30,7 @@ class Shapes(AlignData):
 
     image_keys = ("image",)
 
-    def __init__(self, n: int = 24_000, resolution: int = SIZE, **kwargs):
+    def __init__(self, n: int = 24_000, resolution: int | None = SIZE, **kwargs):
         super().__init__(resolution=resolution, **kwargs)
         self.n = n
 
