@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_align.diffusion.conditioning import cast_conditioning, cat_conditioning
-from lit_align.policies import codec, loading, saving
+from lit_align.policies import codec, loading, refusals, saving
 from lit_align.policies.adapters import Adapter, Frozen, Full, LoRA
 from lit_align.policies.family import Family
 from lit_align.policies.versions import OLD, REFERENCE, Versions
@@ -21,7 +21,8 @@ class Policy(Family):
     denoiser's device. Everything is always in eval mode: a policy has no dropout, so that a recorded step has ratio 1.
 
     Args:
-        pretrained: hub id or folder of a diffusers pipeline; "tiny" for random weights of a tiny model of the family.
+        pretrained: hub id or folder of a diffusers pipeline, or a single .safetensors file; "tiny" for random weights
+            of a tiny model of the family.
         adapter: LoRA, Frozen or Full (the default).
         dtype: of frozen weights; what is trained is float32.
         resolution: side of a square image, or height and width, pixels (default: the model's own).
@@ -33,6 +34,8 @@ class Policy(Family):
         allow_pickle: accept weights that are pickled (.bin), which can run code when loaded.
         scheduler: options that replace those of the checkpoint's scheduler_config.json, for instance
             {prediction_type: v_prediction}.
+        single_file_config: for a single file: hub id or folder of a diffusers pipeline of the family, from which
+            configs and tokenizers are taken, and whatever weights the file lacks.
     """
 
     def __init__(
@@ -49,11 +52,14 @@ class Policy(Family):
         revision: str | None = None,
         allow_pickle: bool = False,
         scheduler: dict | None = None,
+        single_file_config: str | None = None,
     ):
         super().__init__()
         self.adapter, self.dtype = adapter or Full(), getattr(torch, dtype)
-        files = {"variant": variant, "revision": revision, "allow_pickle": allow_pickle}
-        self.pipe = loading.load_pipeline(self, pretrained, quantize=quantize, vae=vae, **files)
+        files = {"variant": variant, "revision": revision, "single_file_config": single_file_config}
+        self.pipe = loading.load_pipeline(
+            self, pretrained, quantize=quantize, vae=vae, allow_pickle=allow_pickle, **files
+        )
         loading.override_scheduler(self.pipe, scheduler)
         for part in self.pipe.components.values():
             if isinstance(part, nn.Module):
@@ -68,7 +74,7 @@ class Policy(Family):
         self.resolution = resolution or self.default_resolution()
         self.height, self.width = (self.resolution,) * 2 if isinstance(self.resolution, int) else self.resolution
         self.latent_shape = self.shape()
-        loading.refuse_sizes(self, pretrained)
+        refusals.refuse_sizes(self, pretrained)
         config = {**self.pipe.scheduler.config, "_class_name": type(self.pipe.scheduler).__name__}
         self.process = self.make_process(config)
         self.adapter.prepare(self)
@@ -78,6 +84,7 @@ class Policy(Family):
         if compile:
             self.denoiser.compile()  # in place: names and files stay as they are
         self.fingerprint = f"{type(self).__name__} {pretrained} {revision} {variant} {vae} {dtype} {self.resolution}"
+        self.fingerprint += f" {single_file_config}" if single_file_config else ""
 
     def save(self, folder: str) -> None:
         """Writes what plain diffusers loads: LoRA weights for `load_lora_weights`, or a whole pipeline for
