@@ -1,9 +1,8 @@
 import json
-from collections import Counter
 
 import pytest
 import torch
-from data_parts import BLUE, RED, Watcher, fit, pick_a_pic, trainer
+from data_parts import BLUE, RED, Encoding, fit, pick_a_pic, trainer
 from datasets import Dataset
 
 from lit_align.algorithms.preference.lipo import LiPO
@@ -25,32 +24,6 @@ def test_lists_are_encoded_once(tmp_path):
     assert (
         batch["images_latents"].shape == (2, 2, *policy.latent_shape) and batch["scores"].tolist() == [[[1], [0]]] * 2
     )
-
-
-class Encoding(Watcher):
-    """Counts what it encodes and keeps its batches."""
-
-    def __init__(self, resolution=16):
-        super().__init__()
-        from lit_align.policies.sdxl import StableDiffusionXL
-
-        self.policy, self.calls, self.batches = StableDiffusionXL("tiny", resolution=resolution), Counter(), {}
-        for name in ("encode", "condition"):
-            setattr(self.policy, name, self.counted(name, getattr(self.policy, name)))
-
-    def counted(self, name, function):
-        def call(rows):
-            self.calls[name] += len(rows)
-            return function(rows)
-
-        return call
-
-    def training_step(self, batch, batch_idx):
-        self.batches["train"] = batch
-        return super().training_step(batch, batch_idx)
-
-    def validation_step(self, batch, batch_idx, dataloader_idx=0):
-        self.batches["val"] = batch
 
 
 @pytest.mark.parametrize("samples_online", [False, True])
