@@ -24,8 +24,8 @@ from torch.utils.data import DataLoader
 
 from lit_align.algorithms.online import Online
 from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient
-from lit_align.cli import CONFIGS
 from lit_align.cli import main as command_line
+from lit_align.configs import CONFIGS
 from lit_align.diffusion.sampler import select_rows
 from lit_align.methods import family_of
 from lit_align.paths import ROOT
@@ -37,7 +37,7 @@ COST = dict(zip(FORWARDS, (3, 1, 1)))
 
 def names() -> list[str]:
     """The configs whose method belongs to the preference family, dpo first."""
-    every = [f.stem for f in (CONFIGS / "shapes").glob("*.yaml") if not f.stem.startswith("base_")]
+    every = [f.stem for f in (CONFIGS / "shapes").glob("*.yaml") if not f.stem.startswith("train_")]
     family = [name for name in every if family_of(f"shapes/{name}") == "preference"]
     return sorted(family, key=lambda name: (name != "dpo", name))
 
