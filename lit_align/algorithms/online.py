@@ -1,27 +1,32 @@
-"""What a policy draws it learns from: collect -> some optimizer steps on what was collected -> now and then a new
+"""Training on one's own samples: collect -> several optimizer steps on what was collected -> now and then a new
 reference."""
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lit_align.algorithms.algorithm import Algorithm
+from lit_align.diffusion.hook import Hook
 from lit_align.diffusion.sampler import Sampler
+from lit_align.diffusion.state import concatenate, select_rows
+from lit_align.ranges import check_ranges
 
 
 class Online(Algorithm):
-    """Base of the methods that learn from collections of their own samples, by a loss on denoising errors: the
-    semi-online preference methods and the reward-weighted family. A method overrides `collect` and `step`.
+    """Base of the methods that sample in training. A family overrides `collect`, `optimizer_steps` and `batch_loss`.
 
-    A training step collects for the prompts of the batch, and makes `updates` optimizer steps on what it found, each
-    with fresh timesteps and noise. The optimizer is stepped by hand: clip here, not in the Trainer.
+    A training step collects samples for the prompts of the batch and makes several optimizer steps on them, each on
+    minibatches whose losses add up. Optimization is manual: set `max_grad_norm` here, not in the Trainer.
 
     Args:
-        rollout: the sampler that draws (default: 50 DDIM steps, guidance 7.5).
+        rollout: the sampler of the training samples (default: 50 DDIM steps, guidance 7.5).
         updates: optimizer steps on a collection.
-        refresh_every: training steps after which the reference becomes the present policy; 0: never.
+        minibatch: rows of one forward, both while sampling and while learning, so that the first ratios of a policy
+            gradient are exactly 1 in 16 bits as well.
+        refresh_every: training steps after which the current policy becomes the reference; 0: never.
         max_grad_norm: gradient clipping.
     """
 
@@ -31,44 +36,64 @@ class Online(Algorithm):
         self,
         rollout: Sampler | None = None,
         updates: int = 4,
+        minibatch: int = 8,
         refresh_every: int = 0,
         max_grad_norm: float = 1.0,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.automatic_optimization = False
-        self.rollout, self.updates = rollout or Sampler(), updates
-        self.refresh_every, self.moves_reference = refresh_every, refresh_every > 0
-        self.max_grad_norm = max_grad_norm
+        self.rollout, self.updates, self.minibatch = rollout or Sampler(), updates, minibatch
+        self.refresh_every, self.max_grad_norm = refresh_every, max_grad_norm
+        self.moves_reference = self.moves_reference or refresh_every > 0
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        for part in (self.rollout, self.rollout.transition):
+            check_ranges(part)
 
     @abstractmethod
-    def collect(self, batch: dict) -> dict | None:
-        """What is learnt from, a batch for `step`; None where the samples give nothing."""
+    def collect(self, batch: dict) -> Any:
+        """Samples, and what is learnt from them; None if they give nothing."""
 
-    def parts(self, collected: dict | None) -> Iterable[dict | None]:
-        """The batch of each update: by default the whole collection."""
-        return [collected] * self.updates
+    def optimizer_steps(self, collected: Any) -> Iterator[list]:
+        """The minibatches of each optimizer step; by default each step sees the whole collection at once. It is asked
+        for a step when the one before has been made."""
+        return ([collected] for _ in range(self.updates))
 
     @torch.no_grad()
-    def draw_latents(self, prompts: list[str]) -> Tensor:
-        """Samples of the policy (or, inside `policy.reference()`, of the reference)."""
-        return self.rollout(self.policy, prompts).x
+    def draw_latents(self, prompts: list[str], hooks: Sequence[Hook] = ()) -> Tensor:
+        """Samples (N, ...) of the active policy, a minibatch at a time."""
+        parts = [prompts[i : i + self.minibatch] for i in range(0, len(prompts), self.minibatch)]
+        return torch.cat([self.rollout(self.policy, part, hooks=hooks).x for part in parts])
 
     def training_step(self, batch: dict, batch_idx: int) -> None:
         self.check(batch)
         optimizer = self.optimizers()
-        for part in self.parts(self.collect(batch)):
+        for minibatches in self.optimizer_steps(self.collect(batch)):
             optimizer.zero_grad()
-            loss = self.accumulate(part, batch)
+            total = 0.0
+            for i, m in enumerate(minibatches, 1):
+                loss = self.batch_loss(m) if m else self.zero_loss()
+                self.require_finite(loss, m["prompt"] if m and "prompt" in m else batch["prompt"])
+                with self.gradient_sync(last=i == len(minibatches)):
+                    self.manual_backward(loss)
+                total += loss.detach()
             optimizer.step()
-            self.log("train/loss", loss, prog_bar=True)
+            self.log_mean("train/loss", total, 1)
         if scheduler := self.lr_schedulers():
             scheduler.step()
         if self.refresh_every and (self.batch_number + 1) % self.refresh_every == 0:
             self.policy.update_reference()
 
-    def accumulate(self, part: dict | None, batch: dict) -> Tensor:
-        """Takes the gradient of an update's loss, which it returns."""
-        loss = self.require_finite(self.batch_loss(part) if part else self.zero_loss(), batch["index"])
-        self.manual_backward(loss)
-        return loss.detach()
+
+def repeat_rows(batch: dict, k: int) -> dict:
+    """The prompts and columns of a batch, each row k times in a row."""
+    rows = {"prompt": batch["prompt"], "columns": batch.get("columns", {})}
+    return select_rows(rows, [i for i in range(len(batch["prompt"])) for _ in range(k)])
+
+
+def tile_rows(batch: dict, k: int) -> dict:
+    """The prompts and columns of a batch, the whole batch k times in a row."""
+    rows = {"prompt": batch["prompt"], "columns": batch.get("columns", {})}
+    return concatenate([rows] * k)

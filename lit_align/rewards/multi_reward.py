@@ -7,7 +7,7 @@ from lit_align.rewards.reward import Reward
 
 
 def moments(r: Tensor) -> Tensor:
-    """Count, sum and sum of squares of rewards (N, R), in double: (3, R). Those of two sets add up."""
+    """Count, sum and sum of squares of rewards (N, R), in double precision: (3, R). Moments of two sets add up."""
     r = r.detach().double()
     return torch.stack([torch.ones_like(r), r, r.square()]).sum(1)
 
@@ -19,29 +19,36 @@ def mean_and_std(moments: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class MultiReward(Reward):
-    """R rewards side by side, for what tells them apart: (B, R).
+    """Stacks R rewards to (N, R), for methods that need them apart.
 
     Args:
         rewards: name -> reward.
     """
 
-    name = "several"
+    name = "multi_reward"
 
     def __init__(self, rewards: dict[str, Reward]):
         super().__init__()
-        self.parts = nn.ModuleDict(rewards)
+        self.parts, self.names = nn.ModuleDict(rewards), tuple(rewards)
         self.differentiable = all(reward.differentiable for reward in rewards.values())
 
-    def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
-        return torch.stack([reward(images, prompts).float() for reward in self.parts.values()], 1)
+    @property
+    def columns(self) -> dict[str, bool]:
+        found: dict[str, bool] = {}
+        for reward in self.parts.values():
+            found |= {name: needed or found.get(name, False) for name, needed in reward.columns.items()}
+        return found
+
+    def forward(self, images: Tensor, prompts: list[str], **columns: list) -> Tensor:
+        own = lambda reward: {name: columns[name] for name in reward.columns if name in columns}
+        return torch.stack([reward(images, prompts, **own(reward)).float() for reward in self.parts.values()], 1)
 
 
 class WeightedSum(Reward):
-    """sum_i w_i (r_i - mean_i) / std_i, so that a weight says how much a reward counts, whatever its unit.
+    """sum_i w_i (r_i - mean_i) / std_i: a weight then says how much a reward counts, whatever its unit.
 
-    Mean and deviation are those of all that r_i has scored so far, this call included, on all ranks, and constants for
-    gradient; they are in the checkpoint. Scores to be compared come from one call. A training run logs each r_i, in
-    its own unit, as `train/reward/<name>`.
+    Mean and standard deviation are those of all scores of r_i so far, this call included, on all ranks; they carry no
+    gradient and are stored in the checkpoint. A training run logs each r_i, in its own unit, as `train/reward/<name>`.
 
     Args:
         rewards: name -> reward.
@@ -53,7 +60,7 @@ class WeightedSum(Reward):
 
     def __init__(self, rewards: dict[str, Reward], weights: dict[str, float] | None = None, normalise: bool = True):
         super().__init__()
-        self.multi, self.normalise = MultiReward(rewards), normalise
+        self.multi, self.normalise, self.names = MultiReward(rewards), normalise, tuple(rewards)
         self.differentiable = self.multi.differentiable
         self.weights = weights or dict.fromkeys(rewards, 1.0)
         if self.weights.keys() != rewards.keys():
@@ -61,16 +68,25 @@ class WeightedSum(Reward):
                 f"weights names {', '.join(self.weights)}; rewards are {', '.join(rewards)}: name the same."
             )
         self.moments = torch.zeros(3, len(rewards), dtype=torch.double)  # count, sum, squares of each
-        self.latest: dict[str, Tensor] = {}  # name -> (B,), what each said last
+        self.latest: dict[str, Tensor] = {}  # name -> (N,), the scores of the last call
 
-    def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
-        r = self.multi(images, prompts)  # (B, R)
-        self.latest = dict(zip(self.multi.parts, r.detach().unbind(1), strict=True))
-        w = r.new_tensor([self.weights[name] for name in self.latest])
-        return (self.normalised(r) if self.normalise else r) @ w
+    @property
+    def columns(self) -> dict[str, bool]:
+        return self.multi.columns
+
+    def forward(self, images: Tensor, prompts: list[str], **columns: list) -> Tensor:
+        return self.combine(self.multi(images, prompts, **columns))
+
+    def components(self, images: Tensor, prompts: list[str], **columns: list) -> Tensor:
+        return self.multi(images, prompts, **columns)
+
+    def combine(self, components: Tensor) -> Tensor:
+        self.latest = dict(zip(self.multi.names, components.detach().unbind(1), strict=True))
+        w = components.new_tensor([self.weights[name] for name in self.latest])
+        return (self.normalised(components) if self.normalise else components) @ w
 
     def normalised(self, r: Tensor) -> Tensor:
-        """Rewards (B, R) less their mean, over their deviation."""
+        """Rewards (N, R) minus their mean, over their standard deviation."""
         new = moments(r)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(new)

@@ -1,26 +1,83 @@
-"""The reward r(c, x): higher is better, one float per image."""
+"""The reward r(c, x): higher is better, one or several numbers per image."""
 
 from abc import abstractmethod
+from inspect import Parameter, signature
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from lit_align.diffusion.state import select_rows
 
 
 class Reward(nn.Module):
     """A reward model or rule.
 
     Attributes: `name` labels it in logs (`val/reward/<name>`), `differentiable` says whether gradients reach the
-    images.
+    images, `names` labels the R numbers of a reward that gives several.
     """
 
     name: str
     differentiable: bool
+    names: tuple[str, ...] = ()
 
     @abstractmethod
-    def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """Scores images (B, 3, H, W) in [0, 1] against their prompts: (B,) on the images' device."""
+    def forward(self, images: Tensor, prompts: list[str], **columns: list) -> Tensor:
+        """Scores images (N, 3, H, W) in [0, 1] against their prompts: (N,) or (N, R) on the images' device.
+
+        A reward that needs further columns of the data names them as keyword arguments
+        (`def forward(self, images, prompts, include)`), and gets each as a list of N.
+        """
+
+    @property
+    def columns(self) -> dict[str, bool]:
+        """The columns of the data that `forward` takes, and whether it needs them (no default)."""
+        given = list(signature(self.forward).parameters.values())[2:]
+        return {p.name: p.default is Parameter.empty for p in given if p.kind is not Parameter.VAR_KEYWORD}
+
+    def components(self, images: Tensor, prompts: list[str], **columns: list) -> Tensor:
+        """What can be computed image by image, (N,) or (N, R); `combine` makes the reward of it."""
+        return self(images, prompts, **columns)
+
+    def combine(self, components: Tensor) -> Tensor:
+        """The reward from the components of all images that are compared with one another."""
+        return components
 
     def embed(self, images: Tensor) -> Tensor:
-        """Features (B, D) of images (B, 3, H, W) in [0, 1], for methods that learn a value or the reward itself from
-        them; differentiable. By default the image at 16 x 16 pixels."""
+        """Features (N, D) of images (N, 3, H, W) in [0, 1], for methods that learn a value or a reward from them;
+        differentiable. By default the image at 16 x 16 pixels."""
         return F.adaptive_avg_pool2d(images.float(), 16).flatten(1)
+
+
+def components(reward: Reward, images: Tensor, rows: dict) -> Tensor:
+    """`reward.components` of images (N, 3, H, W) and their rows ({"prompt", "columns"}), in float32.
+
+    Raises ValueError if the rows lack a column, or if the reward does not give one number (or R numbers) per image.
+    """
+    given = rows.get("columns", {})
+    if missing := [name for name, needed in reward.columns.items() if needed and name not in given]:
+        raise ValueError(missing_column(reward, missing[0], given))
+    columns = {name: given[name] for name in reward.columns if name in given}
+    score = reward.components(images, rows["prompt"], **columns)
+    if torch.is_tensor(score) and score.shape == (len(images), 1) and not reward.names:
+        score = score.squeeze(1)
+    shapes = [(len(images),), (len(images), len(reward.names))]
+    if not torch.is_tensor(score) or tuple(score.shape) not in shapes:
+        shape = f"shape {tuple(score.shape)}" if hasattr(score, "shape") else f"length {len(score)}"
+        wanted = f"one number per image, a tensor of shape ({len(images)},)"
+        raise ValueError(f"the reward {reward.name} must give {wanted}; it gave a {type(score).__name__} of {shape}.")
+    return score.float()
+
+
+def missing_column(reward: Reward, name: str, given) -> str:
+    """What a user is told whose data lacks a column."""
+    there = ", ".join(given) or "none besides the prompt"
+    return f"the reward {reward.name} needs the column `{name}`; the data has {there}: add it to the file of prompts."
+
+
+def judge(reward: Reward, policy, latents: Tensor, rows: dict, size: int | None = None) -> Tensor:
+    """Decodes latents (N, ...) and scores the images against their rows, `size` at a time (None: all at once): (N,) or
+    (N, R), float32."""
+    parts = torch.arange(len(latents)).split(size or len(latents))
+    scores = [components(reward, policy.decode(latents[p]), select_rows(rows, p.tolist())) for p in parts]
+    return reward.combine(torch.cat(scores))

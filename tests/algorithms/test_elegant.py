@@ -13,8 +13,9 @@ from torch import nn
 from lit_align.algorithms.parts.initial_distribution import InitialDistribution
 from lit_align.algorithms.parts.path_kl import PathKL
 from lit_align.algorithms.reward_gradient.elegant import ELEGANT
+from lit_align.diffusion.hook import Hook
 from lit_align.diffusion.process import VP
-from lit_align.diffusion.sampler import Hook, Sampler, all_steps
+from lit_align.diffusion.sampler import Sampler, all_steps
 from lit_align.diffusion.transition import DDIM, FlowSDE
 from lit_align.policies.adapters import Full, LoRA
 from lit_align.policies.sdxl import StableDiffusionXL
@@ -168,7 +169,7 @@ def test_the_path_kls_gradient_is_that_of_the_plain_graph(family, moving, adapte
     cond, grid = policy.condition(["a", "b"]), rollout.timesteps(policy)
     torch.manual_seed(3)
     path = PathKL(rollout, "mean")
-    state = rollout(policy, cond=cond, hook=path, grad=all_steps(3))
+    state = rollout(policy, cond=cond, hooks=(path,), grad=all_steps(3))
     (path.kl.sum() + state.x.mean()).backward()
     got = torch.cat([p.grad.flatten() for p in trained])
     assert all(p.grad is None for p in policy.parameters() if not any(p is q for q in trained))
@@ -195,10 +196,10 @@ def test_steps_without_gradient_count_as_constants_and_a_rollout_without_noise_i
         p.data += 0.05 * torch.randn_like(p) if p.requires_grad else 0
     rollout = Sampler(3, 1.0, DDIM(1.0))
     path = PathKL(rollout)
-    rollout(policy, ["a"], hook=path, grad=torch.zeros(3, dtype=torch.bool))
+    rollout(policy, ["a"], hooks=(path,), grad=torch.zeros(3, dtype=torch.bool))
     assert path.kl.item() > 0 and not path.kl.requires_grad
     with pytest.raises(ValueError, match="has no noise"):
-        Sampler(2, 1.0)(policy, ["a"], hook=PathKL(Sampler(2, 1.0)))
+        Sampler(2, 1.0)(policy, ["a"], hooks=(PathKL(Sampler(2, 1.0)),))
 
 
 # nu and v_0
@@ -298,7 +299,7 @@ def test_the_policy_is_sampled_from_nu_and_the_base_from_its_own_noise():
         def on_init(self, policy, state):
             state.x = state.x + 0.5
 
-    want = m.sampler(m.policy, BATCH["prompt"], seeds=BATCH["index"], hook=Half()).x
+    want = m.sampler(m.policy, BATCH["prompt"], seeds=BATCH["index"], hooks=(Half(),)).x
     torch.testing.assert_close(m.draw(BATCH).x, want, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(want, base)
 

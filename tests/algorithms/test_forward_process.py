@@ -229,7 +229,7 @@ def test_times_are_the_rollouts():
     grid = Sampler(14, 1.0).timesteps(tiny())[:-1].tolist()
     for edges, times in (
         ([1, 2, 4, 6, 8, 10, 12], awm),
-        ([0, 2, 4, 6, 8, 10, 12], alone(AWM, steps=14, first=0).times(300)),
+        ([0, 2, 4, 6, 8, 10, 12], alone(AWM, steps=14, min_step=0).times(300)),
     ):
         for j, column in enumerate(times.T.tolist()):  # edges: first + (12 - first) j / 6, rounded down
             assert {grid.index(t) for t in column} == set(range(edges[j], edges[j + 1]))

@@ -82,7 +82,7 @@ CURVES = {  # name -> method, policy, sampler, its own options
     "draft": (DRaFT, StableDiffusion, NOISY, {}),
     "draft_lv": (DRaFTLV, StableDiffusion, NOISY, {}),
     "alignprop": (AlignProp, StableDiffusion, NOISY, {}),
-    "refl": (ReFL, StableDiffusion, NOISY, {"first": 1}),
+    "refl": (ReFL, StableDiffusion, NOISY, {"min_step": 1}),
     "elegant": (ELEGANT, StableDiffusion, NOISY, {"alpha": 1e-3, "learn_initial": False}),
     "seiko": (SEIKO, StableDiffusion, NOISY, {"epochs": 20, "updates": 4, "minibatch": 4, "accumulate": 1, "samples_per_prompt": (4,)}),
     "srpo": (SRPO, StableDiffusion, NOISY, {}),

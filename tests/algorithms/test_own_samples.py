@@ -102,8 +102,8 @@ def test_trajectories_start_at_their_identity_and_move_the_policy(tmp_path, cls,
 def test_d3pos_pairs_start_from_one_noise_and_go_apart(tmp_path):
     method = trajectories(D3PO, StableDiffusion("tiny", LoRA(rank=2)))
     kept = {}
-    learn = method.learn
-    method.learn = lambda trajectory, advantage: kept.update(t=trajectory) or learn(trajectory, advantage)
+    learn = method.optimizer_steps
+    method.optimizer_steps = lambda c: kept.update(t=c[0]) or learn(c)
     trainer(tmp_path).fit(method, prompts(2))
     x, end = kept["t"].x_t[:, 0], kept["t"].x_s[:, -1]
     assert torch.equal(x[0], x[1]) and torch.equal(x[2], x[3]) and not torch.equal(x[0], x[2])
@@ -230,7 +230,7 @@ def test_the_mixtures_ends_are_policy_and_reference():
     for p in method.parameters():
         if p.requires_grad:
             p.data += 0.2 * torch.randn_like(p)
-    draw = lambda hook: method.rollout(method.policy, ["a"], seeds=[3], hook=hook).x
+    draw = lambda hook: method.rollout(method.policy, ["a"], seeds=[3], hooks=(hook,)).x
     with method.policy.reference():
         reference = draw(None)
     torch.testing.assert_close(draw(Mixture(0.0)), draw(None))

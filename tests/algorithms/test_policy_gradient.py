@@ -17,7 +17,7 @@ from lit_align.policies.stable_diffusion3 import StableDiffusion3
 
 
 def loader(n=2, rollouts=1):
-    batch = {"prompt": [f"p{i}" for i in range(n)], "index": list(range(n))}
+    batch = {"prompt": [f"p{i}" for i in range(n)], "index": list(range(n)), "seed": list(range(n))}
     return torch.utils.data.DataLoader([batch] * rollouts, batch_size=None)
 
 
@@ -82,11 +82,11 @@ def test_clipping_binds_on_the_favourable_side_alone(ratio, advantage, expected,
 def test_a_step_is_seen_again_with_its_own_advantage_and_the_law_it_was_drawn_from():
     method = ddpo()
     method.log_mean = lambda *args: None
-    trajectory, _ = method.draw_trajectories(["a", "b"])
+    trajectory, _ = method.draw_trajectories({"prompt": ["a", "b"], "columns": {}})
     for p in method.parameters():
         p.data += 0.05 * torch.randn_like(p) if p.requires_grad else 0
     rows, steps = torch.tensor([1, 0, 1]), torch.tensor([2, 0, 1])
-    seen = method.revisit(trajectory, torch.arange(6.0).view(2, 3), rows, steps)
+    seen = method.evaluate(trajectory, torch.arange(6.0).view(2, 3), rows, steps)
     assert seen.advantage.tolist() == [5.0, 0.0, 4.0]
     assert torch.equal(seen.old_mean, trajectory.mean[rows, steps]) and torch.equal(seen.old_log_prob, trajectory.log_prob[rows, steps])
     assert not torch.allclose(seen.gaussian.mean, seen.old_mean, atol=1e-5)
@@ -112,8 +112,8 @@ def test_a_rollout_and_its_updates_move_the_adapter_alone(tmp_path, family):
     method = ddpo(family("tiny", LoRA(rank=2)), updates=2)
     before = {k: v.clone() for k, v in method.policy.denoiser.state_dict().items()}
     ratios = []
-    revisit = method.revisit
-    method.revisit = lambda *args: (lambda s: (ratios.append(s.ratio.detach()), s)[1])(revisit(*args))
+    evaluate = method.evaluate
+    method.evaluate = lambda *args: (lambda s: (ratios.append(s.ratio.detach()), s)[1])(evaluate(*args))
     t = trainer(tmp_path)
     t.fit(method, loader())
     after = method.policy.denoiser.state_dict()
@@ -130,8 +130,8 @@ def test_one_update_is_the_policy_gradient_of_all_steps(tmp_path):
     for minibatch in (2, 100):
         method = ddpo(minibatch=minibatch, max_grad_norm=1e9, optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
         seen = {}
-        learn = method.learn
-        method.learn = lambda trajectory, advantage, m=method: (seen.update(t=trajectory, a=advantage), learn(trajectory, advantage))[1]
+        learn = method.optimizer_steps
+        method.optimizer_steps = lambda c: seen.update(t=c[0], a=c[1]) or learn(c)
         trainer(tmp_path).fit(method, loader())
         grads.append(torch.cat([p.grad.flatten() for p in method.parameters() if p.requires_grad]))
         loss = 0.0
@@ -204,14 +204,14 @@ def test_a_rollout_without_noise_is_refused(tmp_path):
 def test_nothing_sees_more_than_a_minibatch_at_once(tmp_path, family):
     """And the parts of a rollout are put together in order."""
     method, rows, seen = ddpo(family("tiny", LoRA(rank=2)), samples_per_prompt=4, minibatch=3), [], {}
-    policy, learn = method.policy, method.learn
+    policy, learn = method.policy, method.optimizer_steps
     predict, decode = policy.predict, policy.decode
     policy.predict = lambda x, t, cond: rows.append(len(x) // 2) or predict(x, t, cond)  # guided: twice
     policy.decode = lambda x: rows.append(len(x)) or decode(x)
-    method.reward.forward = lambda images, prompts: seen.update(n=len(images), prompts=prompts) or torch.rand(len(images))
-    method.learn = lambda tr, a: seen.update(tr=tr) or learn(tr, a)
+    method.reward.forward = lambda images, prompts: seen.setdefault("n", []).append(len(images)) or seen.setdefault("prompts", []).extend(prompts) or torch.rand(len(images))
+    method.optimizer_steps = lambda c: seen.update(tr=c[0]) or learn(c)
     trainer(tmp_path).fit(method, loader())
-    assert max(rows) == 3 and seen["n"] == 8
+    assert max(rows) == 3 and seen["n"] == [3, 3, 2]
     assert seen["tr"].prompts == seen["prompts"] == ["p0"] * 4 + ["p1"] * 4 and seen["tr"].x_t.shape[:2] == (8, 3)
     text = policy.condition(seen["prompts"])["text"]
     torch.testing.assert_close(seen["tr"].cond["text"], text)

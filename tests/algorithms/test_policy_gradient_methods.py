@@ -78,16 +78,16 @@ def test_outside_its_window_the_step_is_the_odes():
 @pytest.mark.parametrize("slide_every,want", [(1, [0, 1, 2, 0, 1]), (2, [0, 0, 1, 1, 2])])
 def test_a_sliding_window_goes_from_noise_to_data_and_starts_again(tmp_path, slide_every, want):
     method = make(FlowGRPO, rollout=FLOW(), window=2, window_range=(0, 4), slide_every=slide_every, beta=0.0)
-    seen, learn = [], method.learn
-    method.learn = lambda t, a: seen.append((t.log_prob[0] != 0).nonzero().flatten().tolist()) or learn(t, a)
+    seen, learn = [], method.optimizer_steps
+    method.optimizer_steps = lambda c: seen.append((c[0].log_prob[0] != 0).nonzero().flatten().tolist()) or learn(c)
     trainer(tmp_path).fit(method, prompts(1, 5))
     assert seen == [[k, k + 1] for k in want]
 
 
 def test_a_drawn_window_visits_every_place_and_alone_is_learnt_from(tmp_path):
     method = make(FlowGRPO, rollout=FLOW(4), window=1, beta=0.0, samples_per_prompt=2)
-    learnt, revisit = [], method.revisit
-    method.revisit = lambda tr, a, rows, i, *rest: learnt.append(set(i.tolist())) or revisit(tr, a, rows, i, *rest)
+    learnt, evaluate = [], method.evaluate
+    method.evaluate = lambda tr, a, rows, i, *rest: learnt.append(set(i.tolist())) or evaluate(tr, a, rows, i, *rest)
     trainer(tmp_path).fit(method, prompts(1, 20))
     assert all(len(steps) == 1 for steps in learnt) and set.union(*learnt) == {0, 1, 2}  # never the last step
 
@@ -175,8 +175,8 @@ def test_the_guard_gives_the_velocity_as_much_gradient_at_every_step():
 def test_methods_start_at_their_identities_and_move_what_is_trained(tmp_path, cls, family, adapter):
     method = make(cls, family("tiny", adapter), **({"samples_per_prompt": 1, "splits": (0, 1)} if cls is BranchGRPO else {}))
     before = {n: p.detach().clone() for n, p in method.named_parameters()}
-    steps, revisit = [], method.revisit
-    method.revisit = lambda *args: steps.append(revisit(*args)) or steps[-1]
+    steps, evaluate = [], method.evaluate
+    method.evaluate = lambda *args: steps.append(evaluate(*args)) or steps[-1]
     trainer(tmp_path).fit(method, prompts())
     assert torch.equal(steps[0].ratio, torch.ones_like(steps[0].ratio)) or (steps[0].ratio - 1).abs().max() < 1e-5
     if method.uses_reference:
@@ -237,7 +237,7 @@ def test_a_value_functions_gradient_does_not_shrink_the_policys(tmp_path, cls):
 @pytest.mark.parametrize("cls", [PRDP, SDPO, D3PO], ids=lambda c: c.__name__)
 def test_pairs_are_of_one_prompt(cls):
     with pytest.raises(ValueError, match="compares 2 trajectories of a prompt: give a multiple of 2"):
-        make(cls, samples_per_prompt=3).draw_trajectories(["a"] * 3)
+        make(cls, samples_per_prompt=3).draw_trajectories({"prompt": ["a"] * 3, "columns": {}})
 
 
 def test_a_window_is_the_rollouts_alone():
@@ -258,22 +258,23 @@ def test_a_window_that_does_not_fit_is_refused():
 @pytest.mark.parametrize("clip_range", [1e9, None, 1e-6], ids=["inside", "some clamped", "clamped"])
 def test_prdps_two_passes_are_the_gradient_of_the_one_graph(tmp_path, clip_range):
     method = make(PRDP, StableDiffusion("tiny"), samples_per_prompt=2, beta=3.0, clip_range=clip_range or 0.0, minibatch=2, optimizer=lambda p: torch.optim.SGD(p, lr=0.0), max_grad_norm=1e9)
-    kept, learn = {}, method.learn
+    kept, learn = {}, method.optimizer_steps
 
-    def moved(trajectory, reward):
+    def moved(collected):
+        trajectory, reward = collected
         torch.manual_seed(0)
         move(method.policy, 0.01)  # away from old and reference
         if clip_range is None:  # the larger square is the clamped one, with some of the steps inside
             reward = reward.new_tensor([1e3, -1e3, -1e3, 1e3])
             rows, i = (c.flatten() for c in torch.meshgrid(torch.arange(4), method.trained_steps(trajectory), indexing="ij"))
             with torch.no_grad():
-                step = method.revisit(trajectory, torch.zeros(4, 4), rows, i)
+                step = method.evaluate(trajectory, torch.zeros(4, 4), rows, i)
             method.clip_range = (step.log_prob - step.old_log_prob).abs().median().item()
         kept.update(trajectory=trajectory, reward=reward)
-        learn(trajectory, reward)
+        yield from learn((trajectory, reward))
         kept["grad"] = [p.grad.clone() for p in method.policy.parameters() if p.requires_grad]
 
-    method.learn = moved
+    method.optimizer_steps = moved
     trainer(tmp_path).fit(method, prompts(2))
     tr, r = kept["trajectory"], kept["reward"]
     steps = method.trained_steps(tr)
@@ -301,9 +302,9 @@ def test_a_node_is_judged_by_its_leaves_and_learnt_from_once(tmp_path):
     method = make(BranchGRPO, StableDiffusion("tiny"), rollout=Sampler(5, 1.0, DDIM(1.0)), splits=(0, 2), samples_per_prompt=1, minibatch=100, max_advantage=9.0)
     reward = T([[1.0, 3.0, 0.0, 0.0], [2.0, 2.0, 2.0, 2.0]])
     method.reward.forward = lambda images, texts: reward.flatten()
-    kept, update, revisit, learnt = {}, method.update, method.revisit, []
+    kept, update, evaluate, learnt = {}, method.update, method.evaluate, []
     method.update = lambda tr, a, groups, steps: kept.update(tr=tr, a=a) or update(tr, a, groups, steps)
-    method.revisit = lambda tr, a, rows, i, *rest: learnt.extend(zip(rows.tolist(), i.tolist())) or revisit(tr, a, rows, i, *rest)
+    method.evaluate = lambda tr, a, rows, i, *rest: learnt.extend(zip(rows.tolist(), i.tolist())) or evaluate(tr, a, rows, i, *rest)
     trainer(tmp_path).fit(method, prompts(2))
     tr, a = kept["tr"], kept["a"]
     assert tr.prompts == ["p0"] * 4 + ["p1"] * 4
@@ -324,7 +325,7 @@ def test_noise_is_larger_where_the_tree_splits_and_the_likelihood_is_the_plain_s
     policy, drawn = StableDiffusion("tiny"), {}
     for noise in (1.0, 4.0):
         torch.manual_seed(0)
-        drawn[noise] = Sampler(4, 1.0, DDIM(1.0))(policy, ["p0"], hook=Tree((0,), noise), record=True).trajectory
+        drawn[noise] = Sampler(4, 1.0, DDIM(1.0))(policy, ["p0"], hooks=(Tree((0,), noise),), record=True).trajectory
     moved = {noise: tr.x_s[:, 0] - tr.mean[:, 0] for noise, tr in drawn.items()}  # from one x_t
     torch.testing.assert_close(moved[4.0], 4 * moved[1.0], atol=1e-5, rtol=1e-5)
     tr = drawn[4.0]
@@ -335,10 +336,10 @@ def test_noise_is_larger_where_the_tree_splits_and_the_likelihood_is_the_plain_s
 def test_after_the_last_split_pruning_leaves_the_best_and_the_worst_leaf(tmp_path):
     method = make(BranchGRPO, StableDiffusion("tiny"), rollout=Sampler(4, 1.0, DDIM(1.0)), splits=(0, 1), samples_per_prompt=1, prune=True)
     method.reward.forward = lambda images, texts: T([1.0, 0.5, 0.7, 0.2])
-    learnt, revisit = [], method.revisit
-    method.revisit = lambda tr, a, rows, i, *rest: learnt.extend(zip(rows.tolist(), i.tolist())) or revisit(tr, a, rows, i, *rest)
+    learnt, evaluate = [], method.evaluate
+    method.evaluate = lambda tr, a, rows, i, *rest: learnt.extend(zip(rows.tolist(), i.tolist())) or evaluate(tr, a, rows, i, *rest)
     trainer(tmp_path).fit(method, prompts(1))
-    steps = method.trained_steps(method.draw_trajectories(["p0"], Tree((0, 1)), 4)[0]).tolist()
+    steps = method.trained_steps(method.draw_trajectories({"prompt": ["p0"], "columns": {}}, (Tree((0, 1)),), 4)[0]).tolist()
     after = {(row, i) for row in (0, 3) for i in steps if i > 1}
     assert after and set(learnt) == {(0, 0), (2, 0), (0, 1), (1, 1), (2, 1), (3, 1)} | after
 
@@ -392,8 +393,8 @@ def test_sdpos_loss_is_the_larger_square():
 
 def test_sdpos_returns_are_normalised_by_prompt_and_step(tmp_path):
     method = make(SDPO, StableDiffusion("tiny"), rollout=Sampler(4, 1.0, DDIM(1.0)), advantage=Group(global_std=False), discount=0.5)
-    kept, learn = {}, method.learn
-    method.learn = lambda tr, a: kept.update(tr=tr, a=a) or learn(tr, a)
+    kept, learn = {}, method.optimizer_steps
+    method.optimizer_steps = lambda c: kept.update(tr=c[0], a=c[1]) or learn(c)
     trainer(tmp_path).fit(method, prompts(2))
     a, tr = kept["a"], kept["tr"]
     assert a.shape == (8, 4) and torch.equal(tr.x_t[0, 0], tr.x_t[1, 0])
@@ -401,25 +402,25 @@ def test_sdpos_returns_are_normalised_by_prompt_and_step(tmp_path):
 
 
 def test_sdpos_return_is_the_discounted_sum_of_a_steps_reward_and_all_later_ones():
-    """Of three steps, all scored, in one call: 0, 1, 2 and 3 of the four trajectories' first estimates and so on."""
+    """Of three steps, all scored: 0, 1, 2 and 3 of the four trajectories' first estimates and so on."""
 
     class AsTheyAre(torch.nn.Module):
         def forward(self, prompt_id, reward):
             return reward
 
-    method = quiet(make(SDPO, StableDiffusion("tiny"), rollout=Sampler(3, 1.0, DDIM(1.0)), advantage=AsTheyAre(), discount=0.5, max_advantage=1e9))
+    method = quiet(make(SDPO, StableDiffusion("tiny"), rollout=Sampler(3, 1.0, DDIM(1.0)), advantage=AsTheyAre(), discount=0.5, max_advantage=1e9, samples_per_prompt=2))
     method.trainer, asked = trainer(None), []
-    method.reward.forward = lambda images, texts: asked.append(texts) or torch.arange(12.0)
-    _, a = method.collect(["p"] * 2 + ["q"] * 2)
+    method.reward.forward = lambda images, texts: asked.extend(texts) or torch.arange(12.0)[len(asked) - len(texts) : len(asked)]
+    _, a = method.collect({"prompt": ["p", "q"]})
     r = torch.arange(12.0).view(3, 4).T  # (trajectories, steps)
     torch.testing.assert_close(a, torch.stack([r[:, 0] + 0.5 * r[:, 1] + 0.25 * r[:, 2], r[:, 1] + 0.5 * r[:, 2], r[:, 2]], 1))
-    assert asked == [["p", "p", "q", "q"] * 3]
+    assert asked == ["p", "p", "q", "q"] * 3
 
 
 def test_sdpos_new_prompts_take_the_statistics_of_their_step_alone(tmp_path):
     method = make(SDPO, StableDiffusion("tiny"), rollout=Sampler(4, 1.0, DDIM(1.0)), advantage=PerPrompt(min_count=99))
-    kept, learn = {}, method.learn
-    method.learn = lambda tr, a: kept.update(a=a) or learn(tr, a)
+    kept, learn = {}, method.optimizer_steps
+    method.optimizer_steps = lambda c: kept.update(a=c[1]) or learn(c)
     method.reward.forward = lambda images, texts: 20 - images.mean((1, 2, 3))  # returns of 80, 60, 40 and 20
     trainer(tmp_path).fit(method, prompts(2))
     torch.testing.assert_close(kept["a"].mean(0), torch.zeros(4), atol=0.05, rtol=0)
@@ -454,22 +455,23 @@ def test_pcls_two_passes_are_the_gradient_of_the_one_graph(tmp_path, length):
     sgd = lambda p: torch.optim.SGD(p, lr=0.0)
     policy, rollout = StableDiffusion("tiny"), Sampler(3, 2.0, DDIM(1.0))
     method = make(PCL, policy, rollout=rollout, samples_per_prompt=2, alpha=3.0, length=length, minibatch=3, optimizer=sgd, value_lr=0.0, max_grad_norm=1e9)
-    kept, learn = {}, method.learn
+    kept, learn = {}, method.optimizer_steps
     trained = lambda: [p for p in method.parameters() if p.requires_grad]
 
-    def moved(trajectory, reward):
+    def moved(collected):
+        trajectory, reward = collected
         torch.manual_seed(0)
         move(method.policy, 0.01)
-        learn(trajectory, reward)
+        yield from learn((trajectory, reward))
         kept.update(trajectory=trajectory, reward=reward, grad=[p.grad.clone() for p in trained()])
 
-    method.learn = moved
+    method.optimizer_steps = moved
     trainer(tmp_path).fit(method, prompts(1))
     tr, r = kept["trajectory"], kept["reward"]
     rows, i = (c.flatten() for c in torch.meshgrid(torch.arange(2), torch.arange(3), indexing="ij"))
     assert method.trained_steps(tr).tolist() == [0, 1, 2]
-    step = quiet(method).revisit(tr, tr.log_prob, rows, i)
-    value = method.value(step.x_t, step.cond["text"], step.t).view(2, 3)
+    step = quiet(method).evaluate(tr, tr.log_prob, rows, i)
+    value = method.value(step.x_t, method.policy.summary(step.cond), step.t).view(2, 3)
     log_ratio, loss = step.log_ref_ratio.view(2, 3), 0
     for n in range(2):
         for k in range(3):

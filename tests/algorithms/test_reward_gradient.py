@@ -22,7 +22,7 @@ from lit_align.rewards.jpeg import JPEGCompressibility
 
 METHODS = [DRaFT, DRaFTLV, AlignProp, ReFL, SRPO]
 FAMILIES = [StableDiffusion, StableDiffusionXL, StableDiffusion3]
-BATCH = {"prompt": ["a red circle", "b"], "index": [0, 1]}
+BATCH = {"prompt": ["a red circle", "b"], "index": [0, 1], "seed": [0, 1]}
 name = lambda x: getattr(x, "__name__", None) or type(x).__name__
 
 
@@ -30,7 +30,7 @@ def make(cls, policy=None, steps=4, eta=0.0, **kwargs):
     """A method ready for `step`, its LoRA away from where it starts."""
     torch.manual_seed(1)
     policy = policy or StableDiffusion("tiny", LoRA(rank=2))
-    defaults = {"first": 1} if cls is ReFL else {}
+    defaults = {"min_step": 1} if cls is ReFL else {}
     rollout = Sampler(steps, 2.0, DDIM(eta))
     method = cls(policy=policy, reward=Darkness(), rollout=rollout, **(defaults | kwargs))
     generator = torch.Generator().manual_seed(7)
@@ -135,7 +135,7 @@ def test_draft_1_depends_on_what_came_before_only_through_x():
 @pytest.mark.parametrize("family", [StableDiffusion, StableDiffusion3], ids=name)
 def test_alignprops_left_out_steps_still_pass_gradient_along_x(family, keep):
     method = make(AlignProp, family("tiny", LoRA(rank=2)))
-    method.keep = lambda steps: T(keep).bool()
+    method.grad_steps = lambda steps: T(keep).bool()
     loss, got = seeded(method)
     hand = ByHand(method)
     want = 0.01 * (10 - darkness(hand.image(hand.sample(noise(method), keep, cut_x=False)))).mean()
@@ -146,7 +146,7 @@ def test_alignprops_left_out_steps_still_pass_gradient_along_x(family, keep):
 def test_alignprop_keeps_step_i_with_probability_i_plus_1_over_t_plus_1():
     method, n, steps = make(AlignProp), 20_000, 50
     torch.manual_seed(0)
-    keep = torch.stack([method.keep(steps) for _ in range(n)])
+    keep = torch.stack([method.grad_steps(steps) for _ in range(n)])
     p = (torch.arange(steps) + 1) / (steps + 1)
     z = (keep.float().mean(0) - p) / (p * (1 - p) / n).sqrt()
     assert (z.abs() < 3).float().mean() >= 0.94 and z.abs().max() < 4.5
@@ -158,7 +158,7 @@ def test_alignprop_keeps_step_i_with_probability_i_plus_1_over_t_plus_1():
 def test_alignprop_per_trajectory_keeps_the_last_k():
     method = make(AlignProp, truncation="trajectory")
     torch.manual_seed(0)
-    keep = torch.stack([method.keep(50) for _ in range(20_000)])
+    keep = torch.stack([method.grad_steps(50) for _ in range(20_000)])
     assert not (keep[:, :-1] & ~keep[:, 1:]).any() and keep[:, -1].all()
     K = keep.sum(1)
     counts = torch.bincount(K, minlength=51)[1:].float()
@@ -174,7 +174,7 @@ def test_alignprops_losses_are_those_of_the_paper():
 
 def test_a_draw_that_kept_nothing_trains_nothing(tmp_path):
     method = AlignProp(policy=StableDiffusion("tiny", LoRA(rank=2)), reward=Darkness(), rollout=Sampler(2, 1.0), optimizer=lambda p: torch.optim.SGD(p, lr=1.0))
-    method.keep = lambda steps: torch.zeros(steps, dtype=torch.bool)
+    method.grad_steps = lambda steps: torch.zeros(steps, dtype=torch.bool)
     before = [p.detach().clone() for p in trained(method)]
     trainer(tmp_path).fit(method, prompts())
     assert all(torch.equal(a, b) for a, b in zip(before, trained(method)))
@@ -194,7 +194,7 @@ class Calls:
 
 
 def test_refls_gradient_is_that_of_one_call_on_an_estimate_of_x_0():
-    method = make(ReFL, steps=6, first=3, eta=1.0)
+    method = make(ReFL, steps=6, min_step=3, eta=1.0)
     calls = Calls(method.policy)
     loss, got = seeded(method)
     hand = ByHand(method)
@@ -213,12 +213,12 @@ def test_refls_gradient_is_that_of_one_call_on_an_estimate_of_x_0():
 
 
 def test_refl_draws_every_late_step_and_no_other():
-    method, seen = make(ReFL, steps=3, first=1), []
+    method, seen = make(ReFL, steps=3, min_step=1), []
 
     class Seen(Sampler):
         def __call__(self, *args, hook, grad):
             seen.append((hook.last, grad.tolist()))
-            return super().__call__(*args, hook=hook, grad=grad)
+            return super().__call__(*args, hooks=(hook,), grad=grad)
 
     method.rollout = Seen(3, 1.0)
     for _ in range(16):
@@ -329,10 +329,10 @@ def test_srpo_starts_from_the_noise_it_injects_and_calls_with_gradient_twice():
 @pytest.mark.parametrize("cls", METHODS, ids=name)
 def test_a_step_moves_what_is_trained_and_nothing_else(tmp_path, cls, family, adapter):
     policy = family("tiny", adapter)
-    more = {"first": 1} if cls is ReFL else {}
+    more = {"min_step": 1} if cls is ReFL else {}
     method = cls(policy=policy, reward=Darkness(), rollout=Sampler(2, 2.0), optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3), **more)
     if cls is AlignProp:
-        method.keep = lambda steps: last_k(steps, 1)
+        method.grad_steps = lambda steps: last_k(steps, 1)
     parts = [policy.denoiser, policy.pipe.vae, *policy._encoders()]
     everything = {id(p): (p, p.detach().clone(), p.requires_grad) for part in parts for p in part.parameters()}
     t = trainer(tmp_path, max_steps=1)
@@ -347,7 +347,7 @@ def test_a_step_moves_what_is_trained_and_nothing_else(tmp_path, cls, family, ad
 def test_the_reward_rises(tmp_path, cls, seed):
     L.seed_everything(seed, verbose=False)
     policy = StableDiffusion("tiny", LoRA(rank=4))
-    more = {"first": 1} if cls is ReFL else {}
+    more = {"min_step": 1} if cls is ReFL else {}
     method = cls(policy=policy, reward=Darkness(), rollout=Sampler(3, 1.0), optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2), **more)
 
     @torch.no_grad()
@@ -412,7 +412,7 @@ def test_steps_that_the_rollout_lacks_are_refused():
     with pytest.raises(ValueError, match="K is 5; .* 1 to 4 steps"):
         make(DRaFT, K=5)
     with pytest.raises(ValueError, match="first is 4; .* steps 0 to 3"):
-        make(ReFL, first=4)
+        make(ReFL, min_step=4)
 
 
 @pytest.mark.parametrize("cls", METHODS, ids=name)

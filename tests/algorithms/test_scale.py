@@ -17,8 +17,8 @@ sys.path.insert(0, {root!r})
 import lightning as L, torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.callbacks import ModelCheckpoint
-from callbacks import EMA
-from callbacks.trainable import whole
+from lit_align.callbacks import EMA
+from lit_align.callbacks.trainable import whole
 from lit_align.algorithms.preference.dpo import DiffusionDPO
 from lit_align.data.datamodule import AlignData
 from lit_align.policies.adapters import Full, LoRA

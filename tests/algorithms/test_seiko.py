@@ -48,7 +48,7 @@ def make(policy=None, **kwargs):
         "optimizer": lambda p: torch.optim.AdamW(p, lr=1e-3),
     }
     method = SEIKO(policy=policy, reward=BlackBox(), **(defaults | kwargs))
-    method.keep = all_steps
+    method.grad_steps = all_steps
     return method
 
 

@@ -47,10 +47,10 @@ def spo(policy, reward=None, **kwargs):
 def test_pairs_are_the_best_and_the_worst_candidates_of_one_x_t(needs_x0, family):
     policy, reward = family("tiny"), Mean(needs_x0)
     sampler = rollout(policy, 4)
-    hook = Candidates(sampler, reward, k=3, first=1)
+    hook = Candidates(sampler, reward, k=3, skip_steps=1)
     policy.calls.clear()
     with torch.no_grad():
-        state = sampler(policy, ["a", "b"], hook=hook)
+        state = sampler(policy, ["a", "b"], hooks=(hook,))
     trajectory = hook.pairs(state.cond, ["a", "b"])
     learnt = len(hook.steps)  # a last step without noise teaches nothing
     assert learnt >= 2 and trajectory.x_t.shape[:2] == (4, learnt) and trajectory.prompts == ["a", "a", "b", "b"]
@@ -85,7 +85,7 @@ def test_a_step_seen_again_has_the_likelihood_it_was_drawn_with():
 def test_the_threshold_grows_with_the_steps_noise():
     """tanh(gap / 2) against low + (high - low) (std - min) / (max - min), recomputed from the recorded scores."""
     policy, reward = StableDiffusion("tiny"), Mean(scale=20.0)
-    method = spo(policy, reward, threshold=(0.1, 0.9), rollout=Sampler(6, 2.0, DDIM(1.0)), first=0)
+    method = spo(policy, reward, threshold=(0.1, 0.9), rollout=Sampler(6, 2.0, DDIM(1.0)), skip_steps=0)
     method.log_mean, method.all_gather = lambda *args: None, lambda x: x
     torch.manual_seed(0)
     _, advantage = method.collect(["a", "b", "c", "d"])
@@ -314,14 +314,14 @@ def test_offline_pso_learns_at_the_samplers_times_alone(tmp_path):
 def test_d3pos_reference_is_the_last_rounds_policy(tmp_path):
     policy = StableDiffusion("tiny", LoRA(rank=2))
     method = D3PO(policy=policy, reward=Darkness(), rollout=rollout(policy), refresh_every=2, beta=10.0, optimizer=lambda p: torch.optim.SGD(p, lr=10.0))
-    starts, revisit = [], method.revisit
+    starts, evaluate = [], method.evaluate
 
     def watched(*args):
-        step = revisit(*args)
+        step = evaluate(*args)
         starts.append(step.log_ref_ratio.abs().max().item())
         return step
 
-    method.revisit = watched
+    method.evaluate = watched
     trainer(tmp_path).fit(method, prompts(2, 3))
     per_rollout = len(starts) // 3
     assert starts[0] < 1e-5 < starts[per_rollout] and starts[2 * per_rollout] < 1e-5

@@ -147,8 +147,8 @@ def test_the_policy_learns_from_what_the_critic_did_not_foresee(tmp_path):
     method.reward.forward = lambda images, texts: T([0.0, 1.0])
     method.advantage.forward = lambda prompt_id, reward: reward
     method.critic.forward = lambda e: torch.linspace(0, 1, e[..., 0].numel()).view(e.shape[:-1])
-    revisit = method.revisit
-    method.revisit = lambda tr, a, rows, k: seen.append(a) or revisit(tr, a, rows, k)
+    evaluate = method.evaluate
+    method.evaluate = lambda tr, a, rows, k: seen.append(a) or evaluate(tr, a, rows, k)
     trainer(tmp_path).fit(method, prompts(2))
     residual = T([0.0, 1.0])[:, None] - torch.linspace(0, 1, 6).view(2, 3)
     torch.testing.assert_close(seen[0], (residual - residual.mean()) / residual.std(correction=0))
@@ -164,9 +164,9 @@ def test_the_value_loss_is_clipped_around_the_old_value(value, old, want):
 
 def test_an_optimizer_step_for_each_denoising_step_of_each_share(tmp_path):
     method = make(updates=2, samples_per_prompt=3, minibatch=2)
-    seen, steps, revisit, kept = [], [], method.revisit, {}
-    method.revisit = lambda tr, a, rows, k: (
-        seen.append((method.global_step, rows.tolist(), k.tolist())) or kept.update(tr=tr) or revisit(tr, a, rows, k)
+    seen, steps, evaluate, kept = [], [], method.evaluate, {}
+    method.evaluate = lambda tr, a, rows, k: (
+        seen.append((method.global_step, rows.tolist(), k.tolist())) or kept.update(tr=tr) or evaluate(tr, a, rows, k)
     )
     embedded = method.embedded
     method.embedded = lambda x: kept.update(x=x, e=embedded(x)) or kept["e"]
@@ -227,8 +227,8 @@ def test_the_critic_learns_the_returns_from_where_it_starts():
 def test_it_starts_at_ratio_1_and_moves_policy_and_critic(tmp_path, family, adapter):
     method = make(family("tiny", adapter))
     before = {n: p.detach().clone() for n, p in method.named_parameters()}
-    steps, revisit = [], method.revisit
-    method.revisit = lambda *args: steps.append(revisit(*args)) or steps[-1]
+    steps, evaluate = [], method.evaluate
+    method.evaluate = lambda *args: steps.append(evaluate(*args)) or steps[-1]
     trainer(tmp_path).fit(method, prompts())
     assert (steps[0].ratio - 1).abs().max() < 1e-5
     now = dict(method.named_parameters())

@@ -52,7 +52,7 @@ METHODS = dict(
     raft=lambda: RAFT(policy=StableDiffusion("tiny", LoRA(rank=2)), rollout=Sampler(3, 2.0), samples_per_prompt=2,
                       **(rest() | dict(reward=WeightedSum(dict(dark=Darkness(), again=Darkness()))))),
     alignprop=lambda: AlignProp(policy=StableDiffusion("tiny", LoRA(rank=2)), rollout=Sampler(4, 2.0), **rest()),
-    refl=lambda: ReFL(policy=StableDiffusion("tiny", LoRA(rank=2)), rollout=Sampler(4, 2.0), first=1, weight=1.0, **rest()),
+    refl=lambda: ReFL(policy=StableDiffusion("tiny", LoRA(rank=2)), rollout=Sampler(4, 2.0), min_step=1, weight=1.0, **rest()),
     elegant=lambda: ELEGANT(policy=StableDiffusion("tiny", LoRA(rank=2)), rollout=Sampler(3, 2.0, DDIM(1.0)), rollouts=2, **rest()),
     seiko=lambda: SEIKO(policy=StableDiffusion("tiny", LoRA(rank=2)), rollout=Sampler(3, 2.0, DDIM(1.0)), samples_per_prompt=(2,), epochs=5, updates=2,
                         minibatch=2, accumulate=2, **rest()),

@@ -1,40 +1,14 @@
-from collections import Counter
-
 import pytest
 import torch
-from torch import nn
+from parts import Analytic
 
-from lit_align.algorithms.inference.fk_steering import systematic
 from lit_align.diffusion.process import Flow, Process
-from lit_align.diffusion.sampler import Hook, Sampler, State, all_steps, last_k, random_steps
+from lit_align.diffusion.sampler import Sampler, all_steps, last_k, random_steps
+from lit_align.diffusion.state import State
 from lit_align.diffusion.transition import DDIM, FlowSDE
 
 SD = {"_class_name": "DDIMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1,
       "set_alpha_to_one": False, "clip_sample": False}  # fmt: skip
-
-
-class Analytic(nn.Module):
-    """The exact flow of data N(m, d^2), with a parameter added to its prediction: what a policy is to the sampler."""
-
-    def __init__(self, m=1.5, d=0.5, process=None, shape=(1, 2, 2)):
-        super().__init__()
-        self.process, self.m, self.d, self.latent_shape = process or Flow(), m, d, shape
-        self.bias, self.calls, self.device = nn.Parameter(torch.zeros(())), Counter(), torch.device("cpu")
-
-    def condition(self, prompts):
-        return {"c": torch.zeros(len(prompts), 1)}
-
-    def denoise(self, x, t, cond, guidance_scale=1.0):
-        self.calls["denoise"] += len(x)
-        a, s = self.process.coefficients(t, x)
-        var = a**2 * self.d**2 + s**2
-        eps = s / var * (x - a * self.m)
-        x_0 = self.m + a * self.d**2 / var * (x - a * self.m)
-        return (eps - x_0 if self.process.prediction == "flow" else eps) + self.bias * (1 + 0.1 * x)
-
-    def decode(self, z):
-        self.calls["decode"] += len(z)
-        return z
 
 
 def test_the_ode_draws_the_data_law():
@@ -112,65 +86,14 @@ def test_calls_are_counted_per_particle():
 
 
 def test_reindex_moves_everything_and_clones_part_ways():
-    state = State(torch.arange(3.0).view(3, 1), {"c": torch.arange(3)}, ["a", "b", "c"], [torch.Generator().manual_seed(i) for i in range(3)])
-    state.logw, state.extras = torch.tensor([0.0, 1.0, 2.0]), {"deep": {"r": torch.tensor([5, 6, 7])}, "names": ["x", "y", "z"]}
+    state = State(torch.arange(3.0).view(3, 1), {"c": torch.arange(3)}, ["a", "b", "c"])
+    state.generators = [torch.Generator().manual_seed(i) for i in range(3)]
+    state.columns, state.extras = {"include": [["x"], [], ["y", "z"]]}, {"deep": {"r": torch.tensor([5, 6, 7])}, "names": ["x", "y", "z"]}
     state.history = [{"x_t": torch.arange(3)}]
     state.reindex(torch.tensor([2, 2, 0, 1]))
     assert state.x.flatten().tolist() == [2, 2, 0, 1] and state.prompts == ["c", "c", "a", "b"]
-    assert state.cond["c"].tolist() == [2, 2, 0, 1] and state.logw.tolist() == [2, 2, 0, 1]
+    assert state.cond["c"].tolist() == [2, 2, 0, 1] and state.columns["include"] == [["y", "z"], ["y", "z"], ["x"], []]
     assert state.extras["deep"]["r"].tolist() == [7, 7, 5, 6] and state.extras["names"] == ["z", "z", "x", "y"]
     assert state.history[0]["x_t"].tolist() == [2, 2, 0, 1]
     noise = [torch.randn(4, generator=g) for g in state.generators]
     assert not torch.equal(noise[0], noise[1])
-
-
-class Zigzag(Hook):
-    """Steps 0 1 2, back to 1, then on."""
-
-    def __init__(self):
-        self.path, self.back = [], True
-
-    def after_step(self, policy, state):
-        self.path.append(state.i)
-
-    def control(self, policy, state):
-        if state.i == 2 and self.back:
-            self.back = False
-            return 1
-        return state.i + 1
-
-
-def test_a_hook_can_jump_and_the_record_follows():
-    hook = Zigzag()
-    state = Sampler(4, 1.0)(Analytic(), [""], hook=hook, record=True)
-    assert hook.path == [0, 1, 2, 1, 2, 3] and state.trajectory.t.shape == (1, 6)
-    grid = Flow().timesteps(4)
-    torch.testing.assert_close(state.trajectory.t[0], grid[[0, 1, 2, 1, 2, 3]])
-
-
-class Guided(Hook):
-    """Universal guidance in one line: eps plus the gradient of a loss on x0-hat, taken through the denoiser."""
-
-    def __init__(self, target, scale):
-        self.target, self.scale = target, scale
-
-    def predict(self, policy, state, sampler):
-        with torch.enable_grad():
-            x = state.x.detach().requires_grad_()
-            x0, eps = sampler.predict(policy, x, state.t.expand(len(x)), state.cond)
-            (gradient,) = torch.autograd.grad((x0 - self.target).square().sum(), x)
-        state.x0, state.eps = x0.detach() - self.scale * gradient, eps.detach()
-
-
-def test_a_hook_can_take_the_gradient_in_x():
-    plain = Sampler(20, 1.0)(Analytic(), [""] * 64, seeds=list(range(64))).x
-    guided = Sampler(20, 1.0)(Analytic(), [""] * 64, seeds=list(range(64)), hook=Guided(3.0, 0.05)).x
-    none = Sampler(20, 1.0)(Analytic(), [""] * 64, seeds=list(range(64)), hook=Guided(3.0, 0.0)).x
-    assert (guided.mean() - plain.mean()) > 0.2 and torch.equal(none, plain)
-
-
-def test_systematic_resampling_counts():
-    log_w = torch.tensor([[0.5, 0.25, 0.25, 0.0], [0.25] * 4]).log()
-    for _ in range(50):
-        first, second = systematic(log_w)
-        assert torch.bincount(first, minlength=4).tolist() == [2, 1, 1, 0] and second.tolist() == [0, 1, 2, 3]

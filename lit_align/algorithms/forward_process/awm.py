@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from lit_align.algorithms.forward_process.forward_process import ForwardProcess, NoisedBatch
-from lit_align.algorithms.policy_gradient.policy_gradient import clipped
+from lit_align.algorithms.parts.clipping import clipped_surrogate
+from lit_align.ranges import NOT_NEGATIVE
 
 
 class AWM(ForwardProcess):
@@ -30,12 +31,12 @@ class AWM(ForwardProcess):
         power: p of ghuber.
         clip_range: e; nothing is clipped on-policy.
         strata: times a sample is visited at.
-        first: the earliest of the rollout's steps that is learnt from; 0 for PickScore.
+        min_step: the earliest of the rollout's steps that is learnt from; 0 for PickScore.
         off_policy: whether samples are the old policy's, as more than one update asks for.
         fraction: of the rollout's steps, from noise, where they end.
     """
 
-    uses_reference = True
+    uses_reference, ranges = True, {"beta": NOT_NEGATIVE}
 
     def __init__(
         self,
@@ -45,7 +46,7 @@ class AWM(ForwardProcess):
         power: float = 0.25,
         clip_range: float = 1.0,
         strata: int = 6,
-        first: int = 1,
+        min_step: int = 1,
         off_policy: bool = False,
         fraction: float = 0.9,
         decay: tuple[float, float, float, int] = (0.0, 0.001, 0.3, 0),
@@ -58,15 +59,15 @@ class AWM(ForwardProcess):
                 "set updates: 1 or off_policy: true."
             )
         self.beta, self.beta_ema, self.w, self.power = beta, beta_ema, w, power
-        self.clip_range, self.strata, self.first, self.off_policy = clip_range, strata, first, off_policy
+        self.clip_range, self.strata, self.min_step, self.off_policy = clip_range, strata, min_step, off_policy
         self.uses_reference, self.uses_old = beta > 0, beta_ema > 0 or off_policy
 
-    def acting(self) -> AbstractContextManager:
+    def sampling_policy(self) -> AbstractContextManager:
         return self.policy.old() if self.off_policy else nullcontext()
 
     def times(self, n: int) -> Tensor:
         grid = self.rollout.timesteps(self.policy)[:-1]
-        first = min(self.first, len(grid) - 1)
+        first = min(self.min_step, len(grid) - 1)
         end = max(first + 1, int(self.fraction * len(grid)))
         edges = torch.linspace(first, end, self.strata + 1).long().to(grid.device)
         low, width = edges[:-1], edges[1:] - edges[:-1]
@@ -84,7 +85,7 @@ class AWM(ForwardProcess):
         acted = self.log_prob(v.old, v) if self.off_policy else log_prob.detach()
         rho = (log_prob - acted).exp()
         self.log_mean("train/ratio", rho.detach().mean(), len(rho))
-        loss = clipped(rho, v.advantage / self.max_advantage, self.clip_range)
+        loss = clipped_surrogate(rho, v.advantage / self.max_advantage, self.clip_range)
         if self.beta:
             loss = loss + self.beta * self.policy.error(v.pred, v.ref)
         return loss + self.beta_ema * self.policy.error(v.pred, v.old) if self.beta_ema else loss

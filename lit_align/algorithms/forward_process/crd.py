@@ -46,7 +46,7 @@ class CRD(ForwardProcess):
         self.reference_guidance = reference_guidance
         self.decays[SAMPLING] = sampling_decay
 
-    def acting(self) -> AbstractContextManager:
+    def sampling_policy(self) -> AbstractContextManager:
         return self.policy.old(SAMPLING)
 
     def centred(self, x: Tensor) -> Tensor:

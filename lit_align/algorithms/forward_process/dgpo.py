@@ -48,7 +48,7 @@ class DGPO(ForwardProcess):
         self.beta, self.kl_weight, self.clip_range = beta, kl_weight, clip_range
         self.reference_guidance, self.trained_steps, self.switch = reference_guidance, trained_steps, switch
 
-    def acting(self) -> AbstractContextManager:
+    def sampling_policy(self) -> AbstractContextManager:
         return self.policy.old() if self.global_step > self.switch else nullcontext()
 
     def times(self, n: int) -> Tensor:

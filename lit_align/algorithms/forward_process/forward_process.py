@@ -1,16 +1,17 @@
 """The forward-process family: prompts -> samples -> rewards -> advantages -> samples noised again -> `loss(visit)`."""
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lit_align.algorithms.online import Online
+from lit_align.algorithms.online import Online, repeat_rows
 from lit_align.algorithms.parts.advantages import Group, local_advantages
-from lit_align.diffusion.sampler import Sampler, select_rows
+from lit_align.diffusion.sampler import Sampler
+from lit_align.diffusion.state import select_rows
 from lit_align.policies.policy import OLD
 from lit_align.rewards.reward import Reward
 
@@ -41,7 +42,8 @@ class ForwardProcess(Online):
     `updates` optimizer steps, each on its share of the samples at all their training times, with fresh noise at every
     visit. Then the old policy, a moving average of the trained parameters, goes on.
 
-    Logs `train/reward` (mean) and `train/kl` (mean squared distance of the prediction from the reference's).
+    Logs `train/reward` (mean) and `train/reference_error` (mean squared distance of the policy's prediction from the
+    reference's).
 
     Args:
         reward: what is maximised.
@@ -68,7 +70,6 @@ class ForwardProcess(Online):
         advantage: nn.Module | None = None,
         samples_per_prompt: int = 24,
         updates: int = 1,
-        minibatch: int = 8,
         fraction: float = 0.99,
         decay: tuple[float, float, float, int] = (0.0, 0.001, 0.5, 0),
         max_advantage: float = 5.0,
@@ -79,7 +80,7 @@ class ForwardProcess(Online):
             raise ValueError(f"{type(self).__name__} compares a prompt's samples: set samples_per_prompt to 2 or more.")
         self.reward = reward.eval().requires_grad_(False)
         self.advantage = advantage or Group()
-        self.samples_per_prompt, self.minibatch, self.fraction = samples_per_prompt, minibatch, fraction
+        self.samples_per_prompt, self.fraction = samples_per_prompt, fraction
         self.decays, self.max_advantage = {OLD: decay}, max_advantage
 
     @abstractmethod
@@ -92,13 +93,13 @@ class ForwardProcess(Online):
             for name in self.decays:
                 self.policy.add_old(name)
 
-    def acting(self) -> AbstractContextManager:
-        """Inside, the policy is the one that draws."""
+    def sampling_policy(self) -> AbstractContextManager:
+        """Context in which the policy is the one that draws the samples."""
         return self.policy.old()
 
     @property
     def group_size(self) -> int:
-        """How many successive samples share a time and a minibatch."""
+        """Successive samples that share a time and a minibatch."""
         return self.samples_per_prompt if self.grouped else 1
 
     def times(self, n: int) -> Tensor:
@@ -115,34 +116,28 @@ class ForwardProcess(Online):
     def collect(self, batch: dict) -> dict:
         """{"x_0" (N, ...), "t" (N, T), "advantage" (N,), "cond" of each prompt} of N = B K samples, a prompt's K in a
         row."""
-        prompts, k = batch["prompt"], self.samples_per_prompt
-        repeated = [p for p in prompts for _ in range(k)]
-        with self.acting():
-            latents = [self.draw_latents(prompts) for _ in range(k)]
-        images = torch.stack([self.policy.decode(x) for x in latents], 1).flatten(0, 1)
-        x_0, reward = torch.stack(latents, 1).flatten(0, 1), self.reward(images, repeated).float()
-        advantage = local_advantages(self, repeated, self.log_reward(reward, repeated))
+        k = self.samples_per_prompt
+        rows = repeat_rows(batch, k)
+        with self.sampling_policy():
+            latents = [self.draw_latents(batch["prompt"]) for _ in range(k)]
+        x_0 = torch.stack(latents, 1).flatten(0, 1)
+        reward = self.log_reward(self.judge(self.reward, x_0, rows, self.minibatch), rows["prompt"])
+        advantage = local_advantages(self, rows["prompt"], reward)
         return {"x_0": x_0, "t": self.times(len(x_0)), "advantage": advantage, "cond": self.cond(batch)}
 
-    def parts(self, collected: dict) -> Iterable[list[dict]]:
-        """Each update's minibatches: the collection, and which rows of it are visited at which of their times."""
+    def optimizer_steps(self, collected: dict) -> Iterator[list[dict]]:
+        """The minibatches of each update: the collection, and which of its rows at which of their times."""
         n, steps = collected["t"].shape
         groups = torch.arange(n).view(-1, self.group_size)
         for part in torch.randperm(len(groups)).chunk(self.updates):
             cells = torch.cartesian_prod(part, torch.arange(steps)).view(-1, 2)
+            count = len(cells) * self.group_size
             cells = cells[torch.randperm(len(cells))].split(max(1, self.minibatch // self.group_size))
-            yield [
-                collected | {"row": groups[c[:, 0]].flatten(), "step": c[:, 1].repeat_interleave(self.group_size)}
-                for c in cells
-            ]
-
-    def accumulate(self, part: list[dict], batch: dict) -> Tensor:
-        """Takes the gradient of the mean loss over an update's visits, minibatch by minibatch."""
-        total, count = 0, sum(len(m["row"]) for m in part)
-        for i, m in enumerate(part, 1):
-            with self.gradient_sync(last=i == len(part)):
-                total += super().accumulate(m | {"share": len(m["row"]) / count}, batch)
-        return total
+            minibatches = []
+            for c in cells:
+                rows, step = groups[c[:, 0]].flatten(), c[:, 1].repeat_interleave(self.group_size)
+                minibatches.append(collected | {"row": rows, "step": step, "share": len(rows) / count})
+            yield minibatches
 
     def batch_loss(self, m: dict) -> Tensor:
         return m["share"] * self.loss(self.noised_batch(m)).mean()
@@ -162,7 +157,7 @@ class ForwardProcess(Online):
                     ref = self.policy.denoise(x_t, t, cond, self.reference_guidance)
         pred = self.policy.denoise(x_t, t, cond)
         if ref is not None:
-            self.log_mean("train/kl", self.policy.error(pred.detach(), ref).mean(), len(t))
+            self.log_mean("train/reference_error", self.policy.error(pred.detach(), ref).mean(), len(t))
         return NoisedBatch(x_0, x_t, t, process.target(x_0, eps, t), pred, m["advantage"][row], old, ref)
 
     def normalised_error(self, x: Tensor, y: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from lit_align.diffusion.sampler import Hook, randn_like
+from lit_align.diffusion.hook import Hook
+from lit_align.diffusion.state import derived_seed, randn_like
 from lit_align.policies.policy import Policy
 
 
@@ -26,16 +27,16 @@ class InitialDistribution(nn.Module, Hook):
     def __init__(self, policy: Policy, steps: int = 8, width: int = 256):
         super().__init__()
         self.steps, size = steps, math.prod(policy.latent_shape)
-        text = policy.condition([""])["text"].shape[-1]
+        text = policy.summary(policy.condition([""])).shape[-1]
         last = nn.Linear(width, size)
         self.q = nn.Sequential(nn.Linear(size + text + 1, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), last)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
     def forward(self, x: Tensor, text: Tensor, generators: list | None = None) -> tuple[Tensor, Tensor]:
-        """x_T (B, ...) from standard noise x (B, ...) and token embeddings (B, L, D); KL of the path to that of
+        """x_T (B, ...) from standard noise x (B, ...) and caption vectors (B, D); KL of the path to that of
         N(0, I), sum_k |q|^2 / 2n: (B,), in nats."""
-        n, context = self.steps, text.float().mean(1)
+        n, context = self.steps, text.float()
         z = torch.stack([randn_like(x, generators) for _ in range(n)])
         xi = z - z.mean(0) + x / math.sqrt(n)  # standard, and sum xi / sqrt(n) = x
         y, kl = torch.zeros_like(x), torch.zeros(len(x), device=x.device)
@@ -48,5 +49,6 @@ class InitialDistribution(nn.Module, Hook):
 
     def on_init(self, policy, state):
         own = state.generators  # a seed's steps draw what they would without this law
-        own = own and [torch.Generator().manual_seed(g.initial_seed() + 2**32) for g in own]
-        state.x, _ = self(state.x, state.cond["text"], own)
+        own = own and [torch.Generator().manual_seed(derived_seed(g.initial_seed(), 1)) for g in own]
+        state.x, _ = self(state.x, policy.summary(state.cond), own)
+        super().on_init(policy, state)

@@ -20,7 +20,7 @@ class Value(nn.Module):
 
     def __init__(self, policy: Policy, times: Tensor, width: int = 256):
         super().__init__()
-        text = policy.condition([""])["text"].shape[-1]
+        text = policy.summary(policy.condition([""])).shape[-1]
         self.register_buffer("times", times.float(), persistent=False)
         sizes = [math.prod(policy.latent_shape) + text, width, width, width]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:]))
@@ -30,9 +30,9 @@ class Value(nn.Module):
         self.head = nn.Linear(width, 1)
 
     def forward(self, x_t: Tensor, text: Tensor, t: Tensor) -> Tensor:
-        """(B,) from latents (B, ...), token embeddings (B, L, D) and times (B,) of the grid."""
+        """(B,) from latents (B, ...), caption vectors (B, D) and times (B,) of the grid."""
         place = (self.times - t.float()[:, None]).abs().argmin(1)
-        h = torch.cat([x_t.float().flatten(1), text.float().mean(1)], 1)
+        h = torch.cat([x_t.float().flatten(1), text.float()], 1)
         for layer, scale in zip(self.layers, self.scales):
             h = torch.relu(layer(h) * scale(place))
         return self.head(h).flatten()

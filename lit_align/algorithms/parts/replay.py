@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from lit_align.algorithms.algorithm import Algorithm
-from lit_align.diffusion.sampler import select_rows
+from lit_align.diffusion.state import select_rows
 
 
 def gather_pairs(method: Algorithm, pairs: dict) -> dict:

@@ -73,7 +73,7 @@ class Surrogate(Reward):
     def describe(self, images: Tensor, prompts: list[str]) -> Tensor:
         """What is seen of images and prompts: (B, D)."""
         with torch.no_grad():
-            text = self._policy[0].condition(prompts)["text"].float().mean(1)
+            text = self._policy[0].summary(self._policy[0].condition(prompts)).float()
         return torch.cat([self.features.embed(images).float(), text.to(images.device)], 1)
 
     def forward(self, images: Tensor, prompts: list[str]) -> Tensor:

@@ -5,8 +5,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from lit_align.algorithms.online import repeat_rows
 from lit_align.algorithms.policy_gradient.ddpo import DDPO
-from lit_align.diffusion.sampler import Hook, Trajectory
+from lit_align.diffusion.hook import Hook
+from lit_align.diffusion.state import Trajectory
 
 
 class Tree(Hook):
@@ -61,11 +63,11 @@ class BranchGRPO(DDPO):
         return 2 ** sum(split <= step for split in self.splits)
 
     @torch.no_grad()
-    def collect(self, prompts: list[str]) -> tuple[Trajectory, Tensor]:
+    def collect(self, batch: dict) -> tuple[Trajectory, Tensor]:
         tree = Tree(self.splits, self.split_noise)
-        trajectory, x_0 = self.draw_trajectories(prompts, tree, self.leaves)
-        reward = self.log_reward(self.scored(x_0, trajectory.prompts), trajectory.prompts)
-        reward, k = reward.view(len(prompts), self.leaves), self.leaves
+        trajectory, states = self.draw_trajectories(repeat_rows(batch, 1), (tree,), self.leaves)
+        k = self.leaves
+        reward = self.rewards_of(states, repeat_rows(batch, k)).view(-1, k)  # (prompts, leaves)
         columns = []
         for i in range(self.rollout.steps):
             node = reward.unflatten(1, (self.nodes(i), -1)).mean(2)  # (prompts, nodes)

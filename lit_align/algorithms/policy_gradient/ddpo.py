@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, StepBatch, clipped
+from lit_align.algorithms.parts.clipping import clipped_surrogate
+from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, StepBatch
 
 
 class DDPO(PolicyGradient):
@@ -21,4 +22,4 @@ class DDPO(PolicyGradient):
     def loss(self, step: StepBatch) -> Tensor:
         rho, e = step.ratio, self.clip_range
         self.log_mean("train/clip_fraction", ((rho - 1).abs() > e).float().mean(), len(rho))
-        return clipped(rho, step.advantage, e)
+        return clipped_surrogate(rho, step.advantage, e)

@@ -43,10 +43,10 @@ class DPOK(PolicyGradient):
         return reward
 
     def loss(self, step: StepBatch) -> Tensor:
-        e, value = self.clip_range, self.value(step.x_t, step.cond["text"], step.t)
+        e, value = self.clip_range, self.value(step.x_t, self.policy.summary(step.cond), step.t)
         advantage = step.advantage - value.detach()
         kl, value_loss = step.gaussian.kl(step.reference), (value - step.advantage).square()
-        self.log_mean("train/kl", kl.detach().mean(), len(kl))
+        self.log_mean("train/kl_step", kl.detach().mean(), len(kl))
         self.log_mean("train/value_loss", value_loss.detach().mean(), len(kl))
         clipped = torch.clamp(step.ratio, 1 - e, 1 + e)
         return -self.reward_weight * advantage * clipped + self.kl_weight * kl + value_loss

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from lit_align.algorithms.parts.advantages import Group
-from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, StepBatch, clipped
+from lit_align.algorithms.parts.clipping import clipped_surrogate
+from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, StepBatch
 from lit_align.diffusion.process import Flow
-from lit_align.diffusion.sampler import Trajectory
+from lit_align.diffusion.state import Trajectory
 from lit_align.diffusion.transition import FlowSDE, Windowed
+from lit_align.ranges import NOT_NEGATIVE
 
 
 class FlowGRPO(PolicyGradient):
@@ -35,7 +37,7 @@ class FlowGRPO(PolicyGradient):
             over t - s (eq. 12), so that the velocity gets as much gradient at every step. For FlowSDE.
     """
 
-    uses_reference = True
+    uses_reference, ranges = True, {"beta": NOT_NEGATIVE}
 
     def __init__(
         self,
@@ -45,12 +47,13 @@ class FlowGRPO(PolicyGradient):
         window_range: tuple[int, int] | None = None,
         slide_every: int = 0,
         shared_noise: bool = False,
+        samples_per_prompt: int = 24,
         fraction: float = 1.0,
         guard: bool = False,
         advantage: nn.Module | None = None,
         **kwargs,
     ):
-        super().__init__(advantage=advantage or Group(), **kwargs)
+        super().__init__(advantage=advantage or Group(), samples_per_prompt=samples_per_prompt, **kwargs)
         self.beta, self.uses_reference, self.clip_range = beta, beta > 0, clip_range
         self.window, self.slide_every = window, slide_every
         self.fraction, self.guard = fraction, guard
@@ -71,14 +74,14 @@ class FlowGRPO(PolicyGradient):
             self.rollout = copy.copy(self.rollout)  # others may sample with the one that was given
             self.rollout.transition = Windowed(self.rollout.transition)
 
-    def collect(self, prompts: list[str]) -> tuple[Trajectory, Tensor]:
+    def collect(self, batch: dict) -> tuple[Trajectory, Tensor]:
         if self.window:
             first, end = self.window_range
             places = end - first - self.window + 1
             place = self.batch_number // self.slide_every if self.slide_every else torch.randint(places, ()).item()
             inside = self.rollout.timesteps(self.policy)[first + place % places :][: self.window]
             self.rollout.transition.low, self.rollout.transition.high = inside[-1].item(), inside[0].item()
-        return super().collect(prompts)
+        return super().collect(batch)
 
     def trained_steps(self, trajectory: Trajectory) -> Tensor:
         steps = super().trained_steps(trajectory)
@@ -95,13 +98,13 @@ class FlowGRPO(PolicyGradient):
     def loss(self, step: StepBatch) -> Tensor:
         rho, e = self.ratio(step), self.clip_range
         self.log_mean("train/clip_fraction", ((rho - 1).abs() > e).float().mean(), len(rho))
-        loss = clipped(rho, step.advantage, e)
+        loss = clipped_surrogate(rho, step.advantage, e)
         if self.guard:
             loss = loss / (step.t - step.s)
         if not self.beta:
             return loss
         kl = step.gaussian.kl(step.reference)
+        self.log_mean("train/kl_step", kl.detach().mean(), len(rho))
         if isinstance(self.policy.process, Flow):
             kl = kl * (step.t - step.s)
-        self.log_mean("train/kl", kl.detach().mean(), len(rho))
         return loss + self.beta * kl

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from lit_align.algorithms.parts.latent_critic import Value, groups
 from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, StepBatch
-from lit_align.diffusion.sampler import Trajectory
+from lit_align.diffusion.state import Trajectory
 
 
 class PCL(PolicyGradient):
@@ -47,7 +47,7 @@ class PCL(PolicyGradient):
         total = torch.nn.functional.pad(log_ratio, (1, d - 1)).cumsum(1)  # (N, n + d) before each step
         return after - value - self.alpha * (total[:, d : d + n] - total[:, :n])
 
-    def update(self, trajectory: Trajectory, advantage: Tensor, groups: Tensor, steps: Tensor) -> None:
+    def update(self, trajectory: Trajectory, advantage: Tensor, groups: Tensor, steps: Tensor) -> list[dict]:
         """The first pass, and the second with the weights it gives."""
         found = self.every_step(trajectory, groups, steps, lambda s: s.log_ref_ratio, self.value_of)
         log_ratio, value = (x.requires_grad_() for x in found)  # (N, T)
@@ -55,10 +55,10 @@ class PCL(PolicyGradient):
         square = self.residual(log_ratio[rows][:, steps], value[rows][:, steps], advantage[rows, 0]).square()
         self.log_mean("train/consistency", square.mean(), len(rows))
         weight = torch.stack(torch.autograd.grad(square.sum(), (log_ratio, value)), -1)  # (N, T, 2)
-        super().update(trajectory, weight, groups, steps, reference=False)
+        return super().update(trajectory, weight, groups, steps, reference=False)
 
     def value_of(self, step: StepBatch) -> Tensor:
-        return self.value(step.x_t, step.cond["text"], step.t)
+        return self.value(step.x_t, self.policy.summary(step.cond), step.t)
 
     def loss(self, step: StepBatch) -> Tensor:
         policy, value = step.advantage.unbind(1)

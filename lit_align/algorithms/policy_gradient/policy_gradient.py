@@ -2,24 +2,26 @@
 denoising steps."""
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lit_align.algorithms.algorithm import Algorithm
+from lit_align.algorithms.online import Online, repeat_rows
 from lit_align.algorithms.parts.advantages import PerPrompt, local_advantages
-from lit_align.diffusion.sampler import Hook, Sampler, Trajectory, select_rows
+from lit_align.diffusion.hook import Hook
+from lit_align.diffusion.sampler import Sampler
+from lit_align.diffusion.state import State, Trajectory, select_rows
 from lit_align.diffusion.transition import DDIM, Gaussian
 from lit_align.rewards.reward import Reward
 
 
 class StepBatch(NamedTuple):
-    """Denoising steps of a rollout, seen again by the policy that learns from them."""
+    """M denoising steps of a rollout, evaluated by the policy as it is now."""
 
     gaussian: Gaussian  # p_theta(x_s | x_t, c) now
-    log_prob: Tensor  # (M,) of the x_s that was drawn, under `gaussian`, mean over the sample
+    log_prob: Tensor  # (M,) of the recorded x_s under `gaussian`, mean over the sample's axes
     old_log_prob: Tensor  # (M,) when it was drawn
     advantage: Tensor  # (M,)
     x_t: Tensor
@@ -28,11 +30,11 @@ class StepBatch(NamedTuple):
     s: Tensor
     cond: dict[str, Tensor]
     reference: Gaussian | None = None  # p_ref(x_s | x_t, c), without gradient, for a method that uses the reference
-    old_mean: Tensor | None = None  # (M, ...) of the law x_s was drawn from
+    old_mean: Tensor | None = None  # (M, ...) of the Gaussian that x_s was drawn from
 
     @property
     def log_ref_ratio(self) -> Tensor:
-        """log p_theta / p_ref of the x_s that was drawn, (M,)."""
+        """log p_theta / p_ref of the recorded x_s, (M,)."""
         return self.log_prob - self.reference.log_prob(self.x_s)
 
     @property
@@ -41,36 +43,29 @@ class StepBatch(NamedTuple):
         return (self.log_prob - self.old_log_prob).exp()
 
 
-def clipped(rho: Tensor, advantage: Tensor, clip_range: float) -> Tensor:
-    """PPO's max(-A rho, -A clip(rho, 1 - e, 1 + e)) (arXiv 1707.06347, eq. 7), (M,)."""
-    return torch.maximum(-advantage * rho, -advantage * rho.clamp(1 - clip_range, 1 + clip_range))
-
-
-class PolicyGradient(Algorithm):
-    """Base of the methods that learn from rewards of their own samples. A method overrides `loss`.
+class PolicyGradient(Online):
+    """Base of the methods that learn from the likelihoods of their own denoising steps. A method overrides `loss`.
 
     A training step draws `samples_per_prompt` trajectories for each prompt of the batch, scores them, and makes
     `inner_epochs` x `updates` optimizer steps, each on all denoising steps of its share of the trajectories.
 
-    Logs `train/reward` (mean), `train/ratio`, `train/clip_fraction` where a method has one, and `train/approx_kl`.
+    Logs `train/reward` (mean), `train/ratio`, `train/clip_fraction` where a method clips, and `train/approx_kl`.
 
     Args:
         reward: what is maximised.
-        rollout: the stochastic sampler that acts (default: DDIM with eta 1, 50 steps, guidance 5).
-        advantage: turns gathered rewards into advantages (default: per-prompt statistics). Methods that learn from
-            rewards as they are, or have statistics of their own, leave it aside.
+        rollout: a stochastic sampler (default: DDIM with eta 1, 50 steps, guidance 5).
+        advantage: turns the rewards of all ranks into advantages (default: per-prompt statistics). Methods that learn
+            from rewards as they are, or have statistics of their own, ignore it.
         samples_per_prompt: trajectories per prompt.
         updates: optimizer steps per inner epoch.
         inner_epochs: passes over the rollout.
-        minibatch: rows of one forward: trajectories while drawing, denoising steps while learning. That they are as
-            many keeps the first ratios at 1 in 16 bits, too.
-        max_grad_norm: gradient clipping (here, not in the Trainer: optimization is manual).
+        minibatch: rows of one forward: trajectories while sampling, denoising steps while learning.
         max_advantage: advantages are clipped to +- this.
     """
 
-    feedback, samples_online = ("prompt",), True
-    group_size = 1  # how many successive trajectories `loss` sees at once, all at the same step
-    noise_group_size = 1  # how many successive trajectories start from one noise
+    feedback = ("prompt",)
+    group_size = 1  # successive trajectories that `loss` sees together, all at the same step
+    noise_group_size = 1  # successive trajectories that start from the same noise
 
     def __init__(
         self,
@@ -80,102 +75,108 @@ class PolicyGradient(Algorithm):
         samples_per_prompt: int = 1,
         updates: int = 1,
         inner_epochs: int = 1,
-        minibatch: int = 8,
-        max_grad_norm: float = 1.0,
         max_advantage: float = 5.0,
         **kwargs,
     ):
-        super().__init__(**kwargs)
-        self.automatic_optimization = False
+        super().__init__(rollout=rollout or Sampler(50, 5.0, DDIM(eta=1.0)), updates=updates, **kwargs)
         self.reward = reward.eval().requires_grad_(False)
-        self.rollout = rollout or Sampler(steps=50, guidance_scale=5.0, transition=DDIM(eta=1.0))
         self.advantage = advantage or PerPrompt()
-        self.samples_per_prompt, self.updates, self.inner_epochs = samples_per_prompt, updates, inner_epochs
-        self.minibatch, self.max_grad_norm, self.max_advantage = minibatch, max_grad_norm, max_advantage
+        self.samples_per_prompt, self.inner_epochs = samples_per_prompt, inner_epochs
+        self.max_advantage = max_advantage
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit" and self.noise_group_size > 1 and self.rollout.forgets_noise(self.policy):
+            raise ValueError(
+                f"{type(self).__name__} starts {self.noise_group_size} samples from the same noise, and the first step "
+                f"of {type(self.rollout.transition).__name__} replaces it wholly on this policy: use FlowSDE or CPS."
+            )
 
     @abstractmethod
     def loss(self, step: StepBatch) -> Tensor:
         """The method's equation: (M / group_size,) from M denoising steps."""
 
-    def training_step(self, batch: dict, batch_idx: int) -> None:
-        self.check(batch)
-        self.learn(*self.collect([p for p in batch["prompt"] for _ in range(self.samples_per_prompt)]))
-
-    def collect(self, prompts: list[str]) -> tuple[Trajectory, Tensor]:
-        """Trajectories, and the advantages of each (N,) or of each of its steps (N, T)."""
-        trajectory, x_0 = self.draw_trajectories(prompts)
-        return trajectory, self.advantages(prompts, self.log_reward(self.scored(x_0, prompts), prompts))
+    def collect(self, batch: dict) -> tuple[Trajectory, Tensor]:
+        """Trajectories, and the advantage of each (N,) or of each of its steps (N, T)."""
+        rows = repeat_rows(batch, self.samples_per_prompt)
+        trajectory, states = self.draw_trajectories(rows)
+        return trajectory, self.advantages(rows["prompt"], self.rewards_of(states, rows))
 
     def draw_trajectories(
-        self, prompts: list[str], hook: Hook | None = None, leaves: int = 1
-    ) -> tuple[Trajectory, Tensor]:
-        """Trajectories (N) and where they end (N, ...), drawn a minibatch at a time; `leaves`: of a prompt."""
+        self, rows: dict, hooks: Sequence[Hook] = (), leaves: int = 1
+    ) -> tuple[Trajectory, list[State]]:
+        """Trajectories (N) and the sampler's last states, drawn a minibatch at a time; `leaves`: samples that a hook
+        makes of each row."""
         if self.samples_per_prompt % self.group_size:
             raise ValueError(
                 f"samples_per_prompt is {self.samples_per_prompt}; {type(self).__name__} compares {self.group_size} "
                 f"trajectories of a prompt: give a multiple of {self.group_size}."
             )
-        x, states = (
-            torch.randn(len(prompts) // self.noise_group_size, *self.policy.latent_shape, device=self.device),
-            [],
-        )
-        x, n = x.repeat_interleave(self.noise_group_size, 0), max(1, self.minibatch // leaves)
-        for i in range(0, len(prompts), n):
-            states.append(self.rollout(self.policy, prompts[i : i + n], x=x[i : i + n], hook=hook, record=True))
-        return Trajectory.cat([state.trajectory for state in states]), torch.cat([state.x for state in states])
+        prompts, size = rows["prompt"], max(1, self.minibatch // leaves)
+        x = torch.randn(len(prompts) // self.noise_group_size, *self.policy.latent_shape, device=self.device)
+        x, states = x.repeat_interleave(self.noise_group_size, 0), []
+        for part in torch.arange(len(prompts)).split(size):
+            own = select_rows(rows, part.tolist())
+            columns = own["columns"]
+            states.append(
+                self.rollout(self.policy, own["prompt"], columns=columns, x=x[part], hooks=hooks, record=True)
+            )
+        return Trajectory.cat([state.trajectory for state in states]), states
 
     @torch.no_grad()
-    def scored(self, x_0: Tensor, prompts: list[str]) -> Tensor:
-        """Rewards (N,) of latents (N, ...), decoded a minibatch at a time, judged all at once."""
-        images = torch.cat([self.policy.decode(part) for part in x_0.split(self.minibatch)])
-        return self.reward(images, prompts).float()
+    def rewards_of(self, states: list[State], rows: dict) -> Tensor:
+        """The rewards (N,) of the samples that rollouts ended in."""
+        x_0 = torch.cat([state.x for state in states])
+        return self.log_reward(self.judge(self.reward, x_0, rows, self.minibatch), rows["prompt"])
 
     def advantages(self, prompts: list[str], reward: Tensor) -> Tensor:
         """This rank's advantages (N,), from the statistics of all ranks' samples."""
         return local_advantages(self, prompts, reward)
 
-    def learn(self, trajectory: Trajectory, advantage: Tensor) -> None:
-        """The update loop: every optimizer step sees all denoising steps of its trajectories."""
+    def optimizer_steps(self, collected: tuple[Trajectory, Tensor]) -> Iterator[list[dict]]:
+        """Every optimizer step sees all denoising steps of its share of the trajectories."""
+        trajectory, advantage = collected
         steps = self.trained_steps(trajectory)
         advantage = advantage.view(len(advantage), -1).expand_as(trajectory.t)
         groups = torch.arange(len(advantage)).view(-1, self.group_size)
         for _ in range(self.inner_epochs):
             for part in torch.randperm(len(groups)).chunk(self.updates):
-                self.update(trajectory, advantage, groups[part], steps)
-        if scheduler := self.lr_schedulers():
-            scheduler.step()
+                yield self.update(trajectory, advantage, groups[part], steps)
 
     def update(
         self, trajectory: Trajectory, advantage: Tensor, groups: Tensor, steps: Tensor, reference: bool = True
-    ) -> None:
-        """One optimizer step on the given steps of groups (G, group_size) of trajectories. Advantages (N, T, ...);
-        `reference`: whether `loss` sees it, where the method uses one."""
-        optimizer = self.optimizers()
-        optimizer.zero_grad()
+    ) -> list[dict]:
+        """The minibatches of one optimizer step on the given steps of groups (G, group_size) of trajectories.
+        Advantages (N, T, ...); `reference`: whether `loss` sees it, where the method uses one."""
         parts = list(self.minibatches(groups, steps))
-        for k, (rows, i) in enumerate(parts, 1):
-            loss = self.loss(self.revisit(trajectory, advantage, rows, i, reference))
-            self.require_finite(loss.mean(), select_rows(trajectory.prompts, rows.tolist()))
-            with self.gradient_sync(last=k == len(parts)):
-                self.manual_backward(loss.sum() * self.group_size / sum(len(rows) for rows, _ in parts))
-            self.log_mean("train/loss", loss.detach().mean(), len(loss))
-        optimizer.step()
+        share = self.group_size / sum(len(rows) for rows, _ in parts)
+        given = {"trajectory": trajectory, "advantage": advantage, "share": share, "reference": reference}
+        return [given | {"rows": rows, "steps": i, "prompt": self.prompts(trajectory, rows)} for rows, i in parts]
+
+    @staticmethod
+    def prompts(trajectory: Trajectory, rows: Tensor) -> list[str]:
+        return [trajectory.prompts[i] for i in rows.tolist()] if trajectory.prompts else []
+
+    def batch_loss(self, m: dict) -> Tensor:
+        step = self.evaluate(m["trajectory"], m["advantage"], m["rows"], m["steps"], m["reference"])
+        return self.loss(step).sum() * m["share"]
 
     @torch.no_grad()
     def every_step(
         self, trajectory: Trajectory, groups: Tensor, steps: Tensor, *functions: Callable[[StepBatch], Tensor]
     ) -> list[Tensor]:
-        """What functions of a step (M,) say of the given steps: (N, T) each, 0 elsewhere. The first of two passes of a
-        method whose objective is of whole trajectories: its derivatives in these are the second's advantages."""
+        """The values (N, T) of functions of a step (M,) at the given steps; 0 elsewhere. It is the first of two passes
+        of a method whose objective is of whole trajectories: its derivatives in these values are the weights of the
+        second pass."""
         found = [torch.zeros_like(trajectory.log_prob) for _ in functions]
         for rows, i in self.minibatches(groups, steps):
-            step = self.revisit(trajectory, trajectory.log_prob, rows, i)
+            step = self.evaluate(trajectory, trajectory.log_prob, rows, i)
             for values, function in zip(found, functions):
                 values[rows, i] = function(step)
         return found
 
-    def minibatches(self, groups: Tensor, steps: Tensor):
-        """Yields rows and steps (M,), in random order; a group's rows stay together."""
+    def minibatches(self, groups: Tensor, steps: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows and steps (M,), in random order; the rows of a group stay together."""
         cells = torch.cartesian_prod(torch.arange(len(groups)), steps).view(-1, 2)
         for part in cells[torch.randperm(len(cells))].split(max(1, self.minibatch // self.group_size)):
             yield groups[part[:, 0]].flatten(), part[:, 1].repeat_interleave(self.group_size)
@@ -191,18 +192,18 @@ class PolicyGradient(Algorithm):
         return steps
 
     def gaussian(self, m: dict) -> Gaussian:
-        """p(x_s | x_t, c) of a minibatch under the policy as it is, through the code that drew it."""
+        """p(x_s | x_t, c) of a minibatch under the active policy, by the code and the steering that drew it."""
         return self.rollout.gaussian(self.policy, m["x_t"], m["t"], m["s"], m["cond"])[0]
 
-    def revisit(
+    def evaluate(
         self, trajectory: Trajectory, advantage: Tensor, rows: Tensor, steps: Tensor, reference: bool = True
     ) -> StepBatch:
-        """Trajectory rows' steps (M,) under the present policy, with their advantages of all (N, T, ...)."""
+        """The steps (M,) of trajectory rows (M,) under the current policy, with their advantages of all (N, T, ...)."""
         m = trajectory.minibatch(rows, steps)
-        gaussian, law = self.gaussian(m), None
+        gaussian, ref = self.gaussian(m), None
         if self.uses_reference and reference:
             with torch.no_grad(), self.policy.reference():
-                law = self.gaussian(m)
+                ref = self.gaussian(m)
         step = StepBatch(
             gaussian=gaussian,
             log_prob=gaussian.log_prob(m["x_s"]),
@@ -210,7 +211,7 @@ class PolicyGradient(Algorithm):
             old_mean=m["mean"],
             advantage=advantage[rows, steps],
             **{k: m[k] for k in ("x_t", "x_s", "t", "s", "cond")},
-            reference=law,
+            reference=ref,
         )
         with torch.no_grad():
             self.log_mean("train/ratio", step.ratio.mean(), len(rows))

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, StepBatch
-from lit_align.diffusion.sampler import Trajectory
+from lit_align.diffusion.state import Trajectory
 
 
 class PRDP(PolicyGradient):
@@ -33,7 +33,7 @@ class PRDP(PolicyGradient):
     def advantages(self, prompts: list[str], reward: Tensor) -> Tensor:
         return reward
 
-    def update(self, trajectory: Trajectory, advantage: Tensor, groups: Tensor, steps: Tensor) -> None:
+    def update(self, trajectory: Trajectory, advantage: Tensor, groups: Tensor, steps: Tensor) -> list[dict]:
         """The first pass, and the second with the weights it gives."""
         found = lambda s: s.log_prob, lambda s: s.reference.log_prob(s.x_s)
         log_prob, log_ref = self.every_step(trajectory, groups, steps, *found)  # (N, T)
@@ -44,7 +44,7 @@ class PRDP(PolicyGradient):
         regression = torch.maximum(residual(log_prob).square(), residual(clamped).square())
         self.log_mean("train/regression", regression.mean(), len(groups))
         (weight,) = torch.autograd.grad(regression.sum(), log_prob)
-        super().update(trajectory, weight * len(steps), groups, steps, reference=False)
+        return super().update(trajectory, weight * len(steps), groups, steps, reference=False)
 
     def loss(self, step: StepBatch) -> Tensor:
         return (step.advantage * step.log_prob).view(-1, 2).sum(1)

@@ -3,27 +3,11 @@
 import torch
 from torch import Tensor
 
+from lit_align.algorithms.online import repeat_rows, tile_rows
 from lit_align.algorithms.parts.advantages import local_advantages
+from lit_align.algorithms.parts.estimates import Estimates
 from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, StepBatch
-from lit_align.diffusion.sampler import Hook, Trajectory
-
-
-class Estimates(Hook):
-    """Keeps the estimate of x_0 of every step, of one rollout after the other."""
-
-    def __init__(self):
-        self.rollouts: list[list[Tensor]] = []
-
-    def on_init(self, policy, state):
-        self.rollouts.append([])
-
-    def after_step(self, policy, state):
-        self.rollouts[-1].append(state.x0)
-
-    @property
-    def x_0(self) -> Tensor:
-        """(N, T, ...)."""
-        return torch.cat([torch.stack(steps, 1) for steps in self.rollouts])
+from lit_align.diffusion.state import Trajectory
 
 
 def interpolated(x_0: Tensor, exact) -> Tensor:
@@ -71,10 +55,12 @@ class SDPO(PolicyGradient):
         self.clip_range, self.discount, self.decay = clip_range, discount, decay
 
     @torch.no_grad()
-    def collect(self, prompts: list[str]) -> tuple[Trajectory, Tensor]:
-        hook = Estimates()
-        trajectory, _ = self.draw_trajectories(prompts, hook)
-        returns = interpolated(hook.x_0, lambda x_0: self.scored(x_0, prompts * 3))  # (N, T)
+    def collect(self, batch: dict) -> tuple[Trajectory, Tensor]:
+        rows, hook = repeat_rows(batch, self.samples_per_prompt), Estimates()
+        trajectory, states = self.draw_trajectories(rows, (hook,))
+        x_0 = torch.cat([hook.x_0(state) for state in states])  # (N, T, ...)
+        returns = interpolated(x_0, lambda x: self.judge(self.reward, x, tile_rows(rows, 3), self.minibatch))  # (N, T)
+        prompts = rows["prompt"]
         self.log_reward(returns[:, -1], prompts)
         for k in reversed(range(returns.shape[1] - 1)):
             returns[:, k] += self.discount * returns[:, k + 1]

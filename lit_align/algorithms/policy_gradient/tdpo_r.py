@@ -1,5 +1,6 @@
 """TDPO-R: a critic of every denoising step's image, whose active neurons are reset now and then."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from lit_align.algorithms.parts.image_critic import Critic
 from lit_align.algorithms.parts.latent_critic import groups
 from lit_align.algorithms.policy_gradient.ddpo import DDPO
-from lit_align.diffusion.sampler import Trajectory, select_rows
+from lit_align.diffusion.state import Trajectory
 
 
 class TDPOR(DDPO):
@@ -76,33 +77,37 @@ class TDPOR(DDPO):
         self.log_mean("train/value_loss", loss.detach().mean(), len(loss))
         return loss
 
-    def learn(self, trajectory: Trajectory, returns: Tensor) -> None:
-        """The update loop, from the trajectories' normalised rewards (N,)."""
+    def optimizer_steps(self, collected: tuple[Trajectory, Tensor]) -> Iterator[list[dict]]:
+        """The update loop, from trajectories and their normalised rewards (N,)."""
+        trajectory, returns = collected
         steps, names = self.trained_steps(trajectory), ("x_t", "x_s", "t", "s", "log_prob", "mean")
         trajectory = replace(trajectory, **{name: getattr(trajectory, name)[:, steps] for name in names})
         e = self.embedded(trajectory.x_t)
         old, advantage = self.temporal(e, returns)
-        optimizer = self.optimizers()
+        given = {"trajectory": trajectory, "advantage": advantage, "e": e, "old": old, "returns": returns}
         for _ in range(self.inner_epochs):
             order = torch.rand(len(e), len(steps)).argsort(1)  # (N, T)
             for at in order.T:
                 for part in torch.randperm(len(e)).chunk(self.updates):
-                    optimizer.zero_grad()
-                    minibatches = part.split(self.minibatch)
-                    for i, rows in enumerate(minibatches, 1):
-                        k = at[rows]
-                        loss = self.loss(self.revisit(trajectory, advantage, rows, k))
-                        loss = loss + self.value_loss(self.critic(e[rows, k]), old[rows, k], returns[rows])
-                        self.require_finite(loss.mean(), select_rows(trajectory.prompts, rows.tolist()))
-                        with self.gradient_sync(last=i == len(minibatches)):
-                            self.manual_backward(loss.sum() / len(part))
-                        self.log_mean("train/loss", loss.detach().mean(), len(loss))
-                    optimizer.step()
-        if scheduler := self.lr_schedulers():
-            scheduler.step()
+                    yield [
+                        given
+                        | {
+                            "rows": rows,
+                            "steps": at[rows],
+                            "share": 1 / len(part),
+                            "prompt": self.prompts(trajectory, rows),
+                        }
+                        for rows in part.split(self.minibatch)
+                    ]
         number = self.batch_number + 1
         if self.reset_every and number % self.reset_every == 0:
             self.reset(e.flatten(0, 1), number)
+
+    def batch_loss(self, m: dict) -> Tensor:
+        rows, k = m["rows"], m["steps"]
+        loss = self.loss(self.evaluate(m["trajectory"], m["advantage"], rows, k))
+        loss = loss + self.value_loss(self.critic(m["e"][rows, k]), m["old"][rows, k], m["returns"][rows])
+        return loss.sum() * m["share"]
 
     def reset(self, e: Tensor, number: int) -> None:
         """Resets what is active on embeddings (M, D) of all ranks, alike on every rank."""

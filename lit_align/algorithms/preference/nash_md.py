@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
+from lit_align.algorithms.online import tile_rows
 from lit_align.algorithms.preference.online_preference import OnlinePreference
 from lit_align.algorithms.preference.preference import Errors
-from lit_align.diffusion.sampler import Hook
+from lit_align.diffusion.hook import Hook
 from lit_align.rewards.reward import Reward
 
 
@@ -17,11 +18,11 @@ class Mixture(Hook):
         self.share = share
 
     def predict(self, policy, state, sampler):
-        t = state.t.expand(len(state.x))
-        x_0, eps = sampler.predict(policy, state.x, t, state.cond, state.keep)
-        with policy.reference():
-            ref_x_0, ref_eps = sampler.predict(policy, state.x, t, state.cond, False)
-        state.x0, state.eps = x_0.lerp(ref_x_0, self.share), eps.lerp(ref_eps, self.share)
+        super().predict(policy, state, sampler)
+        x_0, eps = state.x0, state.eps
+        with torch.no_grad(), policy.reference():
+            super().predict(policy, state, sampler)
+        state.x0, state.eps = x_0.lerp(state.x0, self.share), eps.lerp(state.eps, self.share)
 
 
 class NashMD(OnlinePreference):
@@ -29,8 +30,8 @@ class NashMD(OnlinePreference):
     al. 2024, arXiv 2403.08635, eq. 12); the port to diffusion is ours. Two samples x, x' of the mixture, and
     (beta D - (2 P(x beats x') - 1))^2 with D their gap: the fixed point is the regularised Nash equilibrium.
 
-    Preferences are Bradley-Terry in the reward, P = sigmoid((r - r') / temperature); any pairwise model that is not,
-    as when annotators disagree in a circle, can override `preference`.
+    Preferences are Bradley-Terry in the reward, P = sigmoid((r - r') / temperature); a model of another kind can
+    override `preference`.
 
     Args:
         reward: what the preference rests on.
@@ -48,27 +49,18 @@ class NashMD(OnlinePreference):
         self.reward, self.beta = reward.eval().requires_grad_(False), beta
         self.mixture, self.temperature = mixture, temperature
 
-    @torch.no_grad()
-    def draw_latents(self, prompts: list[str]) -> Tensor:
-        return self.rollout(self.policy, prompts, hook=Mixture(self.mixture)).x
-
-    def preference(self, image: Tensor, other: Tensor, prompts: list[str]) -> Tensor:
-        """P(image beats other | prompt), (B,)."""
-        gap = self.reward(image, prompts).float() - self.reward(other, prompts).float()
-        return torch.sigmoid(gap / self.temperature)
+    def preference(self, reward: Tensor, other: Tensor) -> Tensor:
+        """P(one sample beats the other | prompt), (B,), from their rewards."""
+        return torch.sigmoid((reward - other) / self.temperature)
 
     @torch.no_grad()
     def collect(self, batch: dict) -> dict:
-        x = self.draw_latents(batch["prompt"] * 2)
+        rows, mixture = tile_rows(batch, 2), [Mixture(self.mixture)]
+        x = self.draw_latents(rows["prompt"], mixture)
+        reward = self.log_reward(self.judge(self.reward, x, rows, self.minibatch), rows["prompt"])
         one, other = x.chunk(2)
-        p = self.preference(self.policy.decode(one), self.policy.decode(other), batch["prompt"])
-        return {
-            "prompt": batch["prompt"],
-            "index": batch["index"],
-            "win_latents": one,
-            "lose_latents": other,
-            "p": p.to(x),
-        }
+        p = self.preference(*reward.chunk(2)).to(x)
+        return {"prompt": batch["prompt"], "win_latents": one, "lose_latents": other, "p": p}
 
     def loss(self, e: Errors) -> Tensor:
         return (self.beta * e.gap - (2 * e.batch["p"] - 1)).square()

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lit_align.algorithms.online import repeat_rows
 from lit_align.algorithms.preference.online_preference import OnlinePreference
 from lit_align.algorithms.preference.preference import Errors
 from lit_align.rewards.reward import Reward
@@ -29,18 +30,17 @@ class OnlineDPO(OnlinePreference):
 
     @torch.no_grad()
     def collect(self, batch: dict) -> dict | None:
-        k, prompts = self.samples_per_prompt, batch["prompt"]
-        repeated = [p for p in prompts for _ in range(k)]
-        latents = self.draw_latents(repeated)
-        reward = self.log_reward(self.reward(self.policy.decode(latents), repeated).float(), repeated).view(-1, k).cpu()
-        latents = latents.unflatten(0, (-1, k))
-        rows = (reward.amax(1) > reward.amin(1)).nonzero().flatten()
-        if not len(rows):
+        k = self.samples_per_prompt
+        rows = repeat_rows(batch, k)
+        latents = self.draw_latents(rows["prompt"])
+        reward = self.log_reward(self.judge(self.reward, latents, rows, self.minibatch), rows["prompt"])
+        reward, latents = reward.view(-1, k).cpu(), latents.unflatten(0, (-1, k))
+        different = (reward.amax(1) > reward.amin(1)).nonzero().flatten()
+        if not len(different):
             return None
-        pick = lambda which: latents[rows, which[rows]]
+        pick = lambda which: latents[different, which[different]]
         return {
-            "prompt": [prompts[i] for i in rows],
-            "index": [batch["index"][i] for i in rows],
+            "prompt": [batch["prompt"][i] for i in different],
             "win_latents": pick(reward.argmax(1)),
             "lose_latents": pick(reward.argmin(1)),
         }

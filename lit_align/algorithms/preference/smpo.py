@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lit_align.algorithms.online import tile_rows
 from lit_align.algorithms.preference.inpo import InPO
 from lit_align.algorithms.preference.preference import Errors
 from lit_align.rewards.reward import Reward
@@ -26,7 +27,7 @@ class SmPO(InPO):
     def label(self, batch: dict) -> Tensor:
         """p (B,) of a batch."""
         latents = torch.cat([self.latents(batch, "win"), self.latents(batch, "lose")])
-        score = self.reward(self.policy.decode(latents), batch["prompt"] * 2).float().to(latents.device)  # (2B,)
+        score = self.judge(self.reward, latents, tile_rows(batch, 2)).to(latents.device)  # (2B,)
         score = (score - score.min()) / (score.max() - score.min()).clamp(min=1e-6)
         return torch.sigmoid(self.gamma * (score[: len(score) // 2] - score[len(score) // 2 :]))
 

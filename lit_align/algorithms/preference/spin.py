@@ -34,9 +34,8 @@ class SPINDiffusion(OnlinePreference):
         self.beta, self.feedback = beta, (learns_from,)
 
     def collect(self, batch: dict) -> dict:
-        with self.policy.reference():
-            lose = self.draw_latents(batch["prompt"])
-        return batch | {"win_latents": self.latents(batch, self.feedback[0]), "lose_latents": lose}
+        win = self.latents(batch, self.feedback[0])
+        return batch | {"win_latents": win, "lose_latents": self.reference_latents(batch)}
 
     def loss(self, e: Errors) -> Tensor:
         return -F.logsigmoid(self.beta * e.gap)

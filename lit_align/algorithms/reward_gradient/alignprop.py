@@ -32,7 +32,7 @@ class AlignProp(RewardGradient):
         super().__init__(**kwargs)
         self.truncation, self.target, self.weight = truncation, target, weight
 
-    def keep(self, steps: int) -> Tensor:
+    def grad_steps(self, steps: int) -> Tensor:
         if self.truncation == "step":
             return random_steps(steps)
         return last_k(steps, torch.randint(1, steps + 1, ()).item())

@@ -20,7 +20,7 @@ class DRaFT(RewardGradient):
         if not 1 <= self.K <= self.rollout.steps:
             raise ValueError(f"K is {K}; gradient flows through 1 to {self.rollout.steps} steps of this rollout.")
 
-    def keep(self, steps: int) -> Tensor:
+    def grad_steps(self, steps: int) -> Tensor:
         return last_k(steps, self.K)
 
 

@@ -5,11 +5,13 @@ import math
 import torch
 from torch import Tensor, nn
 
+from lit_align.algorithms.online import tile_rows
 from lit_align.algorithms.parts.initial_distribution import InitialDistribution
 from lit_align.algorithms.parts.latent_critic import Value, groups
 from lit_align.algorithms.parts.path_kl import PathKL
 from lit_align.algorithms.reward_gradient.reward_gradient import RewardGradient
-from lit_align.diffusion.sampler import Sampler, State
+from lit_align.diffusion.sampler import Sampler
+from lit_align.diffusion.state import State
 from lit_align.diffusion.transition import DDIM
 
 
@@ -64,34 +66,38 @@ class ELEGANT(RewardGradient):
         return self.initial["value"](x, text, t.expand(len(x)))
 
     def generate(self, prompts: list[str]) -> Tensor:
-        cond, x, self.path = self.policy.condition(prompts), self.noise(len(prompts)), PathKL(self.rollout)
+        cond, x, path = self.policy.condition(prompts), self.noise(len(prompts)), PathKL(self.rollout)
         if self.initial:
             with torch.no_grad():
-                x, _ = self.initial["nu"](x, cond["text"])
-        return self.rollout(self.policy, cond=cond, x=x, hook=self.path, grad=self.keep(self.rollout.steps)).x
+                x, _ = self.initial["nu"](x, self.policy.summary(cond))
+        grad = self.grad_steps(self.rollout.steps)
+        state = self.rollout(self.policy, cond=cond, x=x, hooks=(path,), grad=grad)
+        self.path_kl = path.kl(state)  # (B,) in nats
+        return state.x
 
     def loss(self, reward: Tensor) -> Tensor:
-        self.log_mean("train/kl", self.path.kl.detach().mean(), len(reward))
-        return self.alpha * self.path.kl - reward
+        self.log_mean("train/kl_path", self.path_kl.detach().mean(), len(reward))
+        return self.alpha * self.path_kl - reward
 
     def batch_loss(self, batch: dict) -> Tensor:
         loss = super().batch_loss(batch)
-        return loss + self.initial_loss(batch["prompt"]) if self.initial else loss
+        return loss + self.initial_loss(batch) if self.initial else loss
 
     @torch.no_grad()
-    def soft_value(self, x: Tensor, cond: dict, prompts: list[str]) -> Tensor:
+    def soft_value(self, x: Tensor, cond: dict, batch: dict) -> Tensor:
         """alpha log mean exp(r / alpha) over pre-trained rollouts from x (B, ...): (B,)."""
         with self.policy.reference():
             draws = [self.rollout(self.policy, cond=cond, x=x).x for _ in range(self.rollouts)]
-        images = torch.cat([self.policy.decode(x_0) for x_0 in draws])
-        r = self.reward(images, prompts * self.rollouts).float().view(self.rollouts, -1)
+        rows = tile_rows(batch, self.rollouts)
+        r = self.judge(self.reward, torch.cat(draws), rows, len(x)).view(self.rollouts, -1)
         return self.alpha * ((r / self.alpha).logsumexp(0) - math.log(self.rollouts))
 
-    def initial_loss(self, prompts: list[str]) -> Tensor:
+    def initial_loss(self, batch: dict) -> Tensor:
         """(v_0 - target)^2 + alpha KL(nu) - v_0(x_T), x_T ~ nu; each term has gradient in its own network alone."""
+        prompts = batch["prompt"]
         cond, x = self.policy.condition(prompts), self.noise(len(prompts))
-        text = cond["text"].detach()
-        value_loss = (self.v_0(x, text) - self.soft_value(x, cond, prompts)).square().mean()
+        text = self.policy.summary(cond).detach()
+        value_loss = (self.v_0(x, text) - self.soft_value(x, cond, batch)).square().mean()
         x_T, kl = self.initial["nu"](self.noise(len(prompts)), text)
         self.initial["value"].requires_grad_(False)
         nu_loss = (self.alpha * kl - self.v_0(x_T, text)).mean()
@@ -100,7 +106,7 @@ class ELEGANT(RewardGradient):
         self.log_mean("train/initial_kl", kl.detach().mean(), len(prompts))
         return value_loss + nu_loss
 
-    def draw(self, batch: dict) -> State:
-        if not self.initial or self.policy.in_reference:
-            return super().draw(batch)
-        return self.sampler(self.policy, batch["prompt"], seeds=batch["index"], hook=self.initial["nu"])
+    def draw(self, batch: dict, sampler: Sampler | None = None) -> State:
+        sampler = sampler or self.sampler
+        hooks = () if not self.initial or self.policy.in_reference else (self.initial["nu"],)
+        return sampler(self.policy, batch["prompt"], columns=batch.get("columns"), seeds=batch["seed"], hooks=hooks)

@@ -1,16 +1,16 @@
 """LaSRO: a black-box reward becomes a differentiable one of latents, which learns from the samples it leads to."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_align.algorithms.online import Online
+from lit_align.algorithms.online import Online, tile_rows
 from lit_align.algorithms.parts.consistency import consistency_loss
+from lit_align.algorithms.parts.estimates import Estimates
 from lit_align.algorithms.parts.latent_critic import groups
 from lit_align.algorithms.parts.replay import Replay, gather_pairs
-from lit_align.algorithms.policy_gradient.sdpo import Estimates
 from lit_align.diffusion.sampler import Sampler, all_steps
 from lit_align.diffusion.transition import DDIM
 from lit_align.rewards.reward import Reward
@@ -67,7 +67,9 @@ class LaSRO(Online):
         rollout: Sampler | None = None,
         **kwargs,
     ):
-        super().__init__(rollout=rollout or Sampler(2, 1.0, DDIM(eta=1.0)), updates=updates, **kwargs)
+        super().__init__(
+            rollout=rollout or Sampler(2, 1.0, DDIM(eta=1.0)), updates=updates, minibatch=minibatch, **kwargs
+        )
         if len(weights) != self.rollout.steps or not weights[-1]:
             steps = self.rollout.steps
             raise ValueError(
@@ -77,7 +79,7 @@ class LaSRO(Online):
         self.used = [k for k, w in enumerate(weights) if w]  # which of the z_k, counted from 0
         self.weights, self.anchor_weight, self.surrogate_lr = weights, anchor_weight, surrogate_lr
         self.uses_reference = anchor_weight > 0
-        self.samples_per_prompt, self.minibatch, self.pretrain = samples_per_prompt, minibatch, pretrain
+        self.samples_per_prompt, self.pretrain = samples_per_prompt, pretrain
         self.clip, self.momentum, self.replay = clip, momentum, Replay(buffer_size)
         self.moments = torch.zeros(0)  # (U, 2): of R(z_k), once there are some
 
@@ -95,8 +97,8 @@ class LaSRO(Online):
     def estimates(self, cond: dict, grad: Tensor | None = None) -> Tensor:
         """Those of z_1 .. z_n that are used, of fresh samples: (U, B, C, h, w)."""
         hook = Estimates()
-        x_0 = self.rollout(self.policy, cond=cond, hook=hook, grad=grad).x
-        return torch.stack([*hook.rollouts[-1][:-1], x_0])[self.used]
+        state = self.rollout(self.policy, cond=cond, hooks=(hook,), grad=grad)
+        return torch.stack([*hook.x_0(state).unbind(1)[:-1], state.x])[self.used]
 
     @torch.no_grad()
     def collect(self, batch: dict) -> dict:
@@ -104,8 +106,8 @@ class LaSRO(Online):
         prompts, k = batch["prompt"], self.samples_per_prompt
         cond = self.policy.condition(prompts)
         z = torch.stack([self.estimates(cond) for _ in range(k)])  # (K, U, B, ...)
-        images = torch.cat([self.policy.decode(x) for x in z.flatten(0, 1)])
-        r = self.reward(images, prompts * (k * len(self.used))).float().view(z.shape[:3])
+        rows = tile_rows(batch, k * len(self.used))
+        r = self.judge(self.reward, z.flatten(0, 2), rows, len(prompts)).view(z.shape[:3])
         self.log_reward(r[:, -1].flatten(), prompts * k)
         z, r = z.flatten(1, 2).transpose(0, 1), r.flatten(1).T  # (U B, K, ...), (U B, K)
         rows, step = torch.arange(len(r), device=r.device), torch.tensor(self.used, device=r.device)
@@ -122,23 +124,24 @@ class LaSRO(Online):
         self.replay.add({"prompt": texts, **{k: v[told] for k, v in pairs.items()}})
         return {"prompt": prompts, "cond": cond}
 
-    def parts(self, collected: dict) -> Iterable[dict]:
-        yield from ({"pairs": self.replay.draw(self.minibatch)} for _ in range(self.updates))
+    def optimizer_steps(self, collected: dict) -> Iterator[list[dict]]:
+        self.frozen = self.policy
+        yield from ([{"pairs": self.replay.draw(self.minibatch)}] for _ in range(self.updates))
         if self.batch_number >= self.pretrain:
-            yield collected
+            self.frozen = self.surrogate
+            yield [collected]
 
-    def accumulate(self, part: dict, batch: dict) -> Tensor:
-        """Takes the gradient of an update's loss in what it trains; the other has none, and the optimizer leaves it."""
-        loss = self.require_finite(self.batch_loss(part) + self.zero_loss(), batch["index"])
-        self.manual_backward(loss)
-        for p in (self.policy if "pairs" in part else self.surrogate).parameters():
+    def on_before_optimizer_step(self, optimizer) -> None:
+        """The step moves the surrogate or the policy: the optimizer leaves out what has no gradient."""
+        for p in self.frozen.parameters():
             p.grad = None
-        return loss.detach()
+        super().on_before_optimizer_step(optimizer)
 
     # The two losses
 
-    def batch_loss(self, part: dict) -> Tensor:
-        return self.ranking(part["pairs"]) if "pairs" in part else self.improvement(part["prompt"], part["cond"])
+    def batch_loss(self, m: dict) -> Tensor:
+        loss = self.ranking(m["pairs"]) if "pairs" in m else self.improvement(m["prompt"], m["cond"])
+        return loss + self.zero_loss()
 
     def score(self, z: Tensor, step: Tensor, prompts: list[str]) -> Tensor:
         """R (N,) of z (N, ...), of which each is z_(step + 1)."""

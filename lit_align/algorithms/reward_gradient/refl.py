@@ -4,18 +4,19 @@ import torch
 from torch import Tensor
 
 from lit_align.algorithms.reward_gradient.reward_gradient import RewardGradient
-from lit_align.diffusion.sampler import Hook, Sampler
+from lit_align.diffusion.hook import Hook
+from lit_align.diffusion.sampler import Sampler
 from lit_align.diffusion.transition import DDIM
 
 
-class Until(Hook):
-    """Leaves a loop of n steps after step `last`."""
+class StopAfter(Hook):
+    """Ends the loop after step `last`."""
 
-    def __init__(self, last: int, n: int):
-        self.last, self.n = last, n
+    def __init__(self, last: int):
+        self.last = last
 
     def control(self, policy, state) -> int:
-        return state.i + 1 if state.i < self.last else self.n
+        return super().control(policy, state) if state.i < self.last else state.steps
 
 
 class ReFL(RewardGradient):
@@ -24,7 +25,7 @@ class ReFL(RewardGradient):
     batch's images (the paper's L_pre, which alternates with the reward; here the two are added).
 
     Args:
-        first: the earliest step that may be drawn, counted from 0.
+        min_step: the earliest step that may be drawn, counted from 0.
         threshold: above it a reward teaches nothing; in units of the reward (2 for ImageReward).
         weight: lambda.
         pretrain_weight: of L_pre; the released code for SD 1.4 leaves it out.
@@ -32,7 +33,7 @@ class ReFL(RewardGradient):
 
     def __init__(
         self,
-        first: int = 30,
+        min_step: int = 30,
         threshold: float = 2.0,
         weight: float = 1e-3,
         pretrain_weight: float = 0.0,
@@ -40,17 +41,17 @@ class ReFL(RewardGradient):
         **kwargs,
     ):
         super().__init__(rollout=rollout or Sampler(40, 1.0, DDIM(eta=1.0)), **kwargs)
-        if not 0 <= first < self.rollout.steps:
+        if not 0 <= min_step < self.rollout.steps:
             raise ValueError(
-                f"first is {first}; the rollout has steps 0 to {self.rollout.steps - 1}: name one of them."
+                f"min_step is {min_step}; the rollout has steps 0 to {self.rollout.steps - 1}: name one of them."
             )
-        self.first, self.threshold, self.weight, self.pretrain_weight = first, threshold, weight, pretrain_weight
+        self.min_step, self.threshold, self.weight, self.pretrain_weight = min_step, threshold, weight, pretrain_weight
         self.feedback = ("prompt", "image") if pretrain_weight else ("prompt",)
 
     def generate(self, prompts: list[str]) -> Tensor:
         steps = self.rollout.steps
-        i = self.agreed(torch.randint(self.first, steps, ()).item())
-        return self.rollout(self.policy, prompts, hook=Until(i, steps), grad=torch.arange(steps) == i).x0
+        i = self.rank_zero(torch.randint(self.min_step, steps, ()).item())
+        return self.rollout(self.policy, prompts, hooks=(StopAfter(i),), grad=torch.arange(steps) == i).x0
 
     def loss(self, reward: Tensor) -> Tensor:
         return self.weight * (self.threshold - reward).relu()

@@ -5,13 +5,14 @@ from typing import Any
 from torch import Tensor
 
 from lit_align.algorithms.algorithm import Algorithm
+from lit_align.algorithms.online import tile_rows
 from lit_align.diffusion.sampler import Sampler, all_steps
 from lit_align.rewards.reward import Reward
 
 
 class RewardGradient(Algorithm):
-    """Base of the methods that follow the gradient of a differentiable reward. A method overrides `keep` or `generate`,
-    and `loss`.
+    """Base of the methods that follow the gradient of a differentiable reward. A method overrides `grad_steps` or
+    `generate`, and `loss`.
 
     Optimization is automatic: the Trainer clips and accumulates gradients. Logs `train/reward` (mean).
 
@@ -32,14 +33,14 @@ class RewardGradient(Algorithm):
         self.reward = reward.eval().requires_grad_(False)
         self.rollout = rollout or Sampler()
 
-    def keep(self, steps: int) -> Tensor:
-        """Which of the rollout's steps have gradient: (steps,) bool. Each is recomputed in backward, so that memory is
-        that of one."""
+    def grad_steps(self, steps: int) -> Tensor:
+        """The rollout's steps that keep their gradient: (steps,) bool. Each is recomputed in backward, so that memory
+        is that of one step."""
         return all_steps(steps)
 
     def generate(self, prompts: list[str]) -> Tensor:
         """Latents (n B, ...) with gradient, for the B prompts n times in a row."""
-        return self.rollout(self.policy, prompts, grad=self.agreed(self.keep(self.rollout.steps))).x
+        return self.rollout(self.policy, prompts, grad=self.rank_zero(self.grad_steps(self.rollout.steps))).x
 
     def loss(self, reward: Tensor) -> Tensor:
         """The method's loss of each image: (n B,) from rewards (n B,)."""
@@ -47,11 +48,14 @@ class RewardGradient(Algorithm):
 
     def batch_loss(self, batch: dict) -> Tensor:
         x_0 = self.generate(batch["prompt"])
-        prompts = batch["prompt"] * (len(x_0) // len(batch["prompt"]))
-        reward = self.log_reward(self.reward(self.policy.decode(x_0), prompts).float(), prompts)
-        loss = self.loss(reward).mean()
+        rows = tile_rows(batch, len(x_0) // len(batch["prompt"]))
+        reward = self.log_reward(self.judge(self.reward, x_0, rows), rows["prompt"])
+        return self.connected(self.loss(reward).mean())
+
+    def connected(self, loss: Tensor) -> Tensor:
+        """The loss; where no step kept its gradient, connected to the parameters with gradient zero."""
         return loss if loss.requires_grad else loss + self.zero_loss()
 
-    def agreed(self, value: Any) -> Any:
-        """Rank 0's draw, on every rank: sharded weights are gathered for all at once, as often as one rank needs."""
+    def rank_zero(self, value: Any) -> Any:
+        """Rank 0's value, on every rank: sharded weights are gathered by all ranks at once, equally often."""
         return self.trainer.strategy.broadcast(value)

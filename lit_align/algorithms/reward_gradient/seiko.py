@@ -1,20 +1,23 @@
 """SEIKO: few queries of a black-box reward, a surrogate that is optimistic where it knows little, and its gradient."""
 
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from lit_align.algorithms.online import Online, tile_rows
 from lit_align.algorithms.parts.path_kl import PathKL
 from lit_align.algorithms.parts.surrogate import Surrogate
 from lit_align.algorithms.reward_gradient.alignprop import AlignProp
 from lit_align.diffusion.sampler import Sampler
+from lit_align.diffusion.state import select_rows
 from lit_align.diffusion.transition import DDIM
 from lit_align.policies.policy import Policy
-from lit_align.rewards.reward import Reward
+from lit_align.rewards.reward import Reward, components
 
 
-class SEIKO(AlignProp):
+class SEIKO(Online, AlignProp):
     """Zhao et al. 2024, arXiv 2402.16359, algorithm 1. A training step is one outer loop k: draw from p_k and query the
     reward; fit the surrogate to all queries so far; and make `updates` optimizer steps on AlignProp's loss of the
     optimistic surrogate + kl_weight KL(p_theta || p_k), the path's KL as a mean over the sample. What results is
@@ -61,56 +64,56 @@ class SEIKO(AlignProp):
         **kwargs,
     ):
         surrogate = Surrogate(reward, policy, features, optimism, alpha, ridge, most, epochs)
-        super().__init__(policy=policy, reward=surrogate, rollout=rollout or Sampler(50, 7.5, DDIM(eta=1.0)), **kwargs)
-        self.automatic_optimization = False
-        self.samples_per_prompt, self.kl_weight, self.updates = tuple(samples_per_prompt), kl_weight, updates
-        self.minibatch, self.accumulate, self.max_grad_norm = minibatch, accumulate, max_grad_norm
-
-    def training_step(self, batch: dict, batch_idx: int) -> None:
-        self.check(batch)
-        self.reward.fit(*self.query(batch["prompt"]))
-        optimizer = self.optimizers()
-        for _ in range(self.updates):
-            optimizer.zero_grad()
-            for i in range(1, self.accumulate + 1):
-                rows = torch.randint(len(batch["prompt"]), (self.minibatch,)).tolist()
-                prompts = [batch["prompt"][row] for row in rows]
-                loss = self.require_finite(self.batch_loss({"prompt": prompts}), prompts)
-                with self.gradient_sync(last=i == self.accumulate):
-                    self.manual_backward(loss / self.accumulate)
-                self.log_mean("train/loss", loss.detach(), self.minibatch)
-            optimizer.step()
-        if scheduler := self.lr_schedulers():
-            scheduler.step()
-        self.policy.update_reference()
+        super().__init__(
+            policy=policy,
+            reward=surrogate,
+            rollout=rollout or Sampler(50, 7.5, DDIM(eta=1.0)),
+            updates=updates,
+            minibatch=minibatch,
+            max_grad_norm=max_grad_norm,
+            **kwargs,
+        )
+        self.samples_per_prompt, self.kl_weight = tuple(samples_per_prompt), kl_weight
+        self.accumulate = accumulate
 
     @torch.no_grad()
-    def query(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        """New queries of all ranks: what the surrogate sees (N, D), and rewards (N,)."""
-        x, y, at_once = [], [], self.minibatch * self.accumulate
-        prompts = prompts * self.samples_per_prompt[min(self.batch_number, len(self.samples_per_prompt) - 1)]
-        for i in range(0, len(prompts), at_once):
-            part = prompts[i : i + at_once]
-            image = self.policy.decode(self.rollout(self.policy, part).x)
-            x.append(self.reward.describe(image, part))
-            y.append(self.reward.queried(image, part).float())
-        self.log_reward(torch.cat(y), prompts)
-        x, y = (self.all_gather(torch.cat(part)) for part in (x, y))
+    def collect(self, batch: dict) -> dict:
+        """Queries the reward for fresh samples and fits the surrogate to all queries of all ranks so far."""
+        size = self.minibatch * self.accumulate
+        k = self.samples_per_prompt[min(self.batch_number, len(self.samples_per_prompt) - 1)]
+        rows, x, y = tile_rows(batch, k), [], []
+        for part in torch.arange(len(rows["prompt"])).split(size):
+            own = select_rows(rows, part.tolist())
+            image = self.policy.decode(self.rollout(self.policy, own["prompt"]).x)
+            x.append(self.reward.describe(image, own["prompt"]))
+            y.append(components(self.reward.queried, image, own))
+        y = self.log_reward(self.reward.queried.combine(torch.cat(y)), rows["prompt"])
+        x, y = (self.all_gather(part) for part in (torch.cat(x), y))
         self.log_mean("train/queries", torch.tensor(float(len(self.reward.y) + y.numel())), 1)
-        return x.reshape(-1, x.shape[-1]), y.flatten()
+        self.reward.fit(x.reshape(-1, x.shape[-1]), y.flatten())
+        return batch
+
+    def optimizer_steps(self, collected: dict) -> Iterator[list[dict]]:
+        return ([collected] * self.accumulate for _ in range(self.updates))
 
     def batch_loss(self, batch: dict) -> Tensor:
-        x_0 = self.generate(batch["prompt"])
-        reward = self.reward(self.policy.decode(x_0), batch["prompt"])
+        """A minibatch's share of the loss, on prompts drawn from the batch."""
+        rows = torch.randint(len(batch["prompt"]), (self.minibatch,)).tolist()
+        prompts = [batch["prompt"][row] for row in rows]
+        reward = self.reward(self.policy.decode(self.generate(prompts)), prompts)
         self.log_mean("train/surrogate", reward.detach().mean(), len(reward))
-        loss = self.loss(reward).mean()
-        return loss if loss.requires_grad else loss + self.zero_loss()
+        return self.connected(self.loss(reward).mean()) / self.accumulate
+
+    def training_step(self, batch: dict, batch_idx: int) -> None:
+        super().training_step(batch, batch_idx)
+        self.policy.update_reference()
 
     def generate(self, prompts: list[str]) -> Tensor:
-        self.path = PathKL(self.rollout, "mean")
-        keep = self.agreed(self.keep(self.rollout.steps))
-        return self.rollout(self.policy, prompts, hook=self.path, grad=keep).x
+        path, grad = PathKL(self.rollout, "mean"), self.rank_zero(self.grad_steps(self.rollout.steps))
+        state = self.rollout(self.policy, prompts, hooks=(path,), grad=grad)
+        self.path_kl = path.kl(state)  # (B,), a mean over the sample's axes
+        return state.x
 
     def loss(self, reward: Tensor) -> Tensor:
-        self.log_mean("train/kl", self.path.kl.detach().mean(), len(reward))
-        return super().loss(reward) + self.kl_weight * self.path.kl
+        self.log_mean("train/kl_path_mean", self.path_kl.detach().mean(), len(reward))
+        return super().loss(reward) + self.kl_weight * self.path_kl

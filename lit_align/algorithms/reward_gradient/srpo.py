@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor
 
+from lit_align.algorithms.online import tile_rows
 from lit_align.algorithms.reward_gradient.reward_gradient import RewardGradient
 from lit_align.diffusion.sampler import Sampler
+from lit_align.rewards.reward import components
 
 LEVELS = 1000  # times in the window
 
@@ -55,15 +57,15 @@ class SRPO(RewardGradient):
         cond = self.policy.condition(prompts)
         eps = torch.randn(len(prompts), *self.policy.latent_shape, device=self.policy.device)
         x_0 = self.rollout(self.policy, cond=cond, x=eps).x
-        times, end = self.times(), self.agreed(torch.randint(1, last, ()).item())
+        times, end = self.times(), self.rank_zero(torch.randint(1, last, ()).item())
         hop = min(round(self.hop * LEVELS), end, last - end)
         good, bad = self.controlled(prompts)
         branches = ((end - hop, good, bad, self.discounts[0]), (end + hop, bad, good, self.discounts[1]))
         scores = []
         for start, better, worse, (k_data, k_noise) in branches:
-            image = self.policy.decode(self.recover(x_0, eps, times[start], times[end], cond))
+            estimate = self.recover(x_0, eps, times[start], times[end], cond)
             noise = 1 - max(start, end) / last  # 0 at the data end of the window
-            scores.append(self.relative(image, better, worse, k_data + (k_noise - k_data) * noise))
+            scores.append(self.relative(estimate, batch, better, worse, k_data + (k_noise - k_data) * noise))
         self.log_reward(scores[0], prompts)
         return (self.threshold - torch.stack(scores)).relu().mean()
 
@@ -80,7 +82,10 @@ class SRPO(RewardGradient):
         words = [w[self.global_step % len(w)] for w in (self.good_words, self.bad_words)]
         return [[f"{word}. {p}" for p in prompts] for word in words]
 
-    def relative(self, image: Tensor, better: list[str], worse: list[str], k: float) -> Tensor:
-        """R = (1 + k) r(x, better) - r(x, worse): (B,)."""
-        liked, disliked = self.reward(torch.cat([image, image]), better + worse).float().chunk(2)
+    def relative(self, x_0: Tensor, batch: dict, better: list[str], worse: list[str], k: float) -> Tensor:
+        """R = (1 + k) r(x, better) - r(x, worse) of the images x of latents x_0: (B,)."""
+        image = self.policy.decode(x_0)
+        rows = tile_rows(batch, 2) | {"prompt": better + worse}
+        scores = self.reward.combine(components(self.reward, torch.cat([image, image]), rows))
+        liked, disliked = scores.chunk(2)
         return (1 + k) * liked - disliked

@@ -1,16 +1,15 @@
 """The reward-weighted family: own samples -> rewards -> weights -> weighted denoising loss."""
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lit_align.algorithms.online import Online
-from lit_align.diffusion.sampler import select_rows
-from lit_align.rewards.multi_reward import MultiReward
+from lit_align.algorithms.online import Online, tile_rows
+from lit_align.diffusion.state import select_rows
 from lit_align.rewards.reward import Reward
 
 
@@ -41,14 +40,13 @@ class WeightedLikelihood(Online):
         self,
         reward: Reward,
         samples_per_prompt: int = 4,
-        minibatch: int = 8,
         guidance_scale: float = 1.0,
         timestep_sampling: Literal["uniform", "logit_normal", "mode"] = "uniform",
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.reward = reward.eval().requires_grad_(False)
-        self.samples_per_prompt, self.minibatch = samples_per_prompt, minibatch
+        self.samples_per_prompt = samples_per_prompt
         self.guidance_scale, self.timestep_sampling = guidance_scale, timestep_sampling
 
     @abstractmethod
@@ -56,19 +54,15 @@ class WeightedLikelihood(Online):
         """The method's equation: weights (P, K), none negative, from the rewards (P, K) of all ranks' samples."""
 
     @torch.no_grad()
-    def own(self, prompts: list[str], written: list[str] | None = None) -> tuple[Tensor, Tensor]:
-        """K samples for each of B prompts (B, K, C, h, w), drawn from what was `written` if that differs, and what the
-        reward says of them: (B, K), or (B, K, R)."""
-        k = self.samples_per_prompt
+    def sample_and_judge(self, batch: dict, prompts: list[str] | None = None) -> tuple[Tensor, Tensor]:
+        """K samples for each of B rows (B, K, C, h, w), drawn from `prompts` in place of the rows' own if given, and
+        their rewards: (B, K), or (B, K, R)."""
+        k, rows = self.samples_per_prompt, tile_rows(batch, self.samples_per_prompt)
         with self.policy.reference() if self.uses_reference else nullcontext():
-            latents = [self.draw_latents(written or prompts) for _ in range(k)]
-        images = torch.cat([self.policy.decode(x) for x in latents])
-        reward = self.reward(images, prompts * k).float().unflatten(0, (k, -1)).transpose(0, 1).contiguous()
-        self.log_reward(reward.flatten(0, 1), [p for p in prompts for _ in range(k)])
-        if isinstance(self.reward, MultiReward):
-            for name, r in zip(self.reward.parts, reward.unbind(-1), strict=True):
-                self.log_mean(f"train/reward/{name}", r.mean(), r.numel())
-        return torch.stack(latents, 1), reward
+            latents = [self.draw_latents(prompts or batch["prompt"]) for _ in range(k)]
+        reward = self.judge(self.reward, torch.cat(latents), rows, self.minibatch)
+        self.log_reward(reward, rows["prompt"])
+        return torch.stack(latents, 1), reward.unflatten(0, (k, -1)).transpose(0, 1).contiguous()
 
     def gathered(self, x: Tensor) -> Tensor:
         """All ranks' rows of x (B, ...), the same on every rank."""
@@ -76,7 +70,7 @@ class WeightedLikelihood(Online):
 
     def collect(self, batch: dict) -> dict:
         """{"prompt", "image_latents", "weight"} of the batch's B K samples."""
-        latents, reward = self.own(batch["prompt"])
+        latents, reward = self.sample_and_judge(batch)
         weight = self.weights(self.gathered(reward))
         size = weight.sum().square() / weight.square().sum().clamp(min=1e-12)
         self.log_mean("train/effective_sample_size", size, 1)
@@ -86,7 +80,7 @@ class WeightedLikelihood(Online):
             "weight": weight.view(-1, *reward.shape[:2])[self.global_rank].flatten(),
         }
 
-    def parts(self, collected: dict) -> Iterable[dict]:
+    def optimizer_steps(self, collected: dict) -> Iterator[list[dict]]:
         """Minibatches of the samples that have a weight, each as often as the others; of all where none has."""
         kept = (collected["weight"] > 0).nonzero().flatten().cpu()
         share, need = len(kept) / len(collected["weight"]), self.updates * self.minibatch
@@ -95,7 +89,7 @@ class WeightedLikelihood(Online):
             kept = torch.arange(len(collected["weight"]))
         rows = torch.cat([kept[torch.randperm(len(kept))] for _ in range(-(-need // len(kept)))])[:need]
         collected = collected | {"weight": collected["weight"] * share}  # what was dropped counts as 0
-        return (select_rows(collected, part.tolist()) for part in rows.split(self.minibatch))
+        return ([select_rows(collected, part.tolist())] for part in rows.split(self.minibatch))
 
     def batch_loss(self, batch: dict) -> Tensor:
         process, x_0 = self.policy.process, batch["image_latents"]

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from lit_align.algorithms.reward_weighted.reward_weighted import WeightedLikelihood
-from lit_align.diffusion.sampler import State
+from lit_align.diffusion.sampler import Sampler
+from lit_align.diffusion.state import State
 from lit_align.rewards.multi_reward import MultiReward, mean_and_std, moments
 from lit_align.rewards.reward import Reward
 
@@ -79,15 +80,15 @@ class RewardsInContext(WeightedLikelihood):
         if "scores" in batch:
             found.append((self.latents(batch, "images"), batch["scores"].float()))
         if self.online or not found:
-            found.append(self.own(prompts, self.asking(prompts) if self.online else None))
+            found.append(self.sample_and_judge(batch, self.asking(prompts) if self.online else None))
         for _, reward in found:
             told += [self.written(p, v) for p, rows in zip(prompts, self.standardised(reward)) for v in rows.tolist()]
         latents = torch.cat([x.flatten(0, 1) for x, _ in found])
         return {"prompt": told, "image_latents": latents, "weight": torch.ones(len(told), device=latents.device)}
 
-    def draw(self, batch: dict) -> State:
+    def draw(self, batch: dict, sampler: Sampler | None = None) -> State:
         asks = not self.policy.in_reference
-        return super().draw(batch | {"prompt": self.asking(batch["prompt"])} if asks else batch)
+        return super().draw(batch | {"prompt": self.asking(batch["prompt"])} if asks else batch, sampler)
 
     def get_extra_state(self) -> tuple:
         return (self.moments,)  # a leaf to a sharded checkpoint

@@ -1,1 +1,0 @@
-"""Training-free methods: steered sampling, under `test` and `predict`."""

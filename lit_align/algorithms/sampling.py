@@ -1,0 +1,122 @@
+"""The half of a method that samples: validate, test and predict."""
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from lit_align.diffusion.sampler import Sampler
+from lit_align.diffusion.state import State
+from lit_align.policies.policy import Policy
+from lit_align.ranges import check_ranges
+from lit_align.rewards.reward import Reward, components, judge, missing_column
+
+
+class Sampling(L.LightningModule):
+    """Draws images from a policy and scores them, under `validate`, `test` and `predict`.
+
+    Args:
+        policy: the model.
+        sampler: how images are drawn (default: 50 DDIM steps, guidance 7.5).
+        rewards: scores of those images, logged as `val/reward/<name>`; the first is the headline of `test`.
+    """
+
+    ranges: dict[str, str] = {}  # where a number of this class has another range than RANGES says
+
+    def __init__(self, policy: Policy, sampler: Sampler | None = None, rewards: list[Reward] | None = None):
+        super().__init__()
+        self.policy, self.sampler = policy, sampler or Sampler()
+        self.rewards = torch.nn.ModuleList(rewards or []).eval().requires_grad_(False)
+        self._logged: dict[str, tuple] = {}  # name -> (sum, rows) of this training batch
+
+    def setup(self, stage: str) -> None:
+        for part in (self, self.sampler, self.sampler.transition):
+            check_ranges(part, self.ranges)
+        self.check_columns(self.rewards, {"fit": "val", "validate": "val"}.get(stage, stage))
+
+    def check_columns(self, rewards, split: str) -> None:
+        """Raises ValueError if a reward needs a column that the data of the split (train, val, test, predict) lacks."""
+        data = self.trainer.datamodule
+        if data is None or (split != "train" and not data.prompt_files[split]):
+            return
+        given = data.column_names(split)
+        for reward in rewards:
+            missing = [name for name, needed in reward.columns.items() if needed and name not in given]
+            if missing:
+                raise ValueError(missing_column(reward, missing[0], given))
+
+    # Samples and their scores
+
+    def draw(self, batch: dict, sampler: Sampler | None = None) -> State:
+        """The sampler's last state for the batch's prompts, each seeded by its row."""
+        sampler = sampler or self.sampler
+        return sampler(self.policy, batch["prompt"], columns=batch.get("columns"), seeds=batch["seed"])
+
+    @torch.no_grad()
+    def sample(self, batch: dict, sampler: Sampler | None = None) -> dict:
+        """Draws one image per prompt: {"image" (B, 3, H, W), "scores": {name: (B,)}, "latents"}."""
+        state = self.draw(batch, sampler)
+        image, scores = self.policy.decode(state.x).float(), {}
+        for reward in self.rewards:
+            score = reward.combine(components(reward, image, batch))
+            names = [f"{reward.name}/{name}" for name in reward.names] if score.ndim > 1 else [reward.name]
+            scores |= dict(zip(names, score.view(len(image), -1).unbind(1), strict=True))
+        return {"image": image, "scores": scores, "latents": state.x}
+
+    def judge(self, reward: Reward, latents: Tensor, rows: dict, size: int | None = None) -> Tensor:
+        """Decodes latents (N, ...) and scores the images against their rows ({"prompt", "columns"}), `size` at a time:
+        (N,), or (N, R) of a reward that gives several numbers."""
+        return judge(reward, self.policy, latents, rows, size)
+
+    def reference_sample(self, batch: dict) -> dict | None:
+        """What `test` compares `sample` with: the reference's samples for the same prompts and seeds; None where there
+        is no reference, or where it has moved."""
+        if not self.policy.has_reference or self.policy.reference_moves:
+            return None
+        with self.policy.reference():
+            return self.sample(batch)
+
+    # Validate, test, predict
+
+    def outputs(self, batch: dict, sample: dict) -> dict:
+        """What callbacks get to see of a prompt batch."""
+        rows = {k: batch[k] for k in ("prompt", "index", "seed", "columns") if k in batch}
+        return rows | {"image": sample["image"].cpu(), "scores": sample["scores"]}
+
+    def validation_step(self, batch: dict, batch_idx: int, dataloader_idx: int = 0) -> dict:
+        sample = self.sample(batch)
+        self.log_sample("val", sample)
+        return self.outputs(batch, sample)
+
+    def test_step(self, batch: dict, batch_idx: int, dataloader_idx: int = 0) -> dict:
+        """Samples, and the reference's samples for the same prompts and seeds."""
+        sample = self.sample(batch)
+        out = self.outputs(batch, sample)
+        self.log_sample("test", sample)
+        if reference := self.reference_sample(batch):
+            drift = self.policy.error(sample["latents"], reference["latents"]).sqrt()  # (B,)
+            self.log_mean("test/drift", drift.mean(), len(drift))
+            out |= {"reference_image": reference["image"].cpu(), "reference_scores": reference["scores"]}
+        return out
+
+    def predict_step(self, batch: dict, batch_idx: int, dataloader_idx: int = 0) -> dict:
+        return self.outputs(batch, self.sample(batch))
+
+    # Logs
+
+    def log_sample(self, stage: str, sample: dict) -> None:
+        """Logs the mean of each score, and the diversity: the mean distance of two samples, per latent dimension."""
+        for name, score in sample["scores"].items():
+            self.log_mean(f"{stage}/reward/{name}", score.mean(), len(score))
+        x = sample["latents"].float().flatten(1)
+        if len(x) > 1:
+            self.log_mean(f"{stage}/diversity", torch.pdist(x).mean() / x.shape[1] ** 0.5, len(x))
+
+    def log_mean(self, name: str, value: Tensor, n: int) -> None:
+        """Logs a mean over n rows. In training: the mean over all calls for this batch, on this rank. Elsewhere: the
+        mean over the epoch and all ranks."""
+        if train := self.trainer.training:
+            total, rows = self._logged.get(name, (0.0, 0))
+            self._logged[name] = total, rows = total + value.detach() * n, rows + n
+            value = total / rows
+        kwargs = {} if train else {"on_step": False, "on_epoch": True, "sync_dist": True, "add_dataloader_idx": False}
+        self.log(name, value, batch_size=n, prog_bar=name == "train/reward", **kwargs)

@@ -1,0 +1,121 @@
+"""What the sampling loop carries: the particles on their way, and the record of a finished rollout."""
+
+import zlib
+from collections import Counter
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lit_align.diffusion.conditioning import cat_conditioning
+
+if TYPE_CHECKING:
+    from lit_align.diffusion.hook import Hook
+
+
+def select_rows(value: Any, rows: list[int]) -> Any:
+    """The given rows of a tensor or list, and of every tensor and list in a dict; anything else stays as it is."""
+    if isinstance(value, Tensor) and value.ndim:
+        return value[torch.tensor(rows, device=value.device)]
+    if isinstance(value, dict):
+        return {k: select_rows(v, rows) for k, v in value.items()}
+    return [value[i] for i in rows] if isinstance(value, list) else value
+
+
+def randn_like(x: Tensor, generators: list[torch.Generator] | None) -> Tensor:
+    """Standard normal noise in the shape of x (P, ...); with generators, row p is drawn from generators[p]."""
+    if generators is None:
+        return torch.randn_like(x)
+    return torch.stack([torch.randn(x.shape[1:], generator=g) for g in generators]).to(x)
+
+
+def derived_seed(seed: int, k: int) -> int:
+    """The k-th further seed of a seed; the 0th is the seed itself. (Torch's CPU generator reads the low 32 bits of a
+    seed alone, so a seed plus 2**32 would give the same stream.)"""
+    return zlib.crc32(f"{seed}/{k}".encode()) if k else seed
+
+
+@dataclass
+class Trajectory:
+    """A recorded rollout of B samples and T steps. The latents lie on the CPU, whatever the policy's device."""
+
+    x_t: Tensor  # (B, T, ...)
+    x_s: Tensor  # (B, T, ...) the result of each step
+    t: Tensor  # (B, T)
+    s: Tensor  # (B, T)
+    log_prob: Tensor  # (B, T), mean over the sample's axes; 0 for a deterministic step
+    mean: Tensor  # (B, T, ...) of the Gaussian that x_s was drawn from
+    cond: dict  # conditioning, (B, ...) each
+    prompts: list[str] | None
+
+    @staticmethod
+    def cat(parts: list["Trajectory"]) -> "Trajectory":
+        """Concatenates rollouts along B."""
+        if len(parts) == 1:
+            return parts[0]
+        columns = {f.name: [getattr(part, f.name) for part in parts] for f in fields(Trajectory)}
+        cond = cat_conditioning(columns.pop("cond"))  # texts may differ in length
+        return Trajectory(**{name: concatenate(values) for name, values in columns.items()}, cond=cond)
+
+    def minibatch(self, rows: Tensor, steps: Tensor) -> dict:
+        """The single steps (rows[m], steps[m]) on the policy's device: x_t, x_s, mean (M, ...), t, s, log_prob (M,)
+        and cond."""
+        names, device = ("x_t", "x_s", "t", "s", "log_prob", "mean"), self.t.device
+        step = {name: getattr(self, name)[rows, steps].to(device) for name in names}
+        return step | {"cond": select_rows(self.cond, rows.tolist())}
+
+
+def concatenate(values: list) -> Any:
+    """Joins tensors, lists, or dicts of them along the first axis."""
+    if isinstance(values[0], dict):
+        return {k: concatenate([v[k] for v in values]) for k in values[0]}
+    return torch.cat(values) if isinstance(values[0], Tensor) else sum(values, [])
+
+
+@dataclass
+class State:
+    """P particles in the loop. Every tensor, list and dict of tensors has the particles on its first axis."""
+
+    x: Tensor  # (P, ...) latents, float32
+    cond: dict  # conditioning, (P, ...) each
+    prompts: list[str] | None = None
+    columns: dict[str, list] = field(default_factory=dict)  # further columns of the prompts' rows, for rewards
+    generators: list[torch.Generator] | None = None  # one per particle, where samples are seeded
+    steps: int = 0  # of the run
+    i: int = -1  # the step; -1 where single steps are evaluated outside the loop
+    t: Tensor = None  # (P,) the time of the step
+    s: Tensor = None  # (P,) the time it leads to
+    x0: Tensor = None  # (P, ...) the estimate of x_0 at this step
+    eps: Tensor = None  # (P, ...) the noise direction of this step
+    needs_grad: bool = False  # True if this step's prediction keeps its gradient
+    hooks: tuple["Hook", ...] = ()  # the outermost first; the last one is plain sampling
+    extras: dict = field(default_factory=dict)  # what a hook carries per particle: extras[hook]
+    history: list[dict] = field(default_factory=list)  # recorded steps
+    calls: Counter = field(default_factory=Counter)  # network evaluations of the run, per prompt
+    trajectory: Trajectory | None = None
+
+    @property
+    def rows(self) -> dict:
+        """Prompts and columns of the particles, as `judge` takes them."""
+        return {"prompt": self.prompts, "columns": self.columns}
+
+    def inside(self, hook: "Hook") -> "Hook":
+        """The hook that `hook` wraps: the next one of `hooks`."""
+        return self.hooks[self.hooks.index(hook) + 1]
+
+    def reindex(self, rows: Tensor) -> None:
+        """Particle p becomes a copy of particle rows[p], in every field. The first copy keeps the generator of its
+        parent; every further one continues with a new noise stream."""
+        rows, seen, parents = rows.tolist(), set(), self.generators
+        for f in fields(self):
+            if f.name not in ("generators", "history", "calls", "hooks"):
+                setattr(self, f.name, select_rows(getattr(self, f.name), rows))
+        self.history = [select_rows(step, rows) for step in self.history]
+        if parents is not None:
+            self.generators = [parents[i] if i not in seen and not seen.add(i) else _branch(parents[i]) for i in rows]
+
+
+def _branch(parent: torch.Generator) -> torch.Generator:
+    seed = torch.randint(2**62, (), generator=parent).item()
+    return torch.Generator().manual_seed(seed)

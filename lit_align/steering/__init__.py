@@ -1,0 +1,1 @@
+"""Training-free methods: hooks for a sampler's `steering`, and samplers around a sampler."""

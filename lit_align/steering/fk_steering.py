@@ -1,0 +1,124 @@
+"""FK steering: particles are resampled on the way, in proportion to potentials of the reward of their predicted x_0."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lit_align.diffusion.hook import Hook
+from lit_align.diffusion.process import append_dims
+from lit_align.diffusion.sampler import Sampler
+from lit_align.diffusion.state import State, randn_like
+from lit_align.rewards.reward import Reward, judge
+
+
+def systematic(log_w: Tensor) -> Tensor:
+    """Systematic resampling of each row of log-weights (G, K): ancestors (G, K), floor(K w) or ceil(K w) copies of
+    each."""
+    w = log_w.softmax(1)
+    points = (torch.arange(w.shape[1], device=w.device) + torch.rand(len(w), 1, device=w.device)) / w.shape[1]
+    return torch.searchsorted(w.cumsum(1).contiguous(), points).clamp(max=w.shape[1] - 1)
+
+
+class FKSteering(Hook):
+    """Singhal et al. 2025, arXiv 2501.06848: K particles per prompt, with Feynman-Kac potentials of r(c, x_0-hat). A
+    prompt's particles are resampled when their weights degenerate; the best one by r is returned.
+
+    Weights that did not lead to resampling multiply the next ones (released: they are dropped). At the last step the
+    potentials are completed so that their product is exp(lambda r(c, x_0)): as K grows, particles follow
+    p(x_0 | c) exp(lambda r). Steps need noise, or copies of a particle stay copies.
+
+    Args:
+        reward: r.
+        particles: K.
+        lmbda: lambda, the inverse temperature, in 1/reward.
+        potential: difference (r - previous r), max (largest r so far) or sum (sum of r so far).
+        start, end, every: when particles are resampled, as fractions of the run: at `start`, then each `every`, up to
+            `end`, and at the last step. (The paper's 20, 80 and 20 of 100 steps.)
+        ess: resample a prompt's particles when their effective sample size is below this share of K.
+        decode_size: images decoded and scored at once.
+    """
+
+    def __init__(
+        self,
+        reward: Reward,
+        particles: int = 4,
+        lmbda: float = 10.0,
+        potential: Literal["difference", "max", "sum"] = "max",
+        start: float = 0.2,
+        end: float = 0.8,
+        every: float = 0.2,
+        ess: float = 0.5,
+        decode_size: int = 8,
+    ):
+        self.reward, self.particles = reward.eval().requires_grad_(False), particles
+        self.lmbda, self.potential, self.ess = lmbda, potential, ess
+        self.start, self.end, self.every, self.decode_size = start, end, every, decode_size
+        if not (0 <= start <= end <= 1 and every > 0):
+            raise ValueError(f"FKSteering: 0 <= start <= end <= 1 and every > 0; got {start}, {end} and {every}.")
+
+    def schedule(self, steps: int) -> set[int]:
+        """The steps of a run after which particles are resampled, the last one included."""
+        count = int((self.end - self.start) / self.every + 1e-6) + 1
+        return {min(round((self.start + k * self.every) * steps), steps - 1) for k in range(count)} | {steps - 1}
+
+    def check(self, policy, sampler: Sampler) -> None:
+        if sum(isinstance(hook, FKSteering) for hook in sampler.steering) > 1:
+            raise ValueError("FKSteering stands twice in steering; their particles cannot be told apart: keep one.")
+        noisy = (sampler.step_std(policy) > 0).tolist()
+        when = self.schedule(sampler.steps) - {sampler.steps - 1}
+        if not any(noisy[i + 1] for i in when):
+            raise ValueError(
+                "FKSteering resamples particles before a noisy step, and this sampler has none after its schedule "
+                f"(steps {sorted(when)} of {sampler.steps}): it would only take the best of {self.particles} samples. "
+                "Give the sampler a transition with noise (DDIM with eta 1, FlowSDE), or use BestOfN."
+            )
+
+    def on_init(self, policy, state: State) -> None:
+        """Makes K particles of each sample; the first keeps its noise, the others draw their own."""
+        n, k = len(state.x), self.particles
+        state.reindex(torch.arange(n).repeat_interleave(k))
+        if k > 1:
+            first = torch.arange(n * k, device=state.x.device) % k == 0
+            state.x = torch.where(append_dims(first, state.x), state.x, randn_like(state.x, state.generators))
+        zero = torch.zeros(n * k, device=state.x.device)
+        # reward: r of the potential; log_product: log of the potentials so far; logw: of those not yet resampled by
+        state.extras[self] = {"reward": zero, "log_product": zero.clone(), "logw": zero.clone()}
+        super().on_init(policy, state)
+
+    def after_step(self, policy, state: State) -> None:
+        super().after_step(policy, state)
+        if state.i not in self.schedule(state.steps):
+            return
+        mine, last = state.extras[self], state.i == state.steps - 1
+        with torch.no_grad():
+            reward = judge(self.reward, policy, state.x if last else state.x0, state.rows, self.decode_size)
+        if last:
+            log_g = self.lmbda * reward - mine["log_product"]
+        elif self.potential == "difference":
+            log_g = self.lmbda * (reward - mine["reward"])
+        else:
+            past = mine["reward"]
+            reward = torch.maximum(reward, past) if self.potential == "max" else reward + past
+            log_g = self.lmbda * reward
+        mine |= {"reward": reward, "log_product": mine["log_product"] + log_g, "logw": mine["logw"] + log_g}
+        self.resample(state)
+
+    def resample(self, state: State) -> None:
+        """Resamples the particles of each sample whose weights have degenerated."""
+        mine, k = state.extras[self], self.particles
+        log_w = mine["logw"].view(-1, k)  # (G, K)
+        w = log_w.softmax(1)
+        poor = 1 / w.square().sum(1) < self.ess * k  # (G,)
+        stay = torch.arange(k, device=w.device).expand_as(w)
+        ancestors = torch.where(poor[:, None], systematic(log_w), stay)
+        mine["logw"] = torch.where(poor[:, None], 0.0, log_w).flatten()
+        first = torch.arange(0, len(state.x), k, device=w.device)[:, None]
+        state.reindex((ancestors + first).flatten())
+
+    def on_end(self, policy, state: State) -> None:
+        """Keeps the best particle of each sample."""
+        super().on_end(policy, state)
+        reward = state.extras[self]["reward"].view(-1, self.particles)
+        first = torch.arange(len(reward), device=reward.device) * self.particles
+        state.reindex(first + reward.argmax(1))

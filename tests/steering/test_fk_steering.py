@@ -1,0 +1,109 @@
+import math
+
+import pytest
+import torch
+from parts import Analytic, Level
+
+from lit_align.diffusion.hook import Hook
+from lit_align.diffusion.sampler import Sampler
+from lit_align.diffusion.transition import DDIM
+from lit_align.steering.fk_steering import FKSteering, systematic
+
+
+class Clock(Hook):
+    """Notes the steps after which something was resampled."""
+
+    def __init__(self):
+        self.seen = []
+
+    def after_step(self, policy, state):
+        before = state.x.clone()
+        super().after_step(policy, state)
+        if not torch.equal(before, state.x):
+            self.seen.append(state.i)
+
+
+class All(FKSteering):
+    """Keeps every particle, in place of the best."""
+
+    def on_end(self, policy, state):
+        pass
+
+
+def bell():
+    """The exact flow of N(0.5, 0.2^2) in one dimension."""
+    return Analytic(0.5, 0.2, shape=(1, 1, 1))
+
+
+def particles(lmbda, k, groups, steps=40, **kwargs):
+    """All particles' final values (groups, k) with their log-weights, before the best is picked."""
+    hook = All(Level(), k, lmbda, **({"start": 0.2, "end": 0.9, "every": 0.1} | kwargs))
+    torch.manual_seed(0)
+    state = Sampler(steps, 1.0, DDIM(1.0), [hook])(bell(), ["x"] * groups, seeds=list(range(groups)))
+    return state.x.view(groups, k), state.extras[hook]["logw"].view(groups, k)
+
+
+def test_systematic_resampling_counts():
+    log_w = torch.tensor([[0.5, 0.25, 0.25, 0.0], [0.25] * 4]).log()
+    for _ in range(50):
+        first, second = systematic(log_w)
+        assert torch.bincount(first, minlength=4).tolist() == [2, 1, 1, 0] and second.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("steps,want", [(100, {20, 40, 60, 80, 99}), (15, {3, 6, 9, 12, 14}), (4, {1, 2, 3})])
+def test_the_schedule_is_in_fractions_of_the_run(steps, want):
+    assert FKSteering(Level()).schedule(steps) == want
+
+
+def test_without_tilt_one_particle_is_a_plain_sample_to_the_last_bit():
+    sampler, seeds = Sampler(10, 1.0, DDIM(1.0)), [3, 4]
+    steered = Sampler(10, 1.0, DDIM(1.0), [FKSteering(Level(), 1, 0.0)])
+    assert torch.equal(steered(bell(), ["x"] * 2, seeds=seeds).x, sampler(bell(), ["x"] * 2, seeds=seeds).x)
+
+
+@pytest.mark.parametrize("potential,when", [
+    ("difference", {}), ("max", {}), ("sum", {"start": 0.5, "every": 0.4}),  # sums tilt too far until the last step
+])  # fmt: skip
+def test_many_particles_follow_the_tilted_distribution(potential, when):
+    """Weighted by what was not yet resampled, particles have the mean m + lambda d^2 of p(x) exp(lambda x)."""
+    lmbda, k, groups = 4.0, 256, 12
+    plain, _ = particles(0.0, k, groups)
+    x, logw = particles(lmbda, k, groups, potential=potential, **when)
+    mean, var = (logw.softmax(1) * x).sum(1), plain.var().item()  # of the sampler with this many steps
+    want = plain.mean().item() + lmbda * var
+    assert mean.mean().item() == pytest.approx(want, abs=4 * math.sqrt(var / (groups * k)) + 0.05)
+    assert mean.mean() - plain.mean() > 0.08
+
+
+def test_the_best_particle_of_each_prompt_is_returned():
+    torch.manual_seed(0)
+    seeds = list(range(40))
+    sampler = Sampler(10, 1.0, DDIM(1.0), [FKSteering(Level(), 6, 2.0)])
+    state = sampler(bell(), [f"p{i}" for i in range(40)], seeds=seeds)
+    plain = sampler.plain()(bell(), ["x"] * 40, seeds=seeds)
+    assert state.prompts == [f"p{i}" for i in range(40)] and len(state.x) == 40
+    assert (state.x.mean() - plain.x.mean()) > 0.1
+    assert state.calls["denoise"] == 60  # per prompt
+
+
+def test_particles_of_a_prompt_are_resampled_on_the_way_and_start_apart():
+    clock, hook = Clock(), All(Level(), 8, 20.0)
+    Sampler(15, 1.0, DDIM(1.0), [clock, hook])(bell(), ["x"] * 3, seeds=[0, 1, 2])
+    assert len(clock.seen) >= 2 and set(clock.seen) <= {3, 6, 9, 12, 14}
+    starts = []
+
+    class Start(Hook):
+        def on_init(self, policy, state):
+            starts.append(state.x.flatten())
+
+    Sampler(15, 1.0, DDIM(1.0), [All(Level(), 8, 20.0), Start()])(bell(), ["x"] * 3, seeds=[0, 1, 2])
+    assert len(set(starts[0].tolist())) == 24
+
+
+def test_it_says_what_it_cannot_do():
+    with pytest.raises(ValueError, match="it would only take the best of 4 samples"):
+        Sampler(10, 1.0, DDIM(0.0), [FKSteering(Level())])(bell(), ["x"])
+    with pytest.raises(ValueError, match="stands twice"):
+        Sampler(10, 1.0, DDIM(1.0), [FKSteering(Level()), FKSteering(Level())])(bell(), ["x"])
+    with pytest.raises(ValueError, match="0 <= start <= end <= 1"):
+        FKSteering(Level(), start=20, end=80, every=20)
