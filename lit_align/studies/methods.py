@@ -3,6 +3,7 @@
 `python -m lit_align.studies.methods`
 """
 
+import argparse
 import inspect
 import re
 from pathlib import Path
@@ -77,6 +78,11 @@ def page() -> str:
     return "\n".join([INTRO, *sections])
 
 
-if __name__ == "__main__":
+def main(args: list[str] | None = None) -> None:
+    argparse.ArgumentParser(prog="python -m lit_align.studies.methods", description=__doc__).parse_args(args)
     PAGE.write_text(page())
-    print(page())
+    print(PAGE.read_text())
+
+
+if __name__ == "__main__":
+    main()
