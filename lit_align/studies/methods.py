@@ -8,7 +8,8 @@ import inspect
 import re
 from pathlib import Path
 
-from lit_align.cli import import_all, subclasses
+from lit_align.cli import import_all
+from lit_align.cli_errors import subclasses
 from lit_align.configs import CONFIGS, load_config
 from lit_align.paths import ROOT
 from lit_align.studies.runs import markdown
