@@ -2,13 +2,13 @@
 steps return: `image` (B, 3, H, W) in [0, 1], `prompt`, `index`, `scores`, and from test `reference_image` and
 `reference_scores`."""
 
-from callbacks.comparison import Comparison
-from callbacks.ema import EMA
-from callbacks.image_grid import ImageGrid
-from callbacks.lora_scaling import LoRAScaling
-from callbacks.metrics import Throughput
-from callbacks.reward_overoptimization import RewardOveroptimizationStopping
-from callbacks.samples import SampleWriter
+from lit_align.callbacks.comparison import Comparison
+from lit_align.callbacks.ema import EMA
+from lit_align.callbacks.image_grid import ImageGrid
+from lit_align.callbacks.lora_scaling import LoRAScaling
+from lit_align.callbacks.metrics import Throughput
+from lit_align.callbacks.reward_overoptimization import RewardOveroptimizationStopping
+from lit_align.callbacks.samples import SampleWriter
 
 __all__ = [
     "EMA",

@@ -7,9 +7,8 @@ import time
 
 import lightning as L
 import torch
+from lit_align.callbacks.grid import grid, save_png, to_pil
 from torch import Tensor
-
-from callbacks.grid import grid, save_png, to_pil
 
 Z = 1.96  # two-sided 95 % of a normal
 
@@ -46,13 +45,14 @@ class Comparison(L.Callback):
     def on_test_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
         if "reference_image" not in outputs:
             return
+        skills = outputs.get("columns", {}).get("skill", [None] * len(outputs["prompt"]))
         for i, prompt in enumerate(outputs["prompt"]):
             pair = (outputs["reference_image"][i], outputs["image"][i]) if len(self.rows) < 8 * self.pairs else ()
             self.rows.append(
                 {
                     "index": outputs["index"][i],
                     "prompt": prompt,
-                    "skill": outputs.get("skill", [""] * len(outputs["prompt"]))[i],
+                    "skill": "" if skills[i] is None else str(skills[i]),
                     "before": {k: float(v[i]) for k, v in outputs["reference_scores"].items()},
                     "after": {k: float(v[i]) for k, v in outputs["scores"].items()},
                     "images": [to_pil(image, 128, 256) for image in pair],

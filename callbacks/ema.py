@@ -2,9 +2,8 @@
 
 import lightning as L
 import torch
+from lit_align.callbacks.trainable import laid_out_like, trainable, whole, write
 from torch import Tensor
-
-from callbacks.trainable import laid_out_like, trainable, whole, write
 
 
 class EMA(L.Callback):

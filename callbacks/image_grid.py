@@ -4,8 +4,7 @@ import os
 
 import lightning as L
 import torch
-
-from callbacks.grid import grid, save_png, to_pil
+from lit_align.callbacks.grid import grid, save_png, to_pil
 
 
 class ImageGrid(L.Callback):

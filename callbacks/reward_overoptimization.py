@@ -4,8 +4,7 @@ import math
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
-
-from callbacks.trainable import trainable, whole, write
+from lit_align.callbacks.trainable import trainable, whole, write
 
 
 class RewardOveroptimizationStopping(L.Callback):

@@ -4,8 +4,7 @@ import json
 import os
 
 import lightning as L
-
-from callbacks.grid import save_png, to_pil
+from lit_align.callbacks.grid import save_png, to_pil
 
 
 class SampleWriter(L.Callback):
@@ -31,11 +30,12 @@ class SampleWriter(L.Callback):
 
     def on_predict_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
         with open(self.metadata, "a") as file:
-            for i, (image, prompt, index) in enumerate(zip(outputs["image"], outputs["prompt"], outputs["index"])):
+            rows = zip(outputs["image"], outputs["prompt"], outputs["index"], outputs["seed"])
+            for i, (image, prompt, index, seed) in enumerate(rows):
                 name = f"{index:05d}.png"
                 save_png(to_pil(image), os.path.join(self.path, name))
                 scores = {key: float(score[i]) for key, score in outputs["scores"].items()}
-                file.write(json.dumps({"file_name": name, "prompt": prompt, "seed": index, **scores}) + "\n")
+                file.write(json.dumps({"file_name": name, "prompt": prompt, "seed": seed, **scores}) + "\n")
 
     def on_predict_end(self, trainer, module) -> None:
         if trainer.is_global_zero:

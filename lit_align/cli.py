@@ -11,6 +11,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
+import yaml
 from jsonargparse import ActionConfigFile, Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -20,36 +21,18 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lit_align import configs
 from lit_align.checkpoint import AtomicCheckpointIO
-from lit_align.paths import ROOT, find
-
-CONFIGS = ROOT / "configs"
+from lit_align.paths import find
 
 
 def import_all() -> None:
     """Imports every module that defines classes a config can name, so that short class names are known."""
-    importlib.import_module("callbacks")
-    for name in ("algorithms", "data", "diffusion", "policies", "rewards", "shapes"):
+    importlib.import_module("lit_align.callbacks")
+    for name in ("algorithms", "data", "diffusion", "policies", "rewards", "shapes", "steering"):
         package = importlib.import_module(f"lit_align.{name}")
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             importlib.import_module(module.name)
-
-
-def find_config(name: str) -> Path:
-    """The config file a name means: a path, or a file anywhere under `configs/`; .yaml may be left out."""
-    if Path(name).is_file():
-        return Path(name).resolve()
-    wanted = name if name.endswith((".yaml", ".yml", ".json")) else f"{name}.yaml"
-    if (CONFIGS / wanted).is_file():
-        return CONFIGS / wanted
-    known = {path.relative_to(CONFIGS).as_posix(): path for path in sorted(CONFIGS.rglob("*.yaml"))}
-    found = [key for key in known if key.endswith(f"/{wanted}")]
-    if len(found) == 1:
-        return known[found[0]]
-    if found:
-        raise FileNotFoundError(f"{name} is the name of several configs: write one of {', '.join(found)}.")
-    closest = difflib.get_close_matches(wanted, known, 3, 0)
-    raise FileNotFoundError(f"there is no config {name}; the closest are {', '.join(closest)}.")
 
 
 class ConfigFile(ActionConfigFile):
@@ -57,7 +40,7 @@ class ConfigFile(ActionConfigFile):
 
     def __call__(self, parser, cfg, values, option_string=None):
         try:
-            values = str(find_config(values))
+            values = str(configs.find_config(values))
         except FileNotFoundError as error:
             parser.error(str(error))
         parser.reading = f"{values}: "
@@ -80,6 +63,15 @@ class Parser(LightningArgumentParser):
 
     bases: tuple[type, ...] = ()  # the classes whose subclasses a config may name
     reading = ""  # the config file that is being read
+
+    def parse_path(self, path, **kwargs):
+        """Reads a config file with its base merged in."""
+        try:
+            content = yaml.safe_dump(configs.load_config(path), sort_keys=False)
+        except ValueError as error:
+            self.reading = ""  # the message names the file
+            self.error(str(error))
+        return self.parse_string(content, path=Path(path).name, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None):
         if not self.exit_on_error:  # a trial parse
@@ -141,6 +133,14 @@ class CLI(LightningCLI):
         action.__class__ = ConfigFile
         return parser
 
+    def add_arguments_to_parser(self, parser) -> None:
+        parser.add_argument(
+            "--budget",
+            type=int | None,
+            default=None,
+            help="Seconds of training in the comparison of methods (lit_align.studies); fit and test do not read it.",
+        )
+
     def _parse_ckpt_path(self) -> None:
         """Lightning would let the checkpoint's values replace those typed now: here it gives weights and state."""
 
@@ -149,8 +149,8 @@ class CLI(LightningCLI):
         files = [Path(str(f)) for f in self._get(self.config, "config") or []]
         if not files:
             return "checkpoints/run"
-        inside = files[0].is_relative_to(CONFIGS)
-        first = files[0].relative_to(CONFIGS).with_suffix("") if inside else files[0].stem
+        inside = files[0].is_relative_to(configs.CONFIGS)
+        first = files[0].relative_to(configs.CONFIGS).with_suffix("") if inside else files[0].stem
         return str(Path("checkpoints", "+".join([str(first), *(f.stem for f in files[1:])])))
 
     def before_instantiate_classes(self) -> None:

@@ -2,14 +2,25 @@
 
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = Path(__file__).resolve().parent
+ROOT = PACKAGE if (PACKAGE / "configs").is_dir() else PACKAGE.parent  # a wheel carries configs/ inside the package
+SHIPPED = ("shapes-sd", "shapes-flow", "shapes-reward", "shapes-latent-reward")  # in a clone's checkpoints/
 
 
 def find(path: str) -> str:
-    """A path as it is when it exists; else the same path under the project's folder when that exists (so that configs
-    name `checkpoints/shapes-sd` from any working directory); else as it is, a hub id perhaps."""
-    inside = ROOT / path
-    return str(inside) if not Path(path).exists() and inside.exists() else path
+    """The path itself when it exists; else the same path under the project's root when that exists, so that configs can
+    name `checkpoints/shapes-sd` from any working directory; else the path itself, perhaps a hub id."""
+    if Path(path).exists():
+        return path
+    if (ROOT / path).exists():
+        return str(ROOT / path)
+    top, *inside = Path(path).parts or ("",)
+    if top == "checkpoints" and inside and inside[0] in SHIPPED and not (ROOT / top / inside[0]).exists():
+        raise FileNotFoundError(
+            f"{path} is not here: an installed lit_align does not carry checkpoints/{inside[0]}; clone the repository "
+            "and run in the clone, or copy its checkpoints/ into the working directory."
+        )
+    return path
 
 
 def fetch(file: str) -> str:

@@ -8,9 +8,9 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lit_align.callbacks import EMA
+from lit_align.callbacks.trainable import whole
 
-from callbacks import EMA
-from callbacks.trainable import whole
 from lit_align.algorithms.preference.dpo import DiffusionDPO
 from lit_align.data.datamodule import AlignData
 from lit_align.policies.adapters import Full, LoRA

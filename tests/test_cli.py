@@ -14,6 +14,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch.utils.data import DataLoader
 
 from lit_align import cli, paths
+from lit_align import configs as configs_module
 from lit_align.checkpoint import AtomicCheckpointIO
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # of Lightning, on runs this short
@@ -104,7 +105,7 @@ def configs(tmp_path, monkeypatch) -> Path:
     }.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
-    monkeypatch.setattr(cli, "CONFIGS", folder)
+    monkeypatch.setattr(configs_module, "CONFIGS", folder)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     return folder
@@ -146,12 +147,12 @@ def complaint(command: str, capsys) -> str:
     ],
 )
 def test_config_is_found_by_name(configs, name, file):
-    assert cli.find_config(name) == configs / file
+    assert configs_module.find_config(name) == configs / file
 
 
 def test_a_file_of_the_working_directory_comes_first(configs):
     Path("sdxl.yaml").touch()
-    assert cli.find_config("sdxl.yaml") == Path("sdxl.yaml").resolve()
+    assert configs_module.find_config("sdxl.yaml") == Path("sdxl.yaml").resolve()
 
 
 @pytest.mark.parametrize("name, said", [("twice", "small/twice.yaml, with/twice.yaml"), ("sdlx", "are sdxl.yaml")])

@@ -38,7 +38,7 @@ def test_the_method_of_the_readme_passes_its_test_and_trains_from_its_yaml(hinge
 
 
 def test_every_config_the_readme_names_exists():
-    from lit_align.cli import find_config
+    from lit_align.configs import find_config
 
     names = set(re.findall(r"--config (\S+?)(?=[\s`)]|$)", README)) - {"shapes/hinge"}
     names = {n for n in names if "<" not in n}

@@ -1,46 +1,51 @@
-"""The base of every dataset: loaders that resume exactly, prompts to sample from, latents cached once."""
+"""The base of every dataset: loaders that resume exactly, and prompts to sample from."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
+from lit_align.data.batch import COLUMN, batch_of
+from lit_align.data.encode_once import encode_rows, unpack
 from lit_align.data.order import ResumableSampler, RowDataset, Rows, Stream
 from lit_align.data.tables import read_prompts
 
 
 def prompt_batch(rows: list[dict]) -> dict:
-    """Rows with the same keys as a batch of lists."""
-    return {key: [row[key] for row in rows] for key in rows[0]}
+    """A PromptBatch: the row numbers seed the noise."""
+    batch = batch_of(rows)
+    return batch | {"seed": list(batch["index"])}
 
 
 class AlignData(L.LightningDataModule):
-    """Base of the datasets. A subclass gives `load` (rows) and `collate` (rows -> batch).
+    """Base of the datasets. A subclass gives `load` (rows) and `collate` (rows -> batch); `data/batch.py` says what a
+    batch holds.
 
     Args:
         batch_size: rows per device and step.
         val_batch_size: prompts sampled at once in validation, test and predict.
         num_workers: loader processes.
-        resolution: height and width of images, pixels.
+        resolution: height and width of images, pixels (default: the policy's).
         seed: of the order of rows.
-        val_prompts, test_prompts, predict_prompts: files (.txt, .jsonl, .csv, .parquet) with a column `prompt`, and
-            `skill` if results are to be grouped; predict falls back on the test prompts.
-        encode_once: encode all images and captions before training, cache them on disk, and let the encoders go to the
-            CPU, unless the method draws samples: it reads prompts as they are.
-        smoke: a dataset with a published schema reads a few rows of it that ship with the library, in place of `path`.
+        val_prompts, test_prompts, predict_prompts: files (.txt, .jsonl, .csv, .parquet) with a column `prompt`. Further
+            columns are kept: rewards can ask for them, and `skill` groups the results of `test`. predict falls back on
+            the test prompts.
+        encode_once: encode all images and captions before training, cache them on disk, and move the encoders to the
+            CPU, unless the method samples while it trains.
+        smoke: train on a few rows that ship with the library, in the dataset's own schema, in place of `path`.
     """
 
-    images: tuple[str, ...] = ()  # the batch keys that hold images
-    example: str  # those few rows
+    image_keys: tuple[str, ...] = ()  # the batch keys that hold images
+    smoke_file: str  # the rows for `smoke`
 
     def __init__(
         self,
         batch_size: int = 1,
         val_batch_size: int = 16,
         num_workers: int = 0,
-        resolution: int = 512,
+        resolution: int | None = None,
         seed: int = 42,
         val_prompts: str | None = None,
         test_prompts: str | None = None,
@@ -49,63 +54,101 @@ class AlignData(L.LightningDataModule):
         smoke: bool = False,
     ):
         super().__init__()
+        counts = {"batch_size": batch_size, "val_batch_size": val_batch_size, "resolution": resolution}
+        for name, value in counts.items():
+            if value is not None and value < 1:
+                raise ValueError(f"data.{name} is {value}: give 1 or more.")
         self.batch_size, self.val_batch_size, self.num_workers = batch_size, val_batch_size, num_workers
         self.resolution, self.seed, self.encode_once, self.smoke = resolution, seed, encode_once, smoke
-        self.prompts = {"val": val_prompts, "test": test_prompts, "predict": predict_prompts or test_prompts}
+        self.prompt_files = {"val": val_prompts, "test": test_prompts, "predict": predict_prompts or test_prompts}
+        self.prompt_rows: dict[str, object] = {}  # split -> the table of its prompts, once read
         self.train = self.val = None
-        self.ends: list[int] = []  # of a stream's passes
+        self.pass_ends: list[int] = []  # batches seen at the end of each pass over a stream
 
-    def source(self, path: str) -> str:
+    def training_path(self, path: str) -> str:
         """Where the training rows are: `path`, or the few that ship."""
-        return self.example if self.smoke else path
+        return self.smoke_file if self.smoke else path
 
-    def load(self, split: str):
-        """The rows of split "train" or "val": something with len and [], a datasets.IterableDataset, or None."""
+    def load(self, split: Literal["train", "val"]):
+        """The rows of a split: something with len and [], a datasets.IterableDataset, or None."""
         return None
 
     def collate(self, rows: list[dict]) -> dict:
-        """A batch from rows; every row has its number as `index`."""
-        return prompt_batch(rows)
+        """A batch from rows; every row has its number in the file as `index`."""
+        return batch_of(rows)
+
+    def column_names(self, split: Literal["train", "val", "test", "predict"]) -> list[str]:
+        """The further columns of a split's rows, which a reward may ask for; of "val" those of the prompts."""
+        if split == "train":
+            rows = self.load("train") if self.train is None else self.train
+        else:
+            rows = self.read_prompt_rows(split) if self.prompt_files[split] else None
+        names = getattr(rows, "column_names", None) or []  # rows that are no table have none
+        return [name.removeprefix(COLUMN) for name in names if name.startswith(COLUMN)]
+
+    def match_resolution(self) -> None:
+        """Images get the policy's resolution unless their own is given; ValueError if the two differ."""
+        module = self.trainer and self.trainer.lightning_module
+        policy = getattr(module, "policy", None)  # absent without a trainer, or from a module that is not ours
+        if not self.image_keys:
+            return
+        if policy is None and self.resolution is None:
+            raise ValueError(f"{type(self).__name__} has no policy to take the images' size from: set data.resolution.")
+        if policy is not None and self.resolution not in (None, policy.resolution):
+            raise ValueError(
+                f"data.resolution is {self.resolution} and the policy's resolution is {policy.resolution}: "
+                "leave --data.resolution out, or set --model.policy.resolution to the same."
+            )
+        self.resolution = self.resolution or policy.resolution
 
     def setup(self, stage: str) -> None:
+        if stage in ("fit", "validate"):
+            self.match_resolution()
         if stage == "fit" and self.train is None:
-            self.train = self._prepared("train")
+            self.train = self.prepare("train")
         if stage in ("fit", "validate") and self.val is None:
-            self.val = self._prepared("val")
+            self.val = self.prepare("val")
         if stage == "fit" and self.encode_once and not getattr(self.trainer.lightning_module, "samples_online", False):
             self.trainer.lightning_module.policy.offload_encoders()
 
-    def _prepared(self, split: str):
+    def prepare(self, split: str):
+        """The rows of a split as training reads them."""
         rows = self.load(split)
         if self.smoke and rows is not None:
-            rows = rows.select(range(8))
-        return self.encoded(rows) if self.encode_once and rows is not None else rows
+            rows = rows.select(range(min(8, len(rows))))
+        return encode_rows(self, rows) if self.encode_once and rows is not None else rows
+
+    def settings(self) -> dict:
+        """What `collate` may depend on: resolution, seed, and the attributes that a subclass adds."""
+        own = set(vars(self)) - set(vars(AlignData()))
+        return {k: v for k, v in sorted(vars(self).items()) if k in own or k in ("resolution", "seed")}
 
     def state_dict(self) -> dict:
-        return {"ends": self.ends}
+        return {"pass_ends": self.pass_ends}
 
     def load_state_dict(self, state: dict) -> None:
-        self.ends = state["ends"]
+        self.pass_ends = state["pass_ends"]
 
     def __getstate__(self) -> dict:  # loader workers need `collate`, not what trains
-        return vars(self) | {"trainer": None, "train": None, "val": None}
+        return vars(self) | {"trainer": None, "train": None, "val": None, "prompt_rows": {}}
 
-    # Loaders
+    # Loaders. Lightning builds them anew (predict, several devices): every argument goes by keyword.
 
     def train_dataloader(self) -> DataLoader:
         progress = self.trainer.fit_loop.epoch_loop.batch_progress.total
         ranks = self.trainer.distributed_sampler_kwargs or {"num_replicas": 1, "rank": 0}
-        data, sampler = self._training_order(lambda: progress.processed, **ranks)
+        dataset, sampler = self.training_order(lambda: progress.processed, **ranks)
         generator = torch.Generator().manual_seed(self.seed)  # leaves the global random state alone
-        return self._loader(data, sampler=sampler, drop_last=True, generator=generator)
+        return self.row_loader(dataset, sampler=sampler, drop_last=True, generator=generator)
 
-    def _training_order(self, seen: Callable[[], int], num_replicas: int, rank: int):
+    def training_order(self, seen: Callable[[], int], num_replicas: int, rank: int) -> tuple[Dataset, object]:
+        """The dataset and its sampler for this rank; `seen` gives the batches that this rank has trained on."""
         from datasets import IterableDataset
         from datasets.distributed import split_dataset_by_node
 
         if isinstance(self.train, IterableDataset):
             rows = split_dataset_by_node(self.train, rank, num_replicas)
-            return RowDataset(), Stream(rows, self.batch_size, seen, self.ends)
+            return RowDataset(), Stream(rows, self.batch_size, seen, self.pass_ends)
         batches = len(self.train) // num_replicas // self.batch_size
         if not batches:
             found = f"{len(self.train)} training rows do not fill one batch of {self.batch_size} on each device"
@@ -115,88 +158,37 @@ class AlignData(L.LightningDataModule):
         order = {"seed": self.seed, "num_replicas": num_replicas, "rank": rank}
         return Rows(self.train), ResumableSampler(self.train, self.batch_size, batches, seen, **order)
 
-    def _loader(self, data: Dataset, **kwargs) -> DataLoader:
-        return DataLoader(data, self.batch_size, collate_fn=self._collate, num_workers=self.num_workers, **kwargs)
+    def row_loader(self, dataset: Dataset, **kwargs) -> DataLoader:
+        return DataLoader(
+            dataset=dataset,
+            batch_size=self.batch_size,
+            collate_fn=self.collate_rows,
+            num_workers=self.num_workers,
+            **kwargs,
+        )
+
+    def collate_rows(self, rows: list[dict]) -> dict:
+        """A batch from rows as `load` gives them, or as `encode_once` stored them."""
+        return {"columns": {}} | (unpack(rows) if "encoded" in rows[0] else self.collate(rows))
 
     def val_dataloader(self) -> list[DataLoader]:
-        pairs = [self._loader(Rows(self.val))] if self.val is not None else []
-        return pairs + ([self._prompt_loader("val")] if self.prompts["val"] else [])
+        pairs = [self.row_loader(Rows(self.val))] if self.val is not None else []
+        return pairs + ([self.prompt_loader("val")] if self.prompt_files["val"] else [])
 
     def test_dataloader(self) -> DataLoader:
-        return self._prompt_loader("test")
+        return self.prompt_loader("test")
 
     def predict_dataloader(self) -> DataLoader:
-        return self._prompt_loader("predict")
+        return self.prompt_loader("predict")
 
-    def _prompt_loader(self, stage: str) -> DataLoader:
-        if not self.prompts[stage]:
-            raise ValueError(f"nothing to sample from: set --data.{stage}_prompts to a file with a column `prompt`.")
-        return DataLoader(Rows(read_prompts(self.prompts[stage])), self.val_batch_size, collate_fn=prompt_batch)
+    def read_prompt_rows(self, split: str):
+        """The table of a split's prompts."""
+        if split not in self.prompt_rows:
+            self.prompt_rows[split] = read_prompts(self.prompt_files[split])
+        return self.prompt_rows[split]
 
-    # Latents and embeddings, cached
-
-    def _collate(self, rows: list[dict]) -> dict:
-        return unpack(rows) if "encoded" in rows[0] else self.collate(rows)
-
-    def encoded(self, rows):
-        """The rows with their images as latents and their captions as embeddings, computed once and cached on disk."""
-        from datasets import Dataset
-        from datasets.fingerprint import Hasher
-
-        if not isinstance(rows, Dataset):
-            raise ValueError(f"{type(self).__name__} has no table on disk to cache: set --data.encode_once false.")
-        trainer, policy = self.trainer, self.trainer.lightning_module.policy
-        device = policy.encoder_device = trainer.strategy.root_device
-
-        def encode(columns: dict[str, list], places: list[int]) -> dict[str, list]:
-            cells = zip(places, zip(*columns.values()))
-            batch = self.collate([{"index": i, **dict(zip(columns, row))} for i, row in cells])
-            with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-                torch.manual_seed(self.seed + places[0])  # the posterior's sample is the same whenever it is drawn
-                return pack(batch, policy, self.images)
-
-        if not trainer.is_global_zero:
-            trainer.strategy.barrier("encode_once")
-        rank_zero_info(f"encode_once: {len(rows)} rows")
-        out = rows.map(
-            encode,
-            batched=True,
-            with_indices=True,
-            batch_size=ENCODED_AT_ONCE,
-            writer_batch_size=ENCODED_AT_ONCE,
-            remove_columns=rows.column_names,
-            new_fingerprint=Hasher.hash(f"{rows._fingerprint} {policy.fingerprint} {self.resolution} {self.seed}"),
-            desc="encode_once",
-        )
-        if trainer.is_global_zero:
-            trainer.strategy.barrier("encode_once")
-        policy.encoder_device = None
-        return out
-
-
-ENCODED_AT_ONCE = 32  # rows; a batch's bytes must stay below Arrow's 2 GiB
-
-
-def pack(batch: dict, policy, images: tuple[str, ...]) -> dict[str, list]:
-    """A batch as columns: its lists, and `encoded`, all tensors of a row in safetensors bytes."""
-    from safetensors.torch import save
-
-    tensors = {f"{k}_latents": policy.encode(batch[k]) for k in images}
-    if not policy.trains_text:
-        tensors |= {f"cond.{k}": v for k, v in policy.condition(batch["prompt"]).items()}
-    tensors |= {k: v for k, v in batch.items() if torch.is_tensor(v) and k not in images}
-    tensors = {k: v.cpu().contiguous() for k, v in tensors.items()}
-    encoded = [save({k: v[i].clone() for k, v in tensors.items()}) for i in range(len(batch["prompt"]))]
-    return {k: v for k, v in batch.items() if not torch.is_tensor(v)} | {"encoded": encoded}
-
-
-def unpack(rows: list[dict]) -> dict:
-    """A batch from rows of `pack`: `<image>_latents`, `cond`, and what else the batch held."""
-    from safetensors.torch import load
-
-    batch = prompt_batch(rows)
-    encoded = [load(blob) for blob in batch.pop("encoded")]
-    tensors = {k: torch.stack([row[k] for row in encoded]) for k in encoded[0]}
-    if cond := {k.removeprefix("cond."): v for k, v in tensors.items() if k.startswith("cond.")}:
-        batch["cond"] = cond
-    return batch | {k: v for k, v in tensors.items() if not k.startswith("cond.")}
+    def prompt_loader(self, split: str) -> DataLoader:
+        if not self.prompt_files[split]:
+            raise ValueError(f"nothing to sample from: set --data.{split}_prompts to a file with a column `prompt`.")
+        rows = Rows(self.read_prompt_rows(split))
+        return DataLoader(dataset=rows, batch_size=self.val_batch_size, collate_fn=prompt_batch)

@@ -7,7 +7,7 @@ from torch.utils.data import Dataset, DistributedSampler
 
 
 class Rows(Dataset):
-    """A table whose rows know their number: their own `index`, or their place."""
+    """A table's rows as dicts with `index`: the table's own column of that name, or the position."""
 
     def __init__(self, rows):
         self.rows = rows
@@ -20,11 +20,10 @@ class Rows(Dataset):
 
 
 class ResumableSampler(DistributedSampler):
-    """Row numbers in an order that is a function of (seed, pass over the data), from where training stands.
+    """Shuffled row numbers of this rank, starting where training stands. The order depends on (seed, pass) alone.
 
-    A pass is `per_pass` batches. `seen` says how many batches this rank has trained on, in all passes and runs; it is
-    asked whenever a pass begins, so a resumed run goes on with the row that the uninterrupted one would have taken
-    (Lightning restores its counters, but skips no data).
+    Lightning restores its counters on resume but skips no data, so the sampler skips: whenever a pass begins it asks
+    `seen`, the number of batches that this rank has trained on in all passes and runs. A pass is `per_pass` batches.
     """
 
     def __init__(self, dataset, batch_size: int, per_pass: int, seen: Callable[[], int], **kwargs):
@@ -36,31 +35,31 @@ class ResumableSampler(DistributedSampler):
         return islice(super().__iter__(), batches * self.batch_size, None)
 
 
-class Stream(DistributedSampler):  # the type tells Lightning that the ranks are split already
-    """The rows of a streamed dataset themselves, from where training stands; resumed, it reads again what was seen.
+class Stream(DistributedSampler):  # the base class tells Lightning that the ranks are split already
+    """Yields the rows of a streamed dataset themselves; on resume, rows already trained on are read and skipped.
 
-    Read in the main process; loader workers decode. `ends` are the batches seen at the end of each finished pass.
+    The main process reads, loader workers decode. `pass_ends` holds the batches seen at the end of each finished pass.
     """
 
-    def __init__(self, rows, batch_size: int, seen: Callable[[], int], ends: list[int]):
-        self.rows, self.batch_size, self.seen, self.ends = rows, batch_size, seen, ends
+    def __init__(self, rows, batch_size: int, seen: Callable[[], int], pass_ends: list[int]):
+        self.rows, self.batch_size, self.seen, self.pass_ends = rows, batch_size, seen, pass_ends
 
     def __len__(self):
-        raise TypeError("a stream's length is unknown")
+        raise TypeError("the length of a stream is unknown")
 
     def __iter__(self):
         seen = self.seen()
-        self.ends[:] = [end for end in self.ends if end <= seen]
-        start, count = max(self.ends, default=0), 0
-        self.rows.set_epoch(len(self.ends))
+        self.pass_ends[:] = [end for end in self.pass_ends if end <= seen]
+        start, count = max(self.pass_ends, default=0), 0
+        self.rows.set_epoch(len(self.pass_ends))
         for count, row in enumerate(self.rows, 1):
             if count > (seen - start) * self.batch_size:
                 yield row
-        self.ends.append(start + count // self.batch_size)
+        self.pass_ends.append(start + count // self.batch_size)
 
 
 class RowDataset(Dataset):
-    """Turns a sampler of rows into a loader of rows."""
+    """A dataset whose index is the row itself, so that a Stream can feed loader workers."""
 
     def __getitem__(self, row: dict) -> dict:
         return row

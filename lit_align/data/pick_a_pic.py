@@ -8,12 +8,15 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
+from lit_align.data.batch import text_batch
 from lit_align.data.datamodule import AlignData
+from lit_align.data.image_files import drop_unreadable
 from lit_align.data.images import decode
-from lit_align.data.pairs import drop_unreadable, numbered
+from lit_align.data.tables import check_captions, named_columns
 from lit_align.paths import find
 
-COLUMNS = ["caption", "jpg_0", "jpg_1", "label_0", "has_label", "are_different", "image_0_uid", "image_1_uid"]
+SCHEMA = {"prompt": "caption", "jpg_0": "jpg_0", "jpg_1": "jpg_1", "label_0": "label_0"}
+OPTIONAL = ("has_label", "are_different", "image_0_uid", "image_1_uid")
 
 
 class PickAPic(AlignData):
@@ -40,7 +43,7 @@ class PickAPic(AlignData):
         on_corrupt: stop at an unreadable image, or look for them before training and leave those rows out.
     """
 
-    example = "checkpoints/shapes-sd/pairs/train.parquet"
+    smoke_file = "checkpoints/shapes-sd/pairs/train.parquet"
 
     def __init__(
         self,
@@ -61,8 +64,8 @@ class PickAPic(AlignData):
             raise ValueError(
                 "binary labels are counted over all training rows: set streaming: false, val_split: null, ties: drop."
             )
-        self.path, self.splits = self.source(path), {"train": split, "val": None if self.smoke else val_split}
-        self.binary, self.images = binary, ("image",) if binary else ("win", "lose")
+        self.path, self.splits = self.training_path(path), {"train": split, "val": None if self.smoke else val_split}
+        self.binary, self.image_keys = binary, ("image",) if binary else ("win", "lose")
         self.ties, self.kept = ties, (0.0, 1.0) if ties == "drop" else (0.0, 0.5, 1.0)
         self.streaming, self.buffer_size, self.on_corrupt = streaming, buffer_size, on_corrupt
 
@@ -77,12 +80,12 @@ class PickAPic(AlignData):
             if not files:
                 raise FileNotFoundError(f"{self.path} has no {name}.parquet or {name}-*.parquet; set --data.split.")
         elif path.suffix == ".parquet":
-            files = find(self.name(split))
+            files = find(self.split_name(split))
         else:
             return load_dataset(self.path, split=name, streaming=streaming)
         return load_dataset("parquet", data_files=files, split="train", streaming=streaming)
 
-    def name(self, split: str) -> str:
+    def split_name(self, split: str) -> str:
         """What messages call the split."""
         if self.path.endswith(".parquet"):
             return self.path if split == "train" else self.splits[split]
@@ -91,14 +94,9 @@ class PickAPic(AlignData):
     def load(self, split: str):
         if self.splits[split] is None:
             return None
-        rows, name = self.read(split), self.name(split)
-        missing = {"caption", "jpg_0", "jpg_1", "label_0"} - set(rows.column_names)
-        if missing:
-            found = ", ".join(rows.column_names)
-            raise ValueError(f"column `{sorted(missing)[0]}` not found in {name}; columns are {found}.")
-        rows = rows.select_columns([c for c in COLUMNS if c in rows.column_names])
+        name = self.split_name(split)
+        rows = named_columns(self.read(split), name, SCHEMA, OPTIONAL)
         if self.streaming and split == "train":
-            rows = rows.map(lambda row, i: {"index": i, "file": name}, with_indices=True)
             rows = rows.filter(lambda row: label(row) in self.kept)
             return rows.shuffle(seed=self.seed, buffer_size=self.buffer_size)
         cells = rows.select_columns([c for c in ("label_0", "has_label", "are_different") if c in rows.column_names])
@@ -109,30 +107,25 @@ class PickAPic(AlignData):
             f"{name}: {len(rows)} rows, {(labels == 0.5).sum()} ties, {np.isnan(labels).sum()} without label, "
             f"{same} pairs of one image twice; {keep.sum()} kept"
         )
-        rows = drop_unreadable(numbered(rows, name).select(np.flatnonzero(keep)), ("jpg_0", "jpg_1"), self.on_corrupt)
+        rows = rows.select(np.flatnonzero(keep))
+        check_captions(rows, SCHEMA["prompt"])
+        rows = drop_unreadable(rows, ("jpg_0", "jpg_1"), self.on_corrupt)
         return single_images(rows) if self.binary else rows
 
     def collate(self, rows: list[dict]) -> dict:
+        batch = text_batch(rows)
         if self.binary:
-            return self._collate_singles(rows)
+            batch["image"] = torch.stack([self.image(row, row["column"]) for row in rows])
+            return batch | {"label": torch.tensor([row["good"] for row in rows])}
         labels = [label(row) for row in rows]
-        batch = {"prompt": [row["caption"] for row in rows], "index": [row["index"] for row in rows]}
         columns = [("jpg_0", "jpg_1") if y >= 0.5 else ("jpg_1", "jpg_0") for y in labels]
-        batch["win"] = torch.stack([self._image(row, win) for row, (win, _) in zip(rows, columns)])
-        batch["lose"] = torch.stack([self._image(row, lose) for row, (_, lose) in zip(rows, columns)])
+        batch["win"] = torch.stack([self.image(row, win) for row, (win, _) in zip(rows, columns)])
+        batch["lose"] = torch.stack([self.image(row, lose) for row, (_, lose) in zip(rows, columns)])
         if self.ties == "keep":
             batch["label"] = torch.tensor([0.5 if y == 0.5 else 1.0 for y in labels])
         return batch
 
-    def _collate_singles(self, rows: list[dict]) -> dict:
-        return {
-            "prompt": [row["caption"] for row in rows],
-            "index": [row["index"] for row in rows],
-            "image": torch.stack([self._image(row, row["column"]) for row in rows]),
-            "label": torch.tensor([row["good"] for row in rows]),
-        }
-
-    def _image(self, row: dict, column: str) -> torch.Tensor:
+    def image(self, row: dict, column: str) -> torch.Tensor:
         return decode(row[column], self.resolution, f"row {row['index']}, column {column} of {row['file']}")
 
 

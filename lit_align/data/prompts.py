@@ -5,7 +5,7 @@ from lit_align.data.tables import read_prompts
 
 
 class Prompts(AlignData):
-    """Training prompts for methods that sample their own images: batches {"prompt", "index", "skill"?}.
+    """Training prompts for methods that sample their own images: batches {"prompt", "index", "columns"}.
 
     Args:
         path: a .txt, .jsonl, .csv or .parquet file, or a folder or hub id of a dataset.
@@ -13,16 +13,17 @@ class Prompts(AlignData):
         split: of a folder or hub dataset.
     """
 
-    example = "configs/shapes/prompts/val.jsonl"
+    smoke_file = "configs/shapes/prompts/val.jsonl"
 
     def __init__(self, path: str, column: str = "prompt", split: str = "train", **kwargs):
         super().__init__(**kwargs)
-        self.path, self.column, self.split = self.source(path), column, split
+        self.path, self.column, self.split = self.training_path(path), column, split
 
     def load(self, split: str):
-        """The rows; where they are fewer than a batch on each device needs, as often as fills one."""
+        """The rows, repeated if they are fewer than one batch on every device needs."""
         if split != "train":
             return None
-        rows = read_prompts(self.path, self.column, self.split)
-        copies = -(-self.batch_size * self.trainer.world_size // max(len(rows), 1))
+        rows = read_prompts(self.path, "prompt" if self.smoke else self.column, self.split)
+        due = self.batch_size * (self.trainer.world_size if self.trainer else 1)
+        copies = -(-due // len(rows))
         return rows.select([*range(len(rows))] * copies) if copies > 1 else rows

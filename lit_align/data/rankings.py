@@ -4,15 +4,16 @@ import os
 
 import torch
 
+from lit_align.data.batch import text_batch
 from lit_align.data.datamodule import AlignData
+from lit_align.data.image_files import in_folder, stamp_files
 from lit_align.data.images import decode
-from lit_align.data.pairs import numbered
-from lit_align.data.tables import read_table
+from lit_align.data.tables import check_captions, named_columns, read_table
 from lit_align.paths import find
 
 
 class Rankings(AlignData):
-    """Lists from a .parquet or .jsonl file: batches {"prompt", "images" (B, K, 3, H, W), "scores" (B, K, R), "index"}.
+    """Lists from a .parquet or .jsonl file: batches {"prompt", "images" (B, K, 3, H, W), "scores" (B, K, R), ...}.
 
     A row holds a prompt, a list of K images (encoded bytes, or paths relative to the file), and for each of R rewards a
     list of K scores, higher is better. Every row must have as many images as the first.
@@ -23,8 +24,8 @@ class Rankings(AlignData):
         score_columns: one column for each reward; methods that take one score use their mean.
     """
 
-    images = ("images",)
-    example = "checkpoints/shapes-sd/lists/train.parquet"
+    image_keys = ("images",)
+    smoke_file = "checkpoints/shapes-sd/lists/train.parquet"
 
     def __init__(
         self,
@@ -35,38 +36,35 @@ class Rankings(AlignData):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.path = self.source(path)
-        self.columns = [prompt_column, images_column, *(score_columns or ["scores"])]
-        if self.smoke:  # the example's own columns, as many
-            self.columns = ["prompt", "images", "correct", "partial", "large", "red"][: len(self.columns)]
+        self.path = self.training_path(path)
+        scores = score_columns or ["scores"]
+        if self.smoke:  # the file's own columns, as many
+            prompt_column, images_column = "prompt", "images"
+            scores = ["correct", "partial", "large", "red"][: len(scores)]
+        self.score_keys = [f"scores_{i}" for i in range(len(scores))]
+        self.columns = {"prompt": prompt_column, "images": images_column, **dict(zip(self.score_keys, scores))}
 
     def load(self, split: str):
         if split != "train":
             return None
-        rows = read_table(self.path)
-        for column in self.columns:
-            if column not in rows.column_names:
-                raise ValueError(
-                    f"column `{column}` not found in {self.path}; columns are {', '.join(rows.column_names)}."
-                )
-        self.size = len(rows[0][self.columns[1]])
-        return numbered(rows.select_columns(self.columns), self.path)
+        rows = named_columns(read_table(self.path), self.path, self.columns)
+        check_captions(rows, self.columns["prompt"])
+        self.size = len(rows[0]["images"])
+        rows = in_folder(rows, ("images",), os.path.dirname(find(self.path)))
+        return stamp_files(rows, {"images": self.columns["images"]}, "error")
 
     def collate(self, rows: list[dict]) -> dict:
-        prompt, images, *scores = self.columns
-        batch = {"prompt": [row[prompt] for row in rows], "index": [row["index"] for row in rows]}
         for row in rows:
-            lengths = {len(row[column]) for column in (images, *scores)}
+            lengths = {len(row[key]) for key in ("images", *self.score_keys)}
             if lengths != {self.size}:
                 raise ValueError(
                     f"row {row['index']} of {row['file']} has lists of {sorted(lengths)} entries; {self.size} are due."
                 )
-        batch["images"] = torch.stack([self._images(row, images) for row in rows])
-        batch["scores"] = torch.tensor([[row[column] for column in scores] for row in rows]).transpose(1, 2).float()
-        return batch
+        scores = torch.tensor([[row[key] for key in self.score_keys] for row in rows])  # (B, R, K)
+        images = torch.stack([self.images(row) for row in rows])
+        return text_batch(rows) | {"images": images, "scores": scores.transpose(1, 2).float()}
 
-    def _images(self, row: dict, column: str) -> torch.Tensor:
-        folder = os.path.dirname(find(self.path))
-        cells = [os.path.join(folder, cell) if isinstance(cell, str) else cell for cell in row[column]]
-        where = f"row {row['index']}, column {column} of {row['file']}"
-        return torch.stack([decode(cell, self.resolution, where) for cell in cells])
+    def images(self, row: dict) -> torch.Tensor:
+        """The K images of a row, (K, 3, H, W)."""
+        where = f"row {row['index']}, column {self.columns['images']} of {row['file']}"
+        return torch.stack([decode(cell, self.resolution, where) for cell in row["images"]])

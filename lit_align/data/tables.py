@@ -1,32 +1,124 @@
-"""Tables of rows."""
+"""Tables of rows, from files and from the hub."""
 
+import codecs
+import json
 from pathlib import Path
 
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from lit_align.data.batch import COLUMN
 from lit_align.paths import find
 
 READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
 def read_table(path: str, split: str = "train"):
-    """A .txt, .jsonl, .csv or .parquet file, or the `split` of a folder or hub dataset, as a datasets.Dataset."""
+    """A .txt, .jsonl, .json, .csv or .parquet file, or the `split` of a folder or hub dataset, as a datasets.Dataset.
+
+    In a CSV only an empty cell is missing: the words None, NA and null stay what they are. A text file that is not
+    UTF-8 is read as Latin-1, with a warning. Raises ValueError if there is no row or a line is broken.
+    """
     from datasets import load_dataset
 
     file = Path(find(path))
     if file.suffix in READERS and not file.is_file():
         raise FileNotFoundError(f"{path} does not exist; give a .txt, .jsonl, .csv or .parquet file.")
-    if file.suffix in READERS:
-        return load_dataset(READERS[file.suffix], data_files=str(file), split="train")
-    if file.is_file():
+    if file.is_file() and file.suffix not in READERS:
         raise ValueError(f"{path} ends in {file.suffix!r}; give a .txt, .jsonl, .csv or .parquet file.")
-    return load_dataset(str(file), split=split)
+    if not file.is_file():
+        rows = load_dataset(str(file), split=split)
+    elif not file.stat().st_size:
+        raise ValueError(f"{path} is empty.")
+    else:
+        options = {} if file.suffix == ".parquet" else {"encoding": text_encoding(path, file)}
+        if READERS[file.suffix] == "json":
+            check_json(path, file, options["encoding"])
+        if file.suffix == ".csv":
+            rows = read_csv(path, file, options["encoding"])
+        else:
+            rows = load_dataset(READERS[file.suffix], data_files=str(file), split="train", **options)
+    if not len(rows):
+        raise ValueError(f"{path} has no rows.")
+    return rows
+
+
+def read_csv(path: str, file: Path, encoding: str):
+    """A CSV as a datasets.Dataset in memory, each column of one type: integer, float, boolean or text."""
+    import pandas
+    from datasets import Dataset
+
+    kinds = {"keep_default_na": False, "na_values": [""], "dtype_backend": "numpy_nullable", "low_memory": False}
+    try:
+        return Dataset.from_pandas(pandas.read_csv(file, encoding=encoding, **kinds), preserve_index=False)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a CSV: {' '.join(str(error).split())}.") from error
+
+
+def text_encoding(path: str, file: Path) -> str:
+    """The encoding of a text file: UTF-8, else Latin-1 with a warning; ValueError for UTF-16."""
+    with open(file, "rb") as start:
+        mark = start.read(3)
+    if mark[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        raise ValueError(f"{path} is UTF-16: save it as UTF-8.")
+    try:
+        with open(file, encoding="utf-8") as text:
+            while text.read(1 << 20):
+                pass
+    except UnicodeDecodeError as error:
+        rank_zero_warn(f"{path} is not UTF-8 (byte {error.start}): it is read as Latin-1.")
+        return "latin-1"
+    return "utf-8-sig" if mark == codecs.BOM_UTF8 else "utf-8"
+
+
+def check_json(path: str, file: Path, encoding: str) -> None:
+    """Raises ValueError that names the first line which is not JSON (a .json file may be one list of objects)."""
+    with open(file, encoding=encoding) as lines:
+        number, text = 0, ""
+        try:
+            if file.suffix == ".json" and lines.read(64).lstrip().startswith("["):
+                lines.seek(0)
+                return json.load(lines) and None
+            lines.seek(0)
+            for number, text in enumerate(lines, 1):
+                if text.strip() and not isinstance(json.loads(text), dict):
+                    raise ValueError(f"line {number} of {path} is not a JSON object {{...}}.")
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {number or error.lineno} of {path} is not JSON ({error.msg}).") from error
+
+
+def named_columns(rows, file: str, columns: dict[str, str], optional: tuple[str, ...] = ()):
+    """The table with `columns` {key: the file's column} under their keys, the `optional` ones as they are called,
+    `index` and `file` for messages, and each further column of the file as `columns.<name>`."""
+    from datasets import IterableDataset
+
+    for column in columns.values():
+        if column not in rows.column_names:
+            raise ValueError(f"column `{column}` not found in {file}; columns are {', '.join(rows.column_names)}.")
+    known = {*columns.values(), *optional}
+    rows = rows.rename_columns({column: COLUMN + column for column in rows.column_names if column not in known})
+    rows = rows.rename_columns({column: key for key, column in columns.items() if column != key})
+    if isinstance(rows, IterableDataset):
+        return rows.map(lambda row, i: {"index": i, "file": file}, with_indices=True)
+    return rows.add_column("index", list(range(len(rows)))).add_column("file", [file] * len(rows))
+
+
+def check_captions(rows, column: str) -> None:
+    """Raises ValueError that names the first row whose `prompt` is not text; `column` is its name in the file."""
+    for i, text in enumerate(rows["prompt"][:]):
+        if not isinstance(text, str):
+            found = "is empty" if text is None else f"holds {str(text)[:60]!r} ({type(text).__name__})"
+            row = rows.select_columns(["index", "file"])[i]
+            raise ValueError(f"row {row['index']}, column {column} of {row['file']} {found}: give one caption as text.")
 
 
 def read_prompts(path: str, column: str = "prompt", split: str = "train"):
-    """Prompts as rows {"prompt", "skill" where there is one}; blank lines are left out."""
-    rows = read_table(path, split)
+    """Rows {"prompt", "index", "file", "columns.<name>" for each further column}; blank prompts are left out."""
     column = "text" if Path(path).suffix == ".txt" else column
-    if column not in rows.column_names:
-        raise ValueError(f"column `{column}` not found in {path}; columns are {', '.join(rows.column_names)}.")
-    rows = rows.select_columns([column, *(c for c in ("skill",) if c in rows.column_names)])
-    rows = rows.rename_column(column, "prompt") if column != "prompt" else rows
-    return rows.filter(lambda text: bool(text.strip()), input_columns="prompt")
+    rows = named_columns(read_table(path, split), path, {"prompt": column})
+    check_captions(rows, column)
+    kept = rows.filter(lambda text: bool(text.strip()), input_columns="prompt")
+    if not len(kept):
+        raise ValueError(f"{path} has no prompts.")
+    if len(kept) < len(rows):
+        rank_zero_info(f"{path}: {len(rows) - len(kept)} of {len(rows)} prompts are blank and left out")
+    return kept

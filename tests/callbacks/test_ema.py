@@ -4,8 +4,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-
-from callbacks import EMA
+from lit_align.callbacks import EMA
 
 DECAY = 0.3  # reached at step 3
 

@@ -1,12 +1,11 @@
 import lightning as L
 import pytest
 import torch
+from lit_align.callbacks import EMA, LoRAScaling
+from lit_align.callbacks.lora_scaling import bake, lora_layers, scaled
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from torch.utils.data import DataLoader
-
-from callbacks import EMA, LoRAScaling
-from callbacks.lora_scaling import bake, lora_layers, scaled
 
 
 class Adapted(L.LightningModule):

@@ -3,10 +3,9 @@ import types
 import lightning as L
 import pytest
 import torch
+from lit_align.callbacks import Throughput, metrics
 from torch import nn
 from torch.utils.data import DataLoader
-
-from callbacks import Throughput, metrics
 
 LOAD, STEP, VALIDATE, ROWS = 0.5, 1.5, 100.0, 3  # seconds of a clock that only these things move
 

@@ -7,12 +7,11 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from lit_align.callbacks import Comparison, ImageGrid, SampleWriter
+from lit_align.callbacks.grid import to_pil
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
-
-from callbacks import Comparison, ImageGrid, SampleWriter
-from callbacks.grid import to_pil
 
 BEFORE = torch.tensor([0.0, 1.0, 0.0, 0.5])
 AFTER = torch.tensor([1.0, 1.0, 0.5, 0.0])
@@ -30,7 +29,7 @@ class Paints(L.LightningModule):
         rows = rows.tolist()
         image = torch.stack([torch.full((3, 8, 8), row / 10) for row in rows])
         prompts = [f"grey {row}" for row in rows]
-        return {"image": image, "prompt": prompts, "index": rows, "scores": {"exact": AFTER[rows]}}
+        return {"image": image, "prompt": prompts, "index": rows, "seed": rows, "scores": {"exact": AFTER[rows]}}
 
     predict_step = validation_step
 
@@ -38,7 +37,7 @@ class Paints(L.LightningModule):
         out = self.validation_step(rows, i)
         skill = [SKILLS[row] for row in rows.tolist()]
         reference = {"reference_image": torch.zeros_like(out["image"]), "reference_scores": {"exact": BEFORE[rows]}}
-        return out | {"skill": skill} | reference
+        return out | {"columns": {"skill": skill}} | reference
 
     def training_step(self, rows, i):
         return self.net.weight.sum()

@@ -3,10 +3,9 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 import torch
+from lit_align.callbacks import RewardOveroptimizationStopping
 from torch import nn
 from torch.utils.data import DataLoader
-
-from callbacks import RewardOveroptimizationStopping
 
 PROXY, EXACT = "val/reward/proxy", "val/reward/exact"
 
