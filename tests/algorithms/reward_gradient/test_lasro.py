@@ -9,7 +9,6 @@ from parts import Darkness, T, prompts, trainer
 from torch import nn
 
 from lit_align.algorithms.parts.consistency import consistency_loss
-from lit_align.algorithms.parts.replay import Replay
 from lit_align.algorithms.reward_gradient.lasro import LaSRO
 from lit_align.diffusion.sampler import Sampler
 from lit_align.diffusion.transition import DDIM
@@ -22,6 +21,8 @@ from lit_align.rewards.reward import Reward
 from lit_align.rewards.step_reward import StepReward
 
 FAMILIES = [StableDiffusion, StableDiffusionXL, StableDiffusion3]
+
+
 name = lambda x: getattr(x, "__name__", None) or type(x).__name__
 
 
@@ -108,20 +109,6 @@ def test_ties_teach_nothing(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(before, method.parameters()))
 
 
-def test_the_buffer_forgets_the_oldest_and_deals_evenly():
-    replay = Replay(3)
-    for i in range(5):
-        replay.add({"prompt": [f"p{i}"], "win": T([[float(i)]])})
-    assert replay.pairs["prompt"] == ["p2", "p3", "p4"] and replay.pairs["win"].flatten().tolist() == [2, 3, 4]
-    assert sorted(replay.draw(3)["prompt"]) == ["p2", "p3", "p4"]
-    seven = replay.draw(7)
-    assert sorted(map(seven["prompt"].count, ("p2", "p3", "p4"))) == [2, 2, 3]
-    assert [f"p{int(x)}" for x in seven["win"]] == seven["prompt"]
-    again = Replay(3)
-    again.load_state_dict(replay.state_dict())
-    assert again.pairs["prompt"] == replay.pairs["prompt"] and torch.equal(again.pairs["win"], replay.pairs["win"])
-
-
 @pytest.mark.parametrize("family", [StableDiffusion, StableDiffusion3], ids=name)
 def test_z_k_is_the_estimate_of_x_0_after_step_k(family):
     """Against diffusers' own scheduler."""
@@ -192,35 +179,6 @@ def test_the_policys_gradient_passes_through_every_step_and_no_decoder():
     assert by_hand.norm() > 0 and (got - by_hand).norm() < 2e-3 * by_hand.norm()
 
 
-@pytest.mark.parametrize("family", [StableDiffusion, StableDiffusion3], ids=name)
-def test_the_anchor_is_the_consistency_of_neighbouring_estimates(family):
-    """A network whose x_0-hat is x_0 + c t is inconsistent by c (t - s); one without the drift is not at all."""
-    method = make(family("tiny", LoRA(rank=2)))
-    process, x_0 = method.policy.process, torch.randn(6, *method.policy.latent_shape)
-
-    def network(c):
-        def denoise(x, t, cond, scale):
-            a, s = process.coefficients(t, x)
-            hat = x_0 + c * t.view(-1, 1, 1, 1)
-            eps = (x - a * hat) / s.clamp(min=1e-6)
-            return process.target(hat, eps, t)
-
-        return denoise
-
-    method.policy.denoise = network(0.0)
-    assert consistency_loss(method.policy, method.rollout, x_0, {}).mean() < 1e-6
-    c = 0.5 / process.timesteps(50)[0].item()
-    method.policy.denoise = network(c)
-    torch.manual_seed(3)
-    got = consistency_loss(method.policy, method.rollout, x_0, {}).mean()
-    torch.manual_seed(3)
-    grid = process.timesteps(50)
-    i = torch.randint(50, (6,))
-    t, s = grid[i], grid[i + 1]
-    gap = torch.where(process.sigma(s) > 0, c * (t - s), 0.0)  # clean data is its own estimate
-    torch.testing.assert_close(got, gap.square().mean(), atol=1e-5, rtol=1e-2)
-
-
 def test_the_anchor_pulls_the_policy_alone_towards_what_the_reference_leads_to():
     """By hand, with a teacher that is another network than the student: its gradient, and its sign in the loss."""
     method = make(anchor_weight=0.0)
@@ -271,16 +229,16 @@ def test_each_update_moves_its_own_part_and_nothing_else(tmp_path, family, adapt
         if not p.requires_grad
     ]
     copy = lambda ps: [p.detach().clone() for p in ps]
-    frozen, log, accumulate, last = copy(rest), [], method.accumulate, {}
+    frozen, log, batch_loss, last = copy(rest), [], method.batch_loss, {}
 
-    def watched(part, batch):
+    def watched(minibatch):
         now = {k: copy(ps) for k, ps in parts.items()}
         if last:
             log.append({k for k in parts if any(not torch.equal(a, b) for a, b in zip(last[k], now[k]))})
         last.update(now)
-        return accumulate(part, batch)
+        return batch_loss(minibatch)
 
-    method.accumulate = watched
+    method.batch_loss = watched
     t = trainer(tmp_path)
     t.fit(method, prompts(2, 3))
     assert t.global_step == 2 + 3 + 3 and "train/surrogate" in t.callback_metrics
