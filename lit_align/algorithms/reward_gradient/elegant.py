@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lit_align.algorithms.online import tile_rows
 from lit_align.algorithms.parts.initial_distribution import InitialDistribution
-from lit_align.algorithms.parts.latent_critic import Value, groups
+from lit_align.algorithms.parts.latent_critic import Value, param_groups
 from lit_align.algorithms.parts.path_kl import PathKL
 from lit_align.algorithms.reward_gradient.reward_gradient import RewardGradient
 from lit_align.diffusion.sampler import Sampler
@@ -56,7 +56,7 @@ class ELEGANT(RewardGradient):
             self.initial = nn.ModuleDict({"value": value, "nu": InitialDistribution(self.policy)})
 
     def parameter_groups(self) -> list:
-        return groups(self.policy, self.initial, self.value_lr) if self.initial else super().parameter_groups()
+        return param_groups(self.policy, self.initial, self.value_lr) if self.initial else super().parameter_groups()
 
     def noise(self, n: int) -> Tensor:
         return torch.randn(n, *self.policy.latent_shape, device=self.policy.device)

@@ -9,7 +9,7 @@ from torch import Tensor
 from lit_align.algorithms.online import Online, tile_rows
 from lit_align.algorithms.parts.consistency import consistency_loss
 from lit_align.algorithms.parts.estimates import Estimates
-from lit_align.algorithms.parts.latent_critic import groups
+from lit_align.algorithms.parts.latent_critic import param_groups
 from lit_align.algorithms.parts.replay import Replay, gather_pairs
 from lit_align.diffusion.sampler import Sampler, all_steps
 from lit_align.diffusion.transition import DDIM
@@ -84,7 +84,7 @@ class LaSRO(Online):
         self.moments = torch.zeros(0)  # (U, 2): of R(z_k), once there are some
 
     def parameter_groups(self) -> list:
-        return groups(self.policy, self.surrogate, self.surrogate_lr)
+        return param_groups(self.policy, self.surrogate, self.surrogate_lr)
 
     def get_extra_state(self) -> Tensor:
         return self.moments

@@ -53,7 +53,7 @@ class SEIKO(Online, AlignProp):
         optimism: Literal["ucb", "bootstrap"] = "ucb",
         alpha: float = 1e-2,
         ridge: float = 1e-3,
-        most: float = 10.0,
+        max_bonus: float = 10.0,
         epochs: int = 300,
         kl_weight: float = 0.01,
         updates: int = 10,
@@ -63,7 +63,7 @@ class SEIKO(Online, AlignProp):
         rollout: Sampler | None = None,
         **kwargs,
     ):
-        surrogate = Surrogate(reward, policy, features, optimism, alpha, ridge, most, epochs)
+        surrogate = Surrogate(reward, policy, features, optimism, alpha, ridge, max_bonus, epochs)
         super().__init__(
             policy=policy,
             reward=surrogate,
