@@ -13,8 +13,8 @@ from lit_align.diffusion.state import select_rows
 class Reward(nn.Module):
     """A reward model or rule.
 
-    Attributes: `name` labels it in logs (`val/reward/<name>`), `differentiable` says whether gradients reach the
-    images, `names` labels the R numbers of a reward that gives several.
+    Attributes: `name` labels it in logs (`val/reward/<name>`); `differentiable` is True if gradients reach the images;
+    `names` labels the R numbers of a reward that gives several.
     """
 
     name: str
@@ -31,16 +31,16 @@ class Reward(nn.Module):
 
     @property
     def columns(self) -> dict[str, bool]:
-        """The columns of the data that `forward` takes, and whether it needs them (no default)."""
+        """Columns of the data that `forward` takes -> True if required (no default)."""
         given = list(signature(self.forward).parameters.values())[2:]
         return {p.name: p.default is Parameter.empty for p in given if p.kind is not Parameter.VAR_KEYWORD}
 
     def components(self, images: Tensor, prompts: list[str], **columns: list) -> Tensor:
-        """What can be computed image by image, (N,) or (N, R); `combine` makes the reward of it."""
+        """Per-image scores, (N,) or (N, R), from which `combine` computes the reward."""
         return self(images, prompts, **columns)
 
     def combine(self, components: Tensor) -> Tensor:
-        """The reward from the components of all images that are compared with one another."""
+        """The reward from the components of all images that are compared."""
         return components
 
     def embed(self, images: Tensor) -> Tensor:
@@ -70,14 +70,14 @@ def components(reward: Reward, images: Tensor, rows: dict) -> Tensor:
 
 
 def missing_column(reward: Reward, name: str, given) -> str:
-    """What a user is told whose data lacks a column."""
+    """Error message for data that lacks a column."""
     there = ", ".join(given) or "none besides the prompt"
     return f"the reward {reward.name} needs the column `{name}`; the data has {there}: add it to the file of prompts."
 
 
 def judge(reward: Reward, policy, latents: Tensor, rows: dict, size: int | None = None) -> Tensor:
-    """Decodes latents (N, ...) and scores the images against their rows, `size` at a time (None: all at once): (N,) or
-    (N, R), float32."""
+    """Decodes latents (N, ...) and scores the images with their rows, `size` at a time (None: all at once): (N,) or (N,
+    R), float32."""
     parts = torch.arange(len(latents)).split(size or len(latents))
     scores = [components(reward, policy.decode(latents[p]), select_rows(rows, p.tolist())) for p in parts]
     return reward.combine(torch.cat(scores))

@@ -15,14 +15,14 @@ from lit_align.steering.outer_sampler import OuterSampler
 
 
 class BestOfN(OuterSampler):
-    """Draws N samples per prompt, one after the other, and returns the one with the highest reward.
+    """Draws N samples per prompt, in N runs of the sampler, and returns the one with the highest reward.
 
-    With seeds, the first sample is the one that plain sampling draws.
+    With seeds, the first sample is that of plain sampling.
 
     Args:
-        reward: what decides.
+        reward: ranks the samples.
         n: N.
-        sampler: what draws the samples (default: 50 DDIM steps, guidance 7.5).
+        sampler: draws the samples (default: 50 DDIM steps, guidance 7.5).
         decode_size: images decoded and scored at once.
     """
 
