@@ -47,7 +47,7 @@ class Algorithm(Sampling):
         self.optimizer = torch.optim.AdamW if optimizer is None else optimizer
         self.lr_scheduler, self.init_from = lr_scheduler, init_from
         if not 0 <= caption_dropout <= 1:
-            raise ValueError(f"caption_dropout is {caption_dropout}; it is a share, in [0, 1].")
+            raise ValueError(f"caption_dropout is {caption_dropout}; give a fraction in [0, 1].")
         self.caption_dropout = caption_dropout
         self.strict_loading = False  # a checkpoint holds the trained weights only
 

@@ -1,4 +1,4 @@
-"""Online training: sample from the policy -> several optimizer steps on the samples -> now and then a new reference."""
+"""Online training: sample from the policy -> several optimizer steps on the samples -> update the reference."""
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
@@ -50,8 +50,8 @@ class Online(Algorithm):
         """Samples, with what `optimizer_steps` needs to learn from them; None if there is nothing to learn."""
 
     def optimizer_steps(self, collected: Any) -> Iterator[list]:
-        """Yields the minibatches of each optimizer step when the previous step is made. By default every step has one
-        minibatch: everything collected."""
+        """Yields the minibatches of one optimizer step at a time, after the previous step was made. By default a step
+        has one minibatch: everything collected."""
         return ([collected] for _ in range(self.updates))
 
     @torch.no_grad()

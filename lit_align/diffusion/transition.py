@@ -34,7 +34,7 @@ class Gaussian(NamedTuple):
         """Log density of x (B, ...): (B,). Raises ValueError if the step is deterministic."""
         if (self.std <= 0).any():
             raise ValueError(
-                "a deterministic step has no likelihood: use eta > 0, and leave out the last step where its noise is 0."
+                "a deterministic step has no likelihood: use eta > 0, and leave out the last step if its noise is 0."
             )
         z = (x.detach().float() - self.mean) / self.std
         return _reduce(-0.5 * z.square() - self.std.log() - 0.5 * math.log(2 * math.pi), reduction)

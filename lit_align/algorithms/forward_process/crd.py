@@ -6,7 +6,7 @@ from torch import Tensor
 
 from lit_align.algorithms.forward_process.forward_process import ForwardProcess, NoisedBatch
 
-SAMPLING = "sampling"  # the behaviour policy
+SAMPLING = "sampling"  # name of the behaviour policy's weights
 
 
 class CRD(ForwardProcess):

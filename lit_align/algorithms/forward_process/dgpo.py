@@ -16,9 +16,9 @@ class DGPO(ForwardProcess):
         L = -1/beta log sigmoid(-beta mean_i A_i (l_theta,i - l_ref,i)) + kl_weight mean |v_theta - v_ref|^2:
 
     the gradient of A l_theta, times a weight in [0, 1] that the group shares. The advantages of a group add up to 0, so
-    its partition function cancels. Its samples share t and eps. A sample whose exp(l_old - l_theta) has left 1 +- e in
-    the direction of its advantage gives no gradient. Each group draws its times, and eps at each time; the released
-    code draws times once for all groups and one eps per group.
+    its partition function cancels. A group's samples share t and eps. A sample whose exp(l_old - l_theta) has left 1 +-
+    e in the direction of its advantage gives no gradient. Each group draws its times, and eps at each time; the
+    released code draws times once for all groups and one eps per group.
 
     Args:
         beta: 10 to 100, in units of 1 / (advantage x error).
@@ -27,7 +27,7 @@ class DGPO(ForwardProcess):
         reference_guidance: guidance scale of the reference, in both places; released: 4.5 if rollouts have none.
         trained_steps: times per sample.
         fraction: of the rollout's steps, from noise, from which these times are drawn.
-        switch: optimizer steps after which the old policy is the behaviour policy; before, the current one is.
+        switch: optimizer steps after which the old policy samples; before, the current policy does.
     """
 
     grouped, uses_reference = True, True

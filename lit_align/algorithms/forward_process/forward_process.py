@@ -46,9 +46,9 @@ class ForwardProcess(Online):
     reference's).
 
     Args:
-        reward: what is maximised.
+        reward: the reward to maximise.
         rollout: sampler of the training samples (default: 10 deterministic steps without guidance).
-        advantage: turns the rewards of all ranks into advantages (default: the group's, with the global deviation).
+        advantage: turns the rewards of all ranks into advantages (default: the group's, with the global std).
         samples_per_prompt: K.
         updates: optimizer steps per training step.
         minibatch: rows (sample, time) per forward; at least K if a prompt's samples are compared.

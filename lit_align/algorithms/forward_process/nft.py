@@ -12,9 +12,9 @@ class DiffusionNFT(ForwardProcess):
         L = (A_max / beta) [r L(x_0+) + (1 - r) L(x_0-)] + kl_weight mean |v_theta - v_ref|^2,
         r = A / (2 A_max) + 1/2,    L(x) = mean |x - x_0|^2 / sg(mean |x - x_0|),
 
-    x_0+ and x_0- the estimates of x_0 by v+ and v-. The paper's v is a flow's velocity; here it is the policy's own
-    prediction, and `process.to_x0` gives x_0: the same for a flow; for epsilon the weight is sigma / alpha instead of
-    the flow's sigma, which emphasises noisy times (our port).
+    where x_0+ and x_0- are the estimates of x_0 from v+ and v-. The paper's v is a flow's velocity; here it is the
+    policy's own prediction, and `process.to_x0` gives x_0: the same for a flow; for epsilon the weight is sigma / alpha
+    instead of the flow's sigma, which emphasises noisy times (our port).
 
     Args:
         beta: distance of v+ and v- from v_old; 0.1 for several rewards and OCR.

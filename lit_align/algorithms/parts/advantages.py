@@ -27,7 +27,7 @@ class PerPrompt(nn.Module):
 
     Args:
         buffer_size: rewards stored per prompt.
-        min_count: stored rewards from which the prompt's own statistics are used.
+        min_count: smallest number of stored rewards for statistics of the prompt's own.
     """
 
     def __init__(self, buffer_size: int = 32, min_count: int = 16):

@@ -9,7 +9,7 @@ WIDTHS, DROPOUT = (1024, 128, 64, 16), (0.2, 0.2, 0.1, 0.0)  # the head of LAION
 
 class Critic(nn.Module):
     """TDPO-R's critic C(e) of image embeddings e (arXiv 2402.08552), as released: four linear hidden layers with
-    dropout and no activations. Weights start at N(0, 1 / (D + 1)^2).
+    dropout and no activations. Every layer's weights start at N(0, 1 / (D + 1)^2).
 
     Args:
         size: D.

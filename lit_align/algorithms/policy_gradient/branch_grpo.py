@@ -90,7 +90,7 @@ class BranchGRPO(DDPO):
 
     def minibatches(self, groups: Tensor, steps: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Every node once, by its first leaf; the same number of minibatches on every rank."""
-        cells, minimum = [], 0  # nodes that any tree has: one whose best leaf is also its worst keeps one leaf
+        cells, minimum = [], 0  # nodes of the smallest trees, whose best leaf is also the worst
         for i in steps.tolist():
             pruned, leaves = self.prune and i > max(self.splits), self.leaves // self.nodes(i)
             rows = self.kept.flatten().nonzero().flatten() if pruned else torch.arange(0, self.kept.numel(), leaves)

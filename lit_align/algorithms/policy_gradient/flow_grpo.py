@@ -15,8 +15,8 @@ from lit_align.diffusion.transition import FlowSDE, Windowed
 
 class FlowGRPO(PolicyGradient):
     """Liu et al. 2025, arXiv 2505.05470, eq. 5: the clipped ratio with group advantages, + beta KL(p_theta || p_ref) of
-    each step. For a flow the KL is the exact one times t - s, as in the released code, to which the published betas
-    refer; for other processes it is exact.
+    each step. For a flow the KL is the exact one times t - s, as in the released code, for which the betas were
+    published; for other processes it is exact.
 
     The last step is not trained. With a `window` only its steps are noisy and trained: drawn for each rollout
     (Flow-GRPO-Fast) or sliding (MixGRPO, arXiv 2507.21802). DanceGRPO (arXiv 2505.07818) is DanceSDE, one initial noise
@@ -27,7 +27,7 @@ class FlowGRPO(PolicyGradient):
         beta: coefficient of the KL; 0: no reference.
         clip_range: half-width of the ratio's clipping interval.
         window: noisy steps in a rollout (default: all).
-        window_range: first step and end (exclusive) of the range of the window (default: all but the last step).
+        window_range: first step and end (exclusive) of where the window can be (default: all but the last step).
         slide_every: training steps after which the window moves by one step; 0: it is drawn at random.
         shared_noise: one initial noise for all samples of a prompt.
         fraction: of the noisy steps, drawn for each rollout, that is trained.

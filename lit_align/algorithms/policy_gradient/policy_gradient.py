@@ -52,7 +52,7 @@ class PolicyGradient(Online):
     Logs `train/reward` (mean), `train/ratio`, `train/approx_kl`, and `train/clip_fraction` if the method clips.
 
     Args:
-        reward: what is maximised.
+        reward: the reward to maximise.
         rollout: a stochastic sampler (default: DDIM with eta 1, 50 steps, guidance 5).
         advantage: turns the rewards of all ranks into advantages (default: per-prompt statistics). Ignored by methods
             that use raw rewards or statistics of their own.

@@ -29,7 +29,7 @@ class SDPO(PolicyGradient):
     """Zhang et al. 2024, arXiv 2411.11727 (stepwise diffusion policy optimization): at step k of two trajectories from
     one noise, the larger of (lambda^k (l_a - l_b) - (A_a - A_b))^2 and the same with l clamped to +- e. l is the
     log-ratio to the behaviour policy. A is the discounted sum of the rewards of this and all later estimates of x_0,
-    normalised by prompt and step.
+    normalised per prompt and step.
 
     Three estimates of a trajectory are scored, the others interpolated. (Released: one optimizer step per denoising
     step; here one for all.)

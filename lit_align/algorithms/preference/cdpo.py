@@ -20,7 +20,7 @@ class CDPO(Preference):
     def __init__(self, beta: float = 2500.0, flip_rate: float = 0.1, **kwargs):
         super().__init__(**kwargs)
         if not 0 <= flip_rate < 0.5:
-            raise ValueError(f"flip_rate is {flip_rate}; it must lie in [0, 0.5).")
+            raise ValueError(f"flip_rate is {flip_rate}; give a fraction in [0, 0.5).")
         self.beta, self.flip_rate = beta, flip_rate
 
     def loss(self, e: Errors) -> Tensor:

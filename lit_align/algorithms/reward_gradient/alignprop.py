@@ -16,7 +16,7 @@ class AlignProp(RewardGradient):
 
     Args:
         truncation: step: step i of T has gradient with probability (i + 1) / (T + 1), independently (the released code
-            of 2023); trajectory: the last K steps have, K ~ U{1 .. T} (the paper, which starts at 0).
+            of 2023); trajectory: the last K steps have it, K ~ U{1 .. T} (the paper; its K starts at 0).
         target: a reward out of reach, in units of the reward: 10 for LAION aesthetics, 1 for HPSv2.
         weight: of the loss.
     """

@@ -23,8 +23,8 @@ class ELEGANT(RewardGradient):
         v_0(x_T, c) = alpha log E_pre[exp(r(x_0, c) / alpha) | x_T, c].
 
     v_0 is fitted to alpha log mean exp(r / alpha) over `rollouts` pre-trained rollouts from one x_T (biased low if they
-    are few). nu maximises E[v_0] - alpha KL, without rewards. The paper learns v_0, nu and theta in turn; here every
-    step trains all three, as each depends only on those before it.
+    are few). nu maximises E[v_0] - alpha KL and needs no rewards. The paper learns v_0, nu and theta in turn; here
+    every step trains all three, as each depends only on those before it.
 
     With `learn_initial: false`, and wherever the exported policy is sampled (nu is not exported), x_T is N(0, I) and
     samples follow E_{x_T}[exp((r - v_0(x_T, c)) / alpha) p_pre(x_0 | x_T, c)]: biased towards p_pre, unless x_0 does
@@ -33,7 +33,7 @@ class ELEGANT(RewardGradient):
     Args:
         alpha: strength of the KL, in units of the reward per nat; the KL is a sum over the sample.
         learn_initial: learn nu.
-        rollouts: per target of v_0.
+        rollouts: pre-trained rollouts per target of v_0.
         value_lr: learning rate of v_0 and nu.
     """
 

@@ -24,11 +24,11 @@ class LaSRO(Online):
 
         L = anchor_weight L_LCM - sum_k weights_k S[R(z_k, c, k)],
 
-    with gradient through the whole sampler and no decoder; S subtracts a running mean, divides by a running deviation
-    and clips to +- clip. A training step samples, makes `updates` steps of the surrogate on pairs from the replay
-    buffer, and one of the policy; in the first `pretrain` training steps only the surrogate learns.
+    with gradient through the whole sampler and no decoder; S subtracts a running mean, divides by a running standard
+    deviation and clips to +- clip. A training step samples, makes `updates` steps of the surrogate on pairs from the
+    replay buffer, and one of the policy; in the first `pretrain` training steps only the surrogate learns.
 
-    No code is public and the coefficients are not at hand. Our reading: the surrogate gets k as the time that step k
+    No code is public and we do not know the coefficients. Our reading: the surrogate gets k as the time that step k
     leads to (the paper: one output per k); L_LCM is `consistency_loss` on the policy's own samples, not on images; the
     running moments are exponential. Logs `train/reward` (of z_n), `train/accuracy` of the surrogate on the pairs of its
     next step, `train/surrogate` (S of z_n) and `train/anchor`.
@@ -102,7 +102,7 @@ class LaSRO(Online):
 
     @torch.no_grad()
     def collect(self, batch: dict) -> dict:
-        """Adds the best and the worst z_k of each prompt at each k to the replay buffer; ties are left out."""
+        """Adds each prompt's best and worst z_k for each k to the replay buffer; ties are left out."""
         prompts, k = batch["prompt"], self.samples_per_prompt
         cond = self.policy.condition(prompts)
         z = torch.stack([self.estimates(cond) for _ in range(k)])  # (K, U, B, ...)

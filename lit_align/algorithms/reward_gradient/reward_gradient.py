@@ -17,7 +17,7 @@ class RewardGradient(Algorithm):
     Optimization is automatic: the Trainer clips and accumulates gradients. Logs `train/reward` (mean).
 
     Args:
-        reward: what is maximised; differentiable.
+        reward: the differentiable reward to maximise.
         rollout: the sampler that is differentiated (default: 50 DDIM steps, guidance 7.5).
     """
 

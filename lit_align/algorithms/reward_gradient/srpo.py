@@ -27,7 +27,7 @@ class SRPO(RewardGradient):
         threshold: in units of R (0.7 for HPSv2; 14 for PickScore, which the released code divides by 20).
         window: trained part of the sampling grid, from 0 (noise) to 1 (data).
         hop: length of a step, as a fraction of the window.
-        discount, inversion_discount: k towards data and towards noise, each at the window's data end and noise end.
+        discount, inversion_discount: k towards data and towards noise, each (at the data end, at the noise end).
     """
 
     def __init__(

@@ -10,9 +10,9 @@ class BOND(WeightedLikelihood):
 
         p_BoN / p_ref = F^(n-1) sum_{i=1..n} (F_ / F)^(i-1) = (F^n - F_^n) / (F - F_),
 
-    F and F_ the anchor's probabilities of a reward at most, and below, the sample's; without ties it is n F^(n-1). The
-    forward KL(p_BoN || p_theta) is then a weighted likelihood of the anchor's samples. Every `refresh_every` training
-    steps the policy becomes the next anchor, so best-of-n becomes best-of-n^2 and so on.
+    F and F_ the anchor's probabilities of a reward <= and < the sample's; without ties it is n F^(n-1). The forward
+    KL(p_BoN || p_theta) is then a weighted likelihood of the anchor's samples. Every `refresh_every` training steps the
+    policy becomes the next anchor, so best-of-n becomes best-of-n^2 and so on.
 
     The port to diffusion is ours: F and F_ are fractions of a prompt's K samples (no weight exceeds K: take K well
     above n), minus the denoising loss replaces log p_theta, and the anchor is a copy (the paper's: a running average).

@@ -14,8 +14,8 @@ class RewardWeighted(WeightedLikelihood):
 
         L = E[r(x, c) ||prediction - target||^2] + beta E[||prediction' - target'||^2]
 
-    In the paper r is in [0, 1]; here a negative reward counts as 0, as samples can only be learnt, not unlearnt. (The
-    paper samples once, in advance; here each batch's captions get fresh samples, from the same distribution.)
+    In the paper r is in [0, 1]; here a negative reward counts as 0, as a weight must not be negative. (The paper
+    samples once, in advance; here each batch's captions get fresh samples, from the same distribution.)
 
     Args:
         beta: weight of the pre-training loss, in units of the reward.

@@ -15,7 +15,7 @@ class RewardsInContext(WeightedLikelihood):
     written into the prompt. Two stages, two runs:
 
     - offline (`online: false`): on scored lists (a batch with `images` and `scores`, in the order of `conditions`), or
-      on own samples of the plain prompts. Mean and deviation are those of all rewards so far.
+      on own samples of the plain prompts. Mean and std are over all rewards so far.
     - online (`init_from:` the first run's checkpoint): on own samples of prompts with target scores, relabelled with
       the scores they got, by the first run's statistics; and on the scored lists if the data has them, as in the paper.
       (The paper also drops samples far from the Pareto front; here all are kept, each with its own scores.)
@@ -69,7 +69,7 @@ class RewardsInContext(WeightedLikelihood):
         return torch.ones_like(reward[..., 0])
 
     def standardised(self, reward: Tensor) -> Tensor:
-        """Rewards (B, K, R) minus their mean, over their deviation; offline they are added to the statistics first."""
+        """Rewards (B, K, R) minus their mean, over their std; offline they are added to the statistics first."""
         if not self.online:
             self.moments = self.moments + moments(self.gathered(reward).flatten(0, 1).cpu())
         mean, std = mean_and_std(self.moments)

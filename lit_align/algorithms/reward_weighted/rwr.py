@@ -1,4 +1,4 @@
-"""Reward-weighted regression, as in DDPO's comparison."""
+"""Reward-weighted regression, a baseline of DDPO's paper."""
 
 from typing import Literal
 
@@ -11,7 +11,7 @@ class RWR(WeightedLikelihood):
     """Black et al. 2023, arXiv 2305.13301, section 4.1, weights of N samples:
 
         exponential:  w_n = N softmax_n(tau r_n)
-        sparse:       w_n = 1[r_n >= quantile of r] / fraction of samples that are
+        sparse:       w_n = 1[r_n >= quantile of r] / fraction of such samples
 
     Both have mean 1, so equal rewards give supervised fine-tuning. The released code trains the guided prediction
     (`guidance_scale` 5, as in the rollout), and its option "temperature" is this tau: it multiplies.
