@@ -35,11 +35,11 @@ class Sampling(L.LightningModule):
         data = self.trainer.datamodule
         if data is None:
             return
-        given = data.column_names(split)
+        available = data.column_names(split)
         for reward in rewards:
-            missing = [name for name, needed in reward.columns.items() if needed and name not in given]
-            if given and missing:
-                raise ValueError(missing_column(reward, missing[0], given))
+            missing = [name for name, needed in reward.columns.items() if needed and name not in available]
+            if available and missing:
+                raise ValueError(missing_column(reward, missing[0], available))
 
     # Samples and their scores
 

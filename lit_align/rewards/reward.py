@@ -32,8 +32,8 @@ class Reward(nn.Module):
     @property
     def columns(self) -> dict[str, bool]:
         """Columns of the data that `forward` takes -> True if required (no default)."""
-        given = list(signature(self.forward).parameters.values())[2:]
-        return {p.name: p.default is Parameter.empty for p in given if p.kind is not Parameter.VAR_KEYWORD}
+        parameters = list(signature(self.forward).parameters.values())[2:]
+        return {p.name: p.default is Parameter.empty for p in parameters if p.kind is not Parameter.VAR_KEYWORD}
 
     def components(self, images: Tensor, prompts: list[str], **columns: list) -> Tensor:
         """Per-image scores, (N,) or (N, R), from which `combine` computes the reward."""
@@ -54,10 +54,10 @@ def components(reward: Reward, images: Tensor, rows: dict) -> Tensor:
 
     Raises ValueError if the rows lack a column, or if the reward does not give one number (or R numbers) per image.
     """
-    given = rows.get("columns", {})
-    if missing := [name for name, needed in reward.columns.items() if needed and name not in given]:
-        raise ValueError(missing_column(reward, missing[0], given))
-    columns = {name: given[name] for name in reward.columns if name in given}
+    available = rows.get("columns", {})
+    if missing := [name for name, needed in reward.columns.items() if needed and name not in available]:
+        raise ValueError(missing_column(reward, missing[0], available))
+    columns = {name: available[name] for name in reward.columns if name in available}
     score = reward.components(images, rows["prompt"], **columns)
     if torch.is_tensor(score) and score.shape == (len(images), 1) and not reward.names:
         score = score.squeeze(1)
@@ -69,10 +69,10 @@ def components(reward: Reward, images: Tensor, rows: dict) -> Tensor:
     return score.float()
 
 
-def missing_column(reward: Reward, name: str, given) -> str:
+def missing_column(reward: Reward, name: str, available) -> str:
     """Error message for data that lacks a column."""
-    there = ", ".join(given) or "none besides the prompt"
-    return f"the reward {reward.name} needs the column `{name}`; the data has {there}: add it to the file of prompts."
+    names = ", ".join(available) or "none besides the prompt"
+    return f"the reward {reward.name} needs the column `{name}`; the data has {names}: add it to the file of prompts."
 
 
 def judge(reward: Reward, policy, latents: Tensor, rows: dict, size: int | None = None) -> Tensor:

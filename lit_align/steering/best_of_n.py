@@ -35,11 +35,11 @@ class BestOfN(OuterSampler):
     def search(
         self, policy, cond: dict, rows: dict, seeds: list[int] | None, hooks: Sequence[Hook], x: Tensor | None
     ) -> State:
-        best, calls = None, Counter()
+        best, calls, columns = None, Counter(), rows["columns"]
         for k in range(self.n):
-            own = None if seeds is None else [derived_seed(seed, k) for seed in seeds]
+            run_seeds = None if seeds is None else [derived_seed(seed, k) for seed in seeds]
             state = self.sampler(
-                policy, rows["prompt"], cond=cond, columns=rows["columns"], x=None if k else x, seeds=own, hooks=hooks
+                policy, rows["prompt"], cond=cond, columns=columns, x=None if k else x, seeds=run_seeds, hooks=hooks
             )
             calls += state.calls
             reward = judge(self.reward, policy, state.x, rows, self.decode_size)

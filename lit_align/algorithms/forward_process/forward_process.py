@@ -162,8 +162,8 @@ class ForwardProcess(Online):
 
     def normalised_error(self, x: Tensor, y: Tensor) -> Tensor:
         """mean (x - y)^2 / sg(mean |x - y|) of each sample, the divisor at least 1e-5: (M,)."""
-        size = self.policy.error((x - y).detach().abs().sqrt(), torch.zeros_like(y))  # mean |x - y|
-        return self.policy.error(x, y) / size.clamp(min=1e-5)
+        scale = self.policy.error((x - y).detach().abs().sqrt(), torch.zeros_like(y))  # mean |x - y|
+        return self.policy.error(x, y) / scale.clamp(min=1e-5)
 
     def training_step(self, batch: dict, batch_idx: int) -> None:
         super().training_step(batch, batch_idx)

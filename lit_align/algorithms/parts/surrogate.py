@@ -107,7 +107,7 @@ class Surrogate(Reward):
         for _ in range(self.epochs):
             for part in torch.randperm(len(self.y)).split(self.batch_size):
                 batches = [indices[part] for indices in rows]
-                errors = [head(self.x[at]).squeeze(1) - self.y[at] for head, at in zip(self.heads, batches)]
+                errors = [head(self.x[i]).squeeze(1) - self.y[i] for head, i in zip(self.heads, batches)]
                 loss = torch.stack(errors).square().mean()
                 optimizer.zero_grad()
                 loss.backward()

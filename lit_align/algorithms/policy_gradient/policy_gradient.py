@@ -104,10 +104,10 @@ class PolicyGradient(Online):
                 f"samples_per_prompt is {self.samples_per_prompt}; {type(self).__name__} compares {self.group_size} "
                 f"trajectories of a prompt: give a multiple of {self.group_size}."
             )
-        prompts, size = rows["prompt"], max(1, self.minibatch // leaves)
+        prompts, batch_size = rows["prompt"], max(1, self.minibatch // leaves)
         x = torch.randn(len(prompts) // self.noise_group_size, *self.policy.latent_shape, device=self.device)
         x, states = x.repeat_interleave(self.noise_group_size, 0), []
-        for part in torch.arange(len(prompts)).split(size):
+        for part in torch.arange(len(prompts)).split(batch_size):
             part_rows = select_rows(rows, part.tolist())
             columns = part_rows["columns"]
             states.append(

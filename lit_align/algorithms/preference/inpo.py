@@ -34,8 +34,8 @@ class InPO(Preference):
         stop = torch.randint(1, len(grid), (len(x_0) // 2,), device=x_0.device).repeat(2)
         x_t = x_0.clone()
         for i in range(1, int(stop.max()) + 1):
-            on = (stop >= i).nonzero().flatten()
-            x_t[on] = self.inversion_step(x_t[on], grid[i - 1], grid[i], {k: v[on] for k, v in cond.items()})
+            rows = (stop >= i).nonzero().flatten()
+            x_t[rows] = self.inversion_step(x_t[rows], grid[i - 1], grid[i], {k: v[rows] for k, v in cond.items()})
         t = grid[stop]
         alpha, sigma = self.policy.process.coefficients(t, x_0)
         return t, (x_t - alpha * x_0) / sigma

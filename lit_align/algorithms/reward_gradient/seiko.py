@@ -78,10 +78,10 @@ class SEIKO(Online, AlignProp):
     @torch.no_grad()
     def collect(self, batch: dict) -> dict:
         """Queries the reward for fresh samples, and fits the surrogate to all queries of all ranks so far."""
-        size = self.minibatch * self.accumulate
+        batch_size = self.minibatch * self.accumulate
         k = self.samples_per_prompt[min(self.batch_number, len(self.samples_per_prompt) - 1)]
         rows, x, y = tile_rows(batch, k), [], []
-        for part in torch.arange(len(rows["prompt"])).split(size):
+        for part in torch.arange(len(rows["prompt"])).split(batch_size):
             part_rows = select_rows(rows, part.tolist())
             image = self.policy.decode(self.rollout(self.policy, part_rows["prompt"]).x)
             x.append(self.reward.describe(image, part_rows["prompt"]))

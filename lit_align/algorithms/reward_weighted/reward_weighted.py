@@ -72,8 +72,8 @@ class WeightedLikelihood(Online):
         """{"prompt", "image_latents", "weight"} of the batch's B K samples."""
         latents, reward = self.sample_and_judge(batch)
         weight = self.weights(self.gathered(reward))
-        size = weight.sum().square() / weight.square().sum().clamp(min=1e-12)
-        self.log_mean("train/effective_sample_size", size, 1)
+        ess = weight.sum().square() / weight.square().sum().clamp(min=1e-12)
+        self.log_mean("train/effective_sample_size", ess, 1)
         return {
             "prompt": [p for p in batch["prompt"] for _ in range(self.samples_per_prompt)],
             "image_latents": latents.flatten(0, 1),

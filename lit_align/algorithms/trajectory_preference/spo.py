@@ -72,9 +72,9 @@ class Candidates(Hook):
 
     def pairs(self, state: State) -> Trajectory:
         """The scored steps (2n, T), best and worst candidate alternating."""
-        twice = [i for i in range(len(state.x)) for _ in range(2)]
+        rows = [i for i in range(len(state.x)) for _ in range(2)]
         columns = (self.recorded(state, key) for key in STEP)
-        return Trajectory(*columns, select_rows(state.cond, twice), select_rows(state.prompts, twice))
+        return Trajectory(*columns, select_rows(state.cond, rows), select_rows(state.prompts, rows))
 
 
 class SPO(TrajectoryPreference):
