@@ -1,4 +1,4 @@
-"""Diffusion-IPO: squared distance of the gap from a target margin, beyond which no pair pushes."""
+"""Diffusion-IPO: squared distance of the gap from a target margin, which limits how far a pair pushes."""
 
 from torch import Tensor
 

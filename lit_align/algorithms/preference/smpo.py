@@ -12,7 +12,7 @@ from lit_align.rewards.reward import Reward
 
 class SmPO(InPO):
     """arXiv 2506.02698: InPO with one ReNoise refinement and a soft label p = P(x^w better) in place of 1. The gap's
-    coefficient is beta (2p - 1); p is the softmax of the two rewards, min-max normalised over the batch, times `gamma`.
+    coefficient is beta (2p - 1); p is the softmax of `gamma` times the two rewards, min-max normalised over the batch.
 
     Args:
         reward: scores winners and losers (the paper: PickScore).
