@@ -11,7 +11,7 @@ help:
 	@echo "make test         set up, run the whole suite"
 	@echo "make test-fast    the suite without its slow tests"
 	@echo "make lint         ruff"
-	@echo "make results      docs/results.md: METHODS='dpo ipo' SEEDS='1 2' (default: every config in configs/shapes, three seeds)"
+	@echo "make results      train, test and write docs/results.md: METHODS='dpo ipo' SEEDS='1 2' (default: all methods, seeds 1 2 3)"
 	@echo "make clean        remove .venv"
 
 .venv/ready: pyproject.toml constraints.txt
@@ -34,7 +34,7 @@ lint: .venv/ready
 	$(RUN) ruff check . && ruff format --check lit_align callbacks
 
 results: .venv/ready
-	$(RUN) python -m lit_align.results --methods $(METHODS) --seeds $(SEEDS)
+	$(RUN) python -m lit_align.studies.results --methods $(METHODS) --seeds $(SEEDS)
 
 clean:
 	rm -rf .venv *.egg-info

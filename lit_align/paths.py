@@ -17,8 +17,8 @@ def find(path: str) -> str:
     top, *inside = Path(path).parts or ("",)
     if top == "checkpoints" and inside and inside[0] in SHIPPED and not (ROOT / top / inside[0]).exists():
         raise FileNotFoundError(
-            f"{path} is not here: an installed lit_align does not carry checkpoints/{inside[0]}; clone the repository and "
-            "run in the clone, or copy its checkpoints/ into the working directory."
+            f"{path} is not here: an installed lit_align does not carry checkpoints/{inside[0]}; clone the repository "
+            "and run in the clone, or copy its checkpoints/ into the working directory."
         )
     return path
 

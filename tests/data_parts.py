@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
-from lit_align.shapes.pairs import row
+from lit_align.shapes.make.pairs import row
 
 
 def picture(color, size=(20, 20), kind="PNG"):

@@ -2,14 +2,18 @@
 
 import os
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from lit_align.algorithms import restore
+from lit_align.algorithms.parts.clipping import clip_gradients
 from lit_align.algorithms.sampling import Sampling
 from lit_align.paths import find
+from lit_align.policies.adapters import LoRA
 from lit_align.policies.policy import Policy
 from lit_align.rewards.reward import Reward
 
@@ -19,7 +23,7 @@ class Algorithm(Sampling):
 
     Args:
         policy: the model to align.
-        optimizer: called with the trainable parameters (default: torch's AdamW).
+        optimizer: called with the trainable parameters (default: AdamW with learning rate 1e-5, with LoRA 1e-4).
         lr_scheduler: called with the optimizer; stepped after every optimizer step, or once per batch in methods that
             make several optimizer steps per batch.
         init_from: a checkpoint of this library whose weights training starts from, with a new optimizer, step count and
@@ -44,10 +48,9 @@ class Algorithm(Sampling):
         **kwargs,
     ):
         super().__init__(policy=policy, **kwargs)
-        self.optimizer = torch.optim.AdamW if optimizer is None else optimizer
-        self.lr_scheduler, self.init_from = lr_scheduler, init_from
-        if not 0 <= caption_dropout <= 1:
-            raise ValueError(f"caption_dropout is {caption_dropout}; give a fraction in [0, 1].")
+        if optimizer is None:
+            optimizer = partial(torch.optim.AdamW, lr=1e-4 if isinstance(policy.adapter, LoRA) else 1e-5)
+        self.optimizer, self.lr_scheduler, self.init_from = optimizer, lr_scheduler, init_from
         self.caption_dropout = caption_dropout
         self.strict_loading = False  # a checkpoint holds the trained weights only
 
@@ -113,6 +116,7 @@ class Algorithm(Sampling):
 
     def configure_optimizers(self):
         optimizer = self.optimizer(self.parameter_groups())
+        self._hyperparameters = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
         if self.lr_scheduler is None:
             return optimizer
         return {
@@ -137,21 +141,30 @@ class Algorithm(Sampling):
         self.log("train/loss", loss.detach(), prog_bar=True)
         return loss
 
-    def on_before_optimizer_step(self, optimizer) -> None:
-        if not self.automatic_optimization:  # fp16 gradients are unscaled by now
-            self.clip_by_group(optimizer, self.max_grad_norm)
+    def on_train_start(self) -> None:
+        if self.trainer.ckpt_path:
+            schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+            restore.restore_hyperparameters(self.trainer.optimizers[0], self._hyperparameters, schedulers)
+
+    def on_before_optimizer_step(self, optimizer) -> None:  # fp16 gradients are unscaled by now
+        """Clips the gradients of each parameter group separately, so a value function's gradients do not shrink the
+        policy's. Logs their norm before clipping as `train/grad_norm`, and raises FloatingPointError before the step if
+        it is NaN or inf. (In 16-mixed precision the loss scaler skips such a step.)"""
+        by_value = self.trainer.gradient_clip_algorithm == "value"
+        max_norm = self.trainer.gradient_clip_val if self.automatic_optimization else self.max_grad_norm
+        norms = [clip_gradients(group["params"], None if by_value else max_norm) for group in optimizer.param_groups]
+        norm = torch.stack(norms).norm()
+        if not norm.isfinite() and self.trainer.precision != "16-mixed":
+            raise FloatingPointError(
+                f"the gradient is {norm.item()} at step {self.global_step}, and no weight was changed: lower the "
+                "learning rate, or look at the rows of this batch."
+            )
+        self.log("train/grad_norm", norm)
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+        """Leaves clipping by norm to `on_before_optimizer_step`."""
         if gradient_clip_algorithm == "value":
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        else:
-            self.clip_by_group(optimizer, gradient_clip_val)
-
-    def clip_by_group(self, optimizer, max_norm: float | None) -> None:
-        """Clips the gradients of each parameter group separately, so a value function's gradients do not shrink the
-        policy's."""
-        for group in optimizer.param_groups if max_norm else ():
-            torch.nn.utils.clip_grad_norm_(group["params"], max_norm)
 
     def gradient_sync(self, last: bool) -> AbstractContextManager:
         """Context for one backward of an accumulated optimizer step: under DDP, gradients are synchronised only when
@@ -202,11 +215,22 @@ class Algorithm(Sampling):
 
     # Checkpoints of the trained weights
 
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        restore.check_finite(checkpoint.get("state_dict", {}))
+        checkpoint["optimizer_class"] = type(self.trainer.optimizers[0]).__name__
+
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        """Drops the checkpoint's updated reference if this policy does not update its reference (in `test`)."""
-        if "state_dict" in checkpoint and not self.policy.reference_moves:  # absent in sharded checkpoints
-            state = checkpoint["state_dict"]
+        """Checks weights and optimizer against this run's; the hyperparameters stay this run's."""
+        if "state_dict" not in checkpoint:  # absent in sharded checkpoints
+            return
+        state = checkpoint["state_dict"]
+        restore.check_weights(self, state, "the checkpoint")
+        if not self.policy.reference_moves:  # `test` of a run that updated it
             checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("policy._frozen.reference.")}
+        if self.trainer.training:
+            optimizer = self.optimizer([torch.nn.Parameter(torch.zeros(1))])
+            restore.check_optimizer(checkpoint.get("optimizer_class"), type(optimizer).__name__)
+            checkpoint["lr_schedulers"] = [restore.keep_counters(s) for s in checkpoint.get("lr_schedulers", [])]
 
     def state_dict(self, *args, **kwargs) -> dict:
         prefix, trained = kwargs.get("prefix", ""), {n for n, p in self.named_parameters() if p.requires_grad}
@@ -214,8 +238,9 @@ class Algorithm(Sampling):
         return {k: v for k, v in super().state_dict(*args, **kwargs).items() if k in kept or k.endswith("_extra_state")}
 
     def load_weights(self, path: str) -> None:
-        """Loads the trained weights of a checkpoint file. Raises ValueError if none of them belongs to this policy."""
+        """Loads the trained weights of a checkpoint file. Raises ValueError if one of this policy's is missing."""
+        if path.endswith(".safetensors"):
+            raise ValueError(f"init_from takes a .ckpt file of this library; {path} is none: load it by policy.lora.")
         weights = torch.load(find(path), map_location="cpu", weights_only=True)["state_dict"]
-        if not set(weights) & {name for name, p in self.named_parameters() if p.requires_grad}:
-            raise ValueError(f"init_from {path} holds no weight of this policy: check policy and adapter.")
+        restore.check_weights(self, weights, f"init_from {path}", policy_alone=True)
         self.load_state_dict(weights, strict=False)

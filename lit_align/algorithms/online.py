@@ -11,6 +11,7 @@ from lit_align.algorithms.algorithm import Algorithm
 from lit_align.diffusion.hook import Hook
 from lit_align.diffusion.sampler import Sampler
 from lit_align.diffusion.state import concatenate, select_rows
+from lit_align.ranges import check_ranges
 
 
 class Online(Algorithm):
@@ -44,6 +45,11 @@ class Online(Algorithm):
         self.rollout, self.updates, self.minibatch = rollout or Sampler(), updates, minibatch
         self.refresh_every, self.max_grad_norm = refresh_every, max_grad_norm
         self.moves_reference = self.moves_reference or refresh_every > 0
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        for part in (self.rollout, self.rollout.transition):
+            check_ranges(part)
 
     @abstractmethod
     def collect(self, batch: dict) -> Any:

@@ -7,6 +7,7 @@ from torch import Tensor
 from lit_align.diffusion.sampler import Sampler
 from lit_align.diffusion.state import State
 from lit_align.policies.policy import Policy
+from lit_align.ranges import check_ranges
 from lit_align.rewards.reward import Reward, components, judge, missing_column
 
 
@@ -19,6 +20,8 @@ class Sampling(L.LightningModule):
         rewards: scores of these images, logged as `val/reward/<name>`; the first is the headline of `test`.
     """
 
+    ranges: dict[str, str] = {}  # ranges of this class's numbers that differ from RANGES
+
     def __init__(self, policy: Policy, sampler: Sampler | None = None, rewards: list[Reward] | None = None):
         super().__init__()
         self.policy, self.sampler = policy, sampler or Sampler()
@@ -26,19 +29,19 @@ class Sampling(L.LightningModule):
         self._logged: dict[str, tuple] = {}  # name -> (sum, rows) in this training batch
 
     def setup(self, stage: str) -> None:
-        splits = {"fit": ("val",), "validate": ("val",), "test": ("test",), "predict": ("predict",)}[stage]
-        for split in splits:
-            self.check_columns(self.rewards, split)
+        for part in (self, self.sampler, self.sampler.transition):
+            check_ranges(part, self.ranges)
+        self.check_columns(self.rewards, {"fit": "val", "validate": "val"}.get(stage, stage))
 
     def check_columns(self, rewards, split: str) -> None:
         """Raises ValueError if a reward needs a column that the split's data lacks (train, val, test or predict)."""
         data = self.trainer.datamodule
-        if data is None:
+        if data is None or (split != "train" and not data.prompt_files[split]):
             return
         available = data.column_names(split)
         for reward in rewards:
             missing = [name for name, needed in reward.columns.items() if needed and name not in available]
-            if available and missing:
+            if missing:
                 raise ValueError(missing_column(reward, missing[0], available))
 
     # Samples and their scores

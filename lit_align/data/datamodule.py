@@ -27,7 +27,7 @@ class AlignData(L.LightningDataModule):
         batch_size: rows per device and step.
         val_batch_size: prompts sampled at once in validation, test and predict.
         num_workers: loader processes.
-        resolution: height and width of images, pixels.
+        resolution: height and width of images, pixels (default: the policy's).
         seed: of the order of rows.
         val_prompts, test_prompts, predict_prompts: files (.txt, .jsonl, .csv, .parquet) with a column `prompt`. Further
             columns are kept: rewards can ask for them, and `skill` groups the results of `test`. predict falls back on
@@ -45,7 +45,7 @@ class AlignData(L.LightningDataModule):
         batch_size: int = 1,
         val_batch_size: int = 16,
         num_workers: int = 0,
-        resolution: int = 512,
+        resolution: int | None = None,
         seed: int = 42,
         val_prompts: str | None = None,
         test_prompts: str | None = None,
@@ -54,8 +54,9 @@ class AlignData(L.LightningDataModule):
         smoke: bool = False,
     ):
         super().__init__()
-        for name, value in {"batch_size": batch_size, "val_batch_size": val_batch_size}.items():
-            if value < 1:
+        counts = {"batch_size": batch_size, "val_batch_size": val_batch_size, "resolution": resolution}
+        for name, value in counts.items():
+            if value is not None and value < 1:
                 raise ValueError(f"data.{name} is {value}: give 1 or more.")
         self.batch_size, self.val_batch_size, self.num_workers = batch_size, val_batch_size, num_workers
         self.resolution, self.seed, self.encode_once, self.smoke = resolution, seed, encode_once, smoke
@@ -85,7 +86,24 @@ class AlignData(L.LightningDataModule):
         names = getattr(rows, "column_names", None) or []  # rows that are no table have none
         return [name.removeprefix(COLUMN) for name in names if name.startswith(COLUMN)]
 
+    def match_resolution(self) -> None:
+        """Images get the policy's resolution unless their own is given; ValueError if the two differ."""
+        module = self.trainer and self.trainer.lightning_module
+        policy = getattr(module, "policy", None)  # absent without a trainer, or from a module that is not ours
+        if not self.image_keys:
+            return
+        if policy is None and self.resolution is None:
+            raise ValueError(f"{type(self).__name__} has no policy to take the images' size from: set data.resolution.")
+        if policy is not None and self.resolution not in (None, policy.resolution):
+            raise ValueError(
+                f"data.resolution is {self.resolution} and the policy's resolution is {policy.resolution}: "
+                "leave --data.resolution out, or set --model.policy.resolution to the same."
+            )
+        self.resolution = self.resolution or policy.resolution
+
     def setup(self, stage: str) -> None:
+        if stage in ("fit", "validate"):
+            self.match_resolution()
         if stage == "fit" and self.train is None:
             self.train = self.prepare("train")
         if stage in ("fit", "validate") and self.val is None:
@@ -99,6 +117,11 @@ class AlignData(L.LightningDataModule):
         if self.smoke and rows is not None:
             rows = rows.select(range(min(8, len(rows))))
         return encode_rows(self, rows) if self.encode_once and rows is not None else rows
+
+    def settings(self) -> dict:
+        """What `collate` may depend on: resolution, seed, and the attributes that a subclass adds."""
+        own = set(vars(self)) - set(vars(AlignData()))
+        return {k: v for k, v in sorted(vars(self).items()) if k in own or k in ("resolution", "seed")}
 
     def state_dict(self) -> dict:
         return {"pass_ends": self.pass_ends}

@@ -1,9 +1,12 @@
 """Latents and caption embeddings, computed once before training and cached on disk."""
 
+from pathlib import Path
+
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_align.data.batch import COLUMN, batch_of
+from lit_align.data.images import READER
 
 ENCODE_BATCH = 32  # rows; a batch's bytes must stay below Arrow's 2 GiB
 
@@ -11,7 +14,6 @@ ENCODE_BATCH = 32  # rows; a batch's bytes must stay below Arrow's 2 GiB
 def encode_rows(data, rows):
     """The rows of an AlignData with their images as latents and their captions as embeddings, cached on disk."""
     from datasets import Dataset
-    from datasets.fingerprint import Hasher
 
     if not isinstance(rows, Dataset):
         raise ValueError(f"{type(data).__name__} has no table on disk to cache: set --data.encode_once false.")
@@ -25,9 +27,12 @@ def encode_rows(data, rows):
             torch.manual_seed(data.seed + places[0])  # the posterior's sample is the same whenever it is drawn
             return pack(batch, policy, data.image_keys)
 
+    key = cache_key(data, rows, policy)
+    file = cache_file(key)
     if not trainer.is_global_zero:
         trainer.strategy.barrier("encode_once")
-    rank_zero_info(f"encode_once: {len(rows)} rows")
+    done = f"latents and captions of {len(rows)} rows are read from" if file.exists() else f"{len(rows)} rows, into"
+    rank_zero_info(f"encode_once: {done} {file}")
     encoded = rows.map(
         encode,
         batched=True,
@@ -35,13 +40,53 @@ def encode_rows(data, rows):
         batch_size=ENCODE_BATCH,
         writer_batch_size=ENCODE_BATCH,
         remove_columns=rows.column_names,
-        new_fingerprint=Hasher.hash(f"{rows._fingerprint} {policy.fingerprint} {data.resolution} {data.seed}"),
+        new_fingerprint=key,
+        cache_file_name=str(file),
+        load_from_cache_file=True,
         desc="encode_once",
     )
     if trainer.is_global_zero:
         trainer.strategy.barrier("encode_once")
     policy.encoder_device = None
     return encoded
+
+
+def cache_key(data, rows, policy) -> str:
+    """A hash of all that the encoded rows depend on: the rows (with the stamps of their image files), the dataset's
+    settings, the image reader, and the encoders."""
+    from datasets.fingerprint import Hasher
+
+    made = [type(data).__qualname__, data.settings(), READER, policy.trains_text, policy.fingerprint]
+    return Hasher.hash([rows._fingerprint, made, encoder_fingerprint(policy)])
+
+
+def cache_file(key: str) -> Path:
+    """Where the rows of a key are cached: beside the other caches of `datasets` (HF_DATASETS_CACHE)."""
+    from datasets import config
+
+    folder = Path(config.HF_DATASETS_CACHE) / "lit_align"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"encode_once-{key}.arrow"
+
+
+def encoder_fingerprint(policy) -> str:
+    """A hash of the weights and settings of a policy's VAE, text encoders and tokenizers; without text encoders that
+    are trained, since captions are not cached then. Takes about 0.1 s per GB of weights on a CPU."""
+    import xxhash
+
+    found = xxhash.xxh3_128()
+    trained = policy.encoder_names if policy.trains_text else ()
+    for name, part in sorted(policy.pipe.components.items()):
+        if name in (policy.denoiser_name, *trained):
+            continue
+        if isinstance(part, torch.nn.Module):
+            found.update(f"{name} {part.config}".encode())
+            for tensor in part.state_dict().values():
+                found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+                found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        elif "tokenizer" in name and part is not None:
+            found.update(f"{name} {part.model_max_length} {sorted(part.get_vocab().items())}".encode())
+    return found.hexdigest()
 
 
 def encode_images(policy, images: torch.Tensor) -> torch.Tensor:

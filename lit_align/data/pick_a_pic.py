@@ -10,8 +10,8 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lit_align.data.batch import text_batch
 from lit_align.data.datamodule import AlignData
+from lit_align.data.image_files import drop_unreadable
 from lit_align.data.images import decode
-from lit_align.data.pairs import drop_unreadable
 from lit_align.data.tables import check_captions, named_columns
 from lit_align.paths import find
 

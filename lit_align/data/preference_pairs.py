@@ -4,24 +4,35 @@ import os
 from typing import Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 
 from lit_align.data.batch import text_batch
 from lit_align.data.datamodule import AlignData
+from lit_align.data.image_files import drop_unreadable, in_folder, stamp_files
 from lit_align.data.images import decode
-from lit_align.data.pairs import drop_unreadable
+from lit_align.data.label_studio import is_export, read_export
 from lit_align.data.tables import check_captions, named_columns, read_table
 from lit_align.paths import find
+
+NAMES = {  # what the columns are called where the user does not say
+    "prompt": ("prompt", "caption", "text"),
+    "win": ("win", "chosen", "preferred", "winner"),
+    "lose": ("lose", "rejected", "dispreferred", "loser"),
+}
 
 
 class PreferencePairs(AlignData):
     """Pairs from a .parquet, .csv or .jsonl file or a datasets folder: a PairBatch {"prompt", "win", "lose", ...}.
 
     An image cell is a path (relative to the file), encoded bytes, or a datasets Image. `index` is the row in the file.
+    A .json export of Label Studio's Pairwise tag is read, too (see data/label_studio.py).
 
     Args:
         path: the file of training pairs, or a folder that `datasets` reads (an imagefolder, say).
         val_path: the same of held-out pairs, for implicit accuracy.
-        prompt_column, win_column, lose_column: where the caption, the preferred and the other image are.
+        prompt_column, win_column, lose_column: where the caption, the preferred and the other image are (default: the
+            first that the file has of prompt, caption, text; win, chosen, preferred, winner; lose, rejected,
+            dispreferred, loser; the log says which).
         on_corrupt: stop at an unreadable image, or look for them before training and leave those rows out.
     """
 
@@ -32,45 +43,49 @@ class PreferencePairs(AlignData):
         self,
         path: str,
         val_path: str | None = None,
-        prompt_column: str = "prompt",
-        win_column: str = "win",
-        lose_column: str = "lose",
+        prompt_column: str | None = None,
+        win_column: str | None = None,
+        lose_column: str | None = None,
         on_corrupt: Literal["error", "skip"] = "error",
         **kwargs,
     ):
         super().__init__(**kwargs)
         columns = ("caption", "jpg_0", "jpg_1") if self.smoke else (prompt_column, win_column, lose_column)
         self.paths = {"train": self.training_path(path), "val": None if self.smoke else val_path}
-        self.columns = dict(zip(("prompt", "win", "lose"), columns))
+        self.columns = dict(zip(NAMES, columns))
         self.on_corrupt = on_corrupt
 
     def load(self, split: str):
-        from datasets import Image, Value
-
         path = self.paths[split]
         if path is None:
             return None
-        table = read_table(path)
-        for key, column in self.columns.items():
+        table = read_export(path) if is_export(path) else read_table(path)
+        columns = {key: column or find_column(key, table, path) for key, column in self.columns.items()}
+        for key, column in columns.items():
             if column not in table.column_names:
-                found = ", ".join(table.column_names)
-                raise ValueError(
-                    f"column `{column}` not found in {path}; columns are {found}; set --data.{key}_column."
-                )
-        rows = named_columns(table, path, self.columns)
-        check_captions(rows, self.columns["prompt"])
-        folder = os.path.dirname(find(path))
-        for key in self.image_keys:
-            if rows.features[key] in (Value("string"), Value("large_string")):
-                rows = rows.map(lambda name: {key: name and os.path.join(folder, name)}, input_columns=key)
-            if isinstance(rows.features[key], Image):
-                rows = rows.cast_column(key, Image(decode=False))  # `decode` reads it, and knows the row
+                found = f"columns are {', '.join(table.column_names)}"
+                raise ValueError(f"column `{column}` not found in {path}; {found}; set --data.{key}_column.")
+        rank_zero_info(f"{path}: " + ", ".join(f"{key} is column `{column}`" for key, column in columns.items()))
+        rows = named_columns(table, path, columns)
+        check_captions(rows, columns["prompt"])
+        rows = in_folder(rows, self.image_keys, os.path.dirname(find(path)))
+        rows = stamp_files(rows, {key: columns[key] for key in self.image_keys}, self.on_corrupt)
         return drop_unreadable(rows, self.image_keys, self.on_corrupt)
 
     def collate(self, rows: list[dict]) -> dict:
-        images = {key: torch.stack([self.image(row, key) for row in rows]) for key in self.image_keys}
-        return text_batch(rows) | images
+        return text_batch(rows) | {key: self.image_batch(rows, key) for key in self.image_keys}
 
-    def image(self, row: dict, key: str) -> torch.Tensor:
-        where = f"row {row['index']}, column {self.columns[key]} of {row['file']}"
-        return decode(row[key], self.resolution, where)
+    def image_batch(self, rows: list[dict], key: str) -> torch.Tensor:
+        """The images under a key, (B, 3, H, W)."""
+        column = self.columns[key] or key
+        where = [f"row {row['index']}, column {column} of {row['file']}" for row in rows]
+        return torch.stack([decode(row[key], self.resolution, place) for row, place in zip(rows, where)])
+
+
+def find_column(key: str, table, path: str) -> str:
+    """The first of the key's usual names that the table has; ValueError with its columns where it has none."""
+    for name in NAMES[key]:
+        if name in table.column_names:
+            return name
+    names, found = " or ".join(NAMES[key]), ", ".join(table.column_names)
+    raise ValueError(f"no column {names} found in {path}; columns are {found}; set --data.{key}_column.")

@@ -6,6 +6,7 @@ import torch
 
 from lit_align.data.batch import text_batch
 from lit_align.data.datamodule import AlignData
+from lit_align.data.image_files import in_folder, stamp_files
 from lit_align.data.images import decode
 from lit_align.data.tables import check_captions, named_columns, read_table
 from lit_align.paths import find
@@ -49,7 +50,8 @@ class Rankings(AlignData):
         rows = named_columns(read_table(self.path), self.path, self.columns)
         check_captions(rows, self.columns["prompt"])
         self.size = len(rows[0]["images"])
-        return rows
+        rows = in_folder(rows, ("images",), os.path.dirname(find(self.path)))
+        return stamp_files(rows, {"images": self.columns["images"]}, "error")
 
     def collate(self, rows: list[dict]) -> dict:
         for row in rows:
@@ -64,7 +66,5 @@ class Rankings(AlignData):
 
     def images(self, row: dict) -> torch.Tensor:
         """The K images of a row, (K, 3, H, W)."""
-        folder = os.path.dirname(find(self.path))
-        cells = [os.path.join(folder, cell) if isinstance(cell, str) else cell for cell in row["images"]]
         where = f"row {row['index']}, column {self.columns['images']} of {row['file']}"
-        return torch.stack([decode(cell, self.resolution, where) for cell in cells])
+        return torch.stack([decode(cell, self.resolution, where) for cell in row["images"]])

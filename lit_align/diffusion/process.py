@@ -2,12 +2,15 @@
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 TimestepSampling = Literal["uniform", "logit_normal", "mode"]
+Grid = Literal["ends", "inverse", "unipc", "dpm_solver"]
 PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow")
 
 
@@ -33,9 +36,18 @@ class Process(nn.Module):
         self.prediction = prediction
 
     @staticmethod
-    def from_scheduler(config: dict) -> "Process":
-        """The process of a diffusers scheduler, from its config (scheduler_config.json)."""
-        return Flow.from_scheduler(config) if "FlowMatch" in config["_class_name"] else VP.from_scheduler(config)
+    def from_scheduler(config: dict, tokens: int | None = None, grid: Grid | None = None, mu=None) -> "Process":
+        """The process of a diffusers scheduler, from its config (scheduler_config.json) and `_class_name`. ValueError
+        for a scheduler, or an option of one, that is not read here.
+
+        Args:
+            tokens: tokens of an image in the denoiser, by which a flow's dynamic shift is computed.
+            grid: the flow's sampling grid, where the pipeline has one of its own (see Flow).
+            mu: function of tokens and sampling steps: the flow's dynamic shift, where the pipeline has its own formula.
+        """
+        from lit_align.diffusion.scheduler_config import is_flow
+
+        return Flow.from_scheduler(config, tokens, grid, mu) if is_flow(config) else VP.from_scheduler(config)
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
@@ -50,8 +62,8 @@ class Process(nn.Module):
         """The sampling grid of n steps: (n + 1,) times, the noisiest first, the end point included."""
 
     @abstractmethod
-    def sample_timesteps(self, n: int, law: TimestepSampling = "uniform", device=None, generator=None) -> Tensor:
-        """n training times drawn from a law."""
+    def sample_timesteps(self, n: int, sampling: TimestepSampling = "uniform", device=None, generator=None) -> Tensor:
+        """n random training times."""
 
     def snr(self, t: Tensor) -> Tensor:
         """Signal-to-noise ratio alpha^2 / sigma^2."""
@@ -89,7 +101,7 @@ class Process(nn.Module):
         }[self.prediction]()
 
     def to_eps(self, pred: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """The estimate of eps that a prediction at x_t stands for."""
+        """The estimate of eps from a prediction at x_t."""
         a, s = self.coefficients(t, x_t)
         pred, x_t = pred.float(), x_t.float()
         return {
@@ -124,18 +136,20 @@ class VP(Process):
         table = torch.cat([alphas_cumprod.double(), torch.ones(1, dtype=torch.float64)])  # index -1 is clean data
         self.register_buffer("alphas", table.sqrt().float(), persistent=False)
         self.register_buffer("sigmas", (1 - table).sqrt().float(), persistent=False)
-        self.timestep_spacing, self.steps_offset, self.set_alpha_to_one = (
-            timestep_spacing,
-            steps_offset,
-            set_alpha_to_one,
-        )
+        self.timestep_spacing, self.steps_offset = timestep_spacing, steps_offset
+        self.set_alpha_to_one = set_alpha_to_one
 
     @classmethod
     def from_scheduler(cls, config: dict) -> "VP":
-        from diffusers import DDIMScheduler
+        from diffusers import CogVideoXDDIMScheduler, DDIMScheduler
 
-        tables = DDIMScheduler.from_config(config)  # reads every beta schedule diffusers knows
+        config = {k: v for k, v in config.items() if k != "_use_default_values"}  # else DDIM's defaults would win
+        tables = (CogVideoXDDIMScheduler if "snr_shift_scale" in config else DDIMScheduler).from_config(config)
         c = tables.config
+        if c.prediction_type == "epsilon" and tables.alphas_cumprod[-1] == 0:
+            raise ValueError(
+                "the scheduler has zero SNR at its end: epsilon prediction says nothing at zero SNR; use v_prediction."
+            )
         return cls(tables.alphas_cumprod, c.prediction_type, c.timestep_spacing, c.steps_offset, c.set_alpha_to_one)
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -157,36 +171,47 @@ class VP(Process):
         end = torch.tensor([-1 if self.set_alpha_to_one or t[-1] == 0 else 0])
         return torch.cat([t, end]).to(device)
 
-    def sample_timesteps(self, n: int, law: TimestepSampling = "uniform", device=None, generator=None) -> Tensor:
-        """n timesteps; laws over u in [0, 1] are read as fractions of T."""
-        if law == "uniform":
-            return torch.randint(self.num_train_timesteps, (n,), device=device, generator=generator)
-        return (
-            (_fractions(n, law, device, generator) * self.num_train_timesteps)
-            .long()
-            .clamp(max=self.num_train_timesteps - 1)
-        )
+    def sample_timesteps(self, n: int, sampling: TimestepSampling = "uniform", device=None, generator=None) -> Tensor:
+        """n random timesteps; distributions other than uniform are over t / T in [0, 1]."""
+        total = self.num_train_timesteps
+        if sampling == "uniform":
+            return torch.randint(total, (n,), device=device, generator=generator)
+        return (_fractions(n, sampling, device, generator) * total).long().clamp(max=total - 1)
 
 
 class Flow(Process):
     """The straight path: alpha = 1 - t, sigma = t, with t in [0, 1] (rectified flow; SD3, arXiv 2403.03206).
 
     Args:
-        shift: moves times towards noise, t -> shift t / (1 + (shift - 1) t) (SD3, eq. 23).
+        shift: moves times towards noise, t -> shift t / (1 + (shift - 1) t) (SD3, eq. 23); a number, or a function of
+            the number of sampling steps (training times then take that of 50 steps).
+        grid: times of n steps before the shift, the noisiest first: `ends`, from 1 to the shifted 1/T (diffusers'
+            FlowMatchEuler); `inverse`, from 1 to 1/n (FLUX, Qwen-Image, Z-Image); `unipc`, n + 1 from 1 to 1/T without
+            the last; `dpm_solver`, n + 1 from 1 - 1/T to 0 without the last.
+        terminal: the last time before 0; the grid is stretched to end there.
+        shift_ends: whether `ends` shifts 1/T before it spaces the times (diffusers: where the shift is static).
     """
 
-    def __init__(self, shift: float = 1.0, num_train_timesteps: int = 1000):
+    def __init__(
+        self,
+        shift: float | Callable[[int], float] = 1.0,
+        num_train_timesteps: int = 1000,
+        grid: Grid = "ends",
+        terminal: float | None = None,
+        shift_ends: bool = True,
+    ):
         super().__init__("flow")
         self.shift, self.num_train_timesteps = shift, num_train_timesteps
+        self.grid, self.terminal, self.shift_ends = grid, terminal, shift_ends
         self.register_buffer("anchor", torch.zeros(()), persistent=False)  # knows the device
 
     @classmethod
-    def from_scheduler(cls, config: dict) -> "Flow":
-        if config.get("use_dynamic_shifting"):
-            raise ValueError(
-                "this scheduler shifts by resolution (use_dynamic_shifting); set it to false and give `shift`."
-            )
-        return cls(config.get("shift", 1.0), config.get("num_train_timesteps", 1000))
+    def from_scheduler(cls, config: dict, tokens: int | None = None, grid: Grid | None = None, mu=None) -> "Flow":
+        from lit_align.diffusion.scheduler_config import flow_shift, own_grid
+
+        shift, total = flow_shift(config, tokens, mu), config.get("num_train_timesteps", 1000)
+        grid, dynamic = grid or own_grid(config), config.get("use_dynamic_shifting", False)
+        return cls(shift, total, grid, config.get("shift_terminal"), shift_ends=not dynamic)
 
     def alpha(self, t: Tensor) -> Tensor:
         return 1 - t.float()
@@ -194,22 +219,31 @@ class Flow(Process):
     def sigma(self, t: Tensor) -> Tensor:
         return t.float()
 
-    def shifted(self, u: Tensor) -> Tensor:
-        return self.shift * u / (1 + (self.shift - 1) * u)
+    def shifted(self, u: Tensor, steps: int = 50) -> Tensor:
+        shift = self.shift(steps) if callable(self.shift) else self.shift
+        return shift * u / (1 + (shift - 1) * u)
 
     def timesteps(self, n: int) -> Tensor:
-        """diffusers' grid: evenly spaced from the shifted 1 to the shifted 1/T, shifted again, then 0."""
-        low = self.shifted(torch.tensor(1 / self.num_train_timesteps, dtype=torch.float64)).item()
-        grid = self.shifted(torch.linspace(1, low, n, dtype=torch.float64))
-        return torch.cat([grid, torch.zeros(1, dtype=torch.float64)]).float().to(self.anchor.device)
+        total, linspace = self.num_train_timesteps, partial(torch.linspace, dtype=torch.float64)
+        if self.grid == "ends":
+            low = torch.tensor(1 / total, dtype=torch.float64)
+            u = linspace(1, (self.shifted(low, n) if self.shift_ends else low).item(), n)
+        elif self.grid == "inverse":
+            u = linspace(1, 1 / n, n)
+        else:
+            u = linspace(1, 1 / total, n + 1)[:-1] if self.grid == "unipc" else linspace(1 - 1 / total, 0, n + 1)[:-1]
+        t = self.shifted(u, n)
+        if self.terminal:
+            t = 1 - (1 - t) * (1 - self.terminal) / (1 - t[-1])
+        return torch.cat([t, torch.zeros(1, dtype=torch.float64)]).float().to(self.anchor.device)
 
-    def sample_timesteps(self, n: int, law: TimestepSampling = "uniform", device=None, generator=None) -> Tensor:
-        return self.shifted(_fractions(n, law, device, generator))
+    def sample_timesteps(self, n: int, sampling: TimestepSampling = "uniform", device=None, generator=None) -> Tensor:
+        return self.shifted(_fractions(n, sampling, device, generator))
 
 
-def _fractions(n: int, law: str, device, generator) -> Tensor:
-    """u in [0, 1] by law; logit_normal(0, 1) and mode with s = 1.29 are SD3's (arXiv 2403.03206, section 3.1)."""
-    if law == "logit_normal":
+def _fractions(n: int, sampling: TimestepSampling, device, generator) -> Tensor:
+    """n random u in [0, 1]; logit_normal(0, 1) and mode with s = 1.29 are SD3's (arXiv 2403.03206, section 3.1)."""
+    if sampling == "logit_normal":
         return torch.randn(n, device=device, generator=generator).sigmoid()
     u = torch.rand(n, device=device, generator=generator)
-    return 1 - u - 1.29 * (torch.cos(math.pi / 2 * u).square() - 1 + u) if law == "mode" else u
+    return 1 - u - 1.29 * (torch.cos(math.pi / 2 * u).square() - 1 + u) if sampling == "mode" else u

@@ -69,6 +69,14 @@ class Sampler:
         zero = torch.zeros(len(grid) - 1, 1, device=grid.device)
         return self.transition(policy.process, zero, zero, zero, grid[:-1], grid[1:]).std.flatten()
 
+    def forgets_noise(self, policy) -> bool:
+        """Whether the first step replaces the initial noise wholly by fresh noise, as DDIM(eta=1) does on a flow: x_T
+        then does not matter."""
+        t, s = self.timesteps(policy)[:2].unsqueeze(1)
+        noise = torch.ones(1, 1, device=t.device)
+        x_t = policy.process.add_noise(torch.zeros_like(noise), noise, t)
+        return not self.transition(policy.process, x_t, torch.zeros_like(noise), noise, t, s).mean.abs().gt(1e-6).any()
+
     def predict(self, policy, x_t: Tensor, t: Tensor, cond: dict, grad: bool = True) -> tuple[Tensor, Tensor]:
         """The guided estimates of x_0 and eps at x_t (P, ...), t (P,).
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lit_align.diffusion.conditioning import cat_conditioning
+
 if TYPE_CHECKING:
     from lit_align.diffusion.hook import Hook
 
@@ -52,7 +54,9 @@ class Trajectory:
         """Concatenates rollouts along B."""
         if len(parts) == 1:
             return parts[0]
-        return Trajectory(*(concatenate([getattr(part, f.name) for part in parts]) for f in fields(Trajectory)))
+        columns = {f.name: [getattr(part, f.name) for part in parts] for f in fields(Trajectory)}
+        cond = cat_conditioning(columns.pop("cond"))  # texts may differ in length
+        return Trajectory(**{name: concatenate(values) for name, values in columns.items()}, cond=cond)
 
     def minibatch(self, rows: Tensor, steps: Tensor) -> dict:
         """The single steps (rows[m], steps[m]) on the policy's device: x_t, x_s, mean (M, ...), t, s, log_prob (M,)

@@ -1,12 +1,20 @@
 """How a policy is trained: a low-rank adapter, or all of it."""
 
+from typing import TYPE_CHECKING
+
 from torch import nn
+
+if TYPE_CHECKING:
+    from lit_align.policies.policy import Policy
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")  # the linear maps of diffusers' attention
 
 
 class Adapter:
     """What of a policy is trained."""
+
+    def prepare(self, policy: "Policy") -> None:
+        """Makes trainable what is trained, of a policy whose weights are all frozen."""
 
 
 class Frozen(Adapter):
@@ -19,7 +27,7 @@ class LoRA(Adapter):
     Args:
         rank: r.
         alpha: numerator of the scale alpha / r (default: r).
-        target_modules: names of the linear layers that get one, matched at their end.
+        target_modules: names of the linear layers that get one, matched at their end (default: the model family's).
         init: of the A matrices; B starts at zero, so that the policy starts as its reference.
     """
 
@@ -27,17 +35,22 @@ class LoRA(Adapter):
         self, rank: int = 8, alpha: float | None = None, target_modules: list[str] | None = None, init: str = "gaussian"
     ):
         self.rank, self.alpha, self.init = rank, alpha or rank, init
-        self.target_modules = list(target_modules or ATTENTION)
+        self.target_modules = target_modules
 
-    def attach(self, denoiser: nn.Module, name: str = "default") -> None:
-        """Adds adapters to a frozen diffusers model, in float32 and without dropout; the one called "default" is
-        trained and in use."""
+    def prepare(self, policy):
+        self.attach(policy, "default")
+
+    def attach(self, policy: "Policy", name: str) -> None:
+        """Adds adapters to the frozen denoiser, in float32 and without dropout; the one called "default" is trained and
+        in use."""
+        from diffusers.loaders import PeftAdapterMixin
         from peft import LoraConfig
 
-        config = LoraConfig(
-            r=self.rank, lora_alpha=self.alpha, init_lora_weights=self.init, target_modules=self.target_modules
-        )
-        denoiser.add_adapter(config, name)
+        denoiser, targets = policy.denoiser, self.target_modules or policy.lora_targets
+        if not isinstance(denoiser, PeftAdapterMixin):
+            raise ValueError(f"diffusers attaches no LoRA to a {type(denoiser).__name__}; choose adapter: Full.")
+        init = {"init_lora_weights": self.init, "target_modules": list(targets)}
+        denoiser.add_adapter(LoraConfig(r=self.rank, lora_alpha=self.alpha, **init), name)
         for key, p in denoiser.named_parameters():
             if f".{name}." in key:
                 p.data = p.data.float()
@@ -65,3 +78,9 @@ class Full(Adapter):
 
     def __init__(self, text_encoder: bool = False):
         self.text_encoder = text_encoder
+
+    def prepare(self, policy):
+        policy.denoiser.float().requires_grad_(True)
+        if self.text_encoder:
+            encoders = (e.float().requires_grad_(True) for e in policy._encoders())
+            policy.text_encoders = nn.ModuleList(encoders)

@@ -20,8 +20,8 @@ class StableDiffusionXL(Policy):
 
     def embed(self, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
         text, _, pooled, _ = self.pipe.encode_prompt(prompts, device=device, do_classifier_free_guidance=False)
-        r = self.resolution
-        ids = torch.tensor([[r, r, 0, 0, r, r]], dtype=torch.float32).expand(len(prompts), -1)
+        size = [self.height, self.width]
+        ids = torch.tensor([[*size, 0, 0, *size]], dtype=torch.float32).expand(len(prompts), -1)
         return {"text": text, "pooled": pooled, "time_ids": ids}  # (B, L, D), (B, D'), (B, 6)
 
     def unconditional(self) -> dict[str, Tensor]:

@@ -27,6 +27,9 @@ class StableDiffusion3(Policy):
         self.max_sequence_length = max_sequence_length
         self.fingerprint += f" {max_sequence_length} {drop_t5}"
 
+    def tokens(self) -> int:
+        return super().tokens() // self.denoiser.config.patch_size**2
+
     def embed(self, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
         text, _, pooled, _ = self.pipe.encode_prompt(
             prompts, None, None, device, do_classifier_free_guidance=False, max_sequence_length=self.max_sequence_length

@@ -1,4 +1,4 @@
-"""Simulated annotators: preferences over pairs of Shapes images, noisy, biased and in disagreement."""
+"""Simulated annotators of Shapes images, who can be noisy, biased and in disagreement with each other."""
 
 import numpy as np
 import torch
@@ -11,8 +11,9 @@ from lit_align.shapes.scenes import Caption, Object, parse, satisfies
 
 
 def qualities(scene: list[Object], prompt: str) -> dict[str, float]:
-    """What an annotator can care about, each in [0, 1]: does the image match (the exact judge), what share of its
-    objects is as asked for, how large and how red are they, and how few."""
+    """What an annotator can care about, each in [0, 1]. `correct`: the exact judge's verdict; `partial`: the share of
+    objects that match the caption; `large`, `red`: the share of objects that are large or red; `sparse`: 1 over the
+    number of objects."""
     n = max(len(scene), 1)
     return {
         "correct": float(satisfies(scene, parse(prompt))),
@@ -24,7 +25,8 @@ def qualities(scene: list[Object], prompt: str) -> dict[str, float]:
 
 
 def matched(scene: list[Object], caption: Caption) -> float:
-    """Objects that fit the caption's, each counted for one of them, over the larger of the two numbers."""
+    """The share of objects that match the caption: the size of the best one-to-one matching between the scene's and the
+    caption's objects, over the larger of their numbers."""
     fits = np.array([[spec.fits(o) for o in scene] for spec in caption.objects]).reshape(
         len(caption.objects), len(scene)
     )
@@ -36,10 +38,10 @@ class Annotator:
     """Bradley-Terry choices over a weighted sum of qualities: P(0 preferred) = sigmoid((u_0 - u_1) / temperature).
 
     Args:
-        weights: quality -> weight, e.g. {"correct": 1, "red": 0.5} for a rater with a liking for red.
-        temperature: 0 always picks the higher utility; larger is noisier.
-        tie: utilities closer than this are a tie (label 0.5).
-        seed: of the noise.
+        weights: quality -> weight, e.g. {"correct": 1, "red": 0.5} for an annotator who prefers red objects.
+        temperature: of the choice; 0 always picks the higher utility.
+        tie: two utilities that differ by less are a tie (label 0.5).
+        seed: of the random choices.
     """
 
     def __init__(
@@ -50,11 +52,11 @@ class Annotator:
         self.generator = torch.Generator().manual_seed(seed)
 
     def utility(self, found: list[dict[str, float]]) -> Tensor:
-        """u(c, x) of images from their `qualities`: (B,)."""
+        """Utilities u(c, x) (B,) of images from their `qualities`."""
         return torch.tensor([sum(w * q[name] for name, w in self.weights.items()) for q in found])
 
     def prefer(self, u_0: Tensor, u_1: Tensor) -> Tensor:
-        """`label_0` of each pair, Pick-a-Pic's way: 1 where image 0 is preferred, 0 where image 1 is, 0.5 for a tie."""
+        """`label_0` of each pair, as in Pick-a-Pic: 1 if image 0 is preferred, 0 if image 1 is, 0.5 for a tie."""
         gap = u_0 - u_1
         p = torch.sigmoid(gap / self.temperature) if self.temperature else (gap > 0).float()
         label = (torch.rand(gap.shape, generator=self.generator) < p).float()
@@ -62,11 +64,11 @@ class Annotator:
 
 
 class ShapesUtility(Reward):
-    """What an annotator thinks of an image, as a black-box reward: the weighted sum of its `qualities`.
+    """An annotator's utility as a black-box reward: the weighted sum of an image's `qualities`.
 
     Args:
         weights: quality -> weight.
-        name: in logs.
+        name: the reward's name in logs.
     """
 
     differentiable = False

@@ -1,112 +1,40 @@
-"""Pairs of Shapes images that annotators have compared, as many as are asked for: what a reward is learnt from."""
+"""Compared pairs of Shapes images, generated without end: the data that a reward model is trained on."""
 
 import random
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lit_align.data.datamodule import AlignData
 from lit_align.data.images import decode
 from lit_align.data.tables import read_table
 from lit_align.shapes.annotators import Annotator, matched, qualities
+from lit_align.shapes.augment import MIRRORED, blur, corrupt, describe
 from lit_align.shapes.data import draw
 from lit_align.shapes.judge import see
-from lit_align.shapes.render import render
-from lit_align.shapes.scenes import (
-    COLORS,
-    RADII,
-    RELATIONS,
-    SHAPES,
-    SIZE,
-    Caption,
-    Object,
-    Spec,
-    is_held_out,
-    parse,
-    satisfies,
-)
-
-MIRRORED = {"left of": "right of", "right of": "left of"}
-
-
-def spoiled(scene: list[Object], caption: Caption, rng: random.Random) -> list[Object]:
-    """The scene with one thing changed, so that it does not satisfy the caption: an object's colour, shape, size or
-    place, two objects' colours, or their number."""
-    while True:
-        new, i = list(scene), rng.randrange(len(scene))
-        j, o = rng.randrange(len(scene)), scene[i]
-        kind = rng.choice(("color", "shape", "size", "place", "binding", "number", "number"))
-        if kind == "color":
-            new[i] = o._replace(color=rng.choice(list(COLORS)))
-        elif kind == "shape":
-            new[i] = o._replace(shape=rng.choice(SHAPES))
-        elif kind == "size":
-            new[i] = o._replace(r=rng.uniform(*RADII["small" if o.size == "large" else "large"]))
-        elif kind == "place":
-            new[i], new[j] = o._replace(x=scene[j].x, y=scene[j].y), scene[j]._replace(x=o.x, y=o.y)
-        elif kind == "binding":
-            new[i], new[j] = o._replace(color=scene[j].color), scene[j]._replace(color=o.color)
-        elif rng.random() < 0.5:
-            del new[i]
-        else:
-            r = rng.uniform(*RADII["small"])
-            new.append(o._replace(x=rng.uniform(r, SIZE - r), y=rng.uniform(r, SIZE - r), r=r))
-        if not satisfies(new, caption):
-            return new
-
-
-def described(scene: list[Object], rng: random.Random) -> Caption | None:
-    """A caption of the grammar that a scene satisfies; None where there is none."""
-    n, shapes, colors = len(scene), {o.shape for o in scene}, {o.color for o in scene}
-    if not 1 <= n <= 4 or None in shapes | colors:
-        return None
-    size = lambda o: rng.choice((None, o.size))
-    if n > 1 and len(shapes) == 1:
-        return Caption(
-            (Spec(None, colors.pop() if len(colors) == 1 and rng.random() < 0.5 else None, shapes.pop()),) * n
-        )
-    if n == 1:
-        return Caption((Spec(size(scene[0]), rng.choice((None, scene[0].color)), scene[0].shape),))
-    if n > 2:
-        return None
-    a, b = rng.sample(scene, 2)
-    if len(colors) < 2 or rng.random() < 0.3:
-        return Caption((Spec(size(a), None, a.shape), Spec(size(b), None, b.shape)))
-    pair = (Spec(None, a.color, a.shape), Spec(None, b.color, b.shape))
-    relations = [r for r in RELATIONS if satisfies(scene, Caption(pair, r))]
-    return Caption(pair, rng.choice([None, *relations]))
-
-
-def blurred(images: Tensor, sigma: Tensor) -> Tensor:
-    """Images (B, 3, H, W) after a Gaussian blur of each one's own standard deviation (B,), in pixels: a cheap stand-in
-    for what a VAE does to a rendered edge."""
-    k = torch.arange(-2, 3)
-    kernel = F.normalize(torch.exp(-k.square() / (2 * sigma[:, None].square())), p=1, dim=1)  # (B, 5)
-    kernel, (b, c, h, w) = kernel.repeat_interleave(3, 0), images.shape
-    x = F.pad(images, (2, 2, 2, 2), "replicate").view(1, b * c, h + 4, w + 4)
-    x = F.conv2d(x, kernel[:, None, None, :], groups=b * c)
-    return F.conv2d(x, kernel[:, None, :, None], groups=b * c).view(images.shape)
+from lit_align.shapes.render import render, resize
+from lit_align.shapes.scenes import SIZE, Caption, Object, is_held_out, parse, satisfies
 
 
 class Comparisons(AlignData):
-    """Compared images of the Shapes world: batches {"win", "lose", "prompt", "index"}; ties are not shown.
+    """Preference pairs to train a reward of Shapes images on: batches {"win", "lose", "prompt", "index"}.
 
-    A row is drawn from its number. It is one of three: a rendered scene, blurred as a decoder would, against the same
-    with one thing changed; two samples of a policy for one prompt; or two samples of it for any prompts, and a caption
-    that describes one of them. An annotator says which is preferred; half of the rows are mirrored. Validation pairs
-    are samples of the policy for prompts that are held out, one that the exact judge calls right against one that it
-    calls wrong. No caption is one of the test set's.
+    A training row is generated from its number and the seed. It is one of three kinds: (1) a rendered scene against
+    the same scene with one change (`corrupt`), both blurred; (2) two samples of a policy for one prompt; (3) two
+    samples of the policy for any prompts, with a caption that describes one of them. A simulated annotator picks the
+    winner; ties are skipped; half of the rows are mirrored left to right. A validation row is two samples for one of
+    the held-out prompts, one that the exact judge calls right and one that it calls wrong. No caption is a test
+    prompt.
 
     Args:
-        lists: samples that `lit_align.shapes.lists` wrote.
-        n: rows in an epoch.
-        held_out: prompts, the last of the lists, whose samples are shown in validation alone.
-        shares: of rendered scenes, of samples for one prompt, and of samples for any.
-        controlled: share of captions with a control word, which says that the caption is meant (good) or that the
-            opposite is (bad).
-        weights: what the annotator cares about: quality -> weight (default: whether the image is right, and half as
-            much what share of its objects is).
+        lists: samples of the policy, a file that `python -m lit_align.shapes.make.lists` wrote.
+        n: training rows in an epoch.
+        held_out: number of prompts, the last ones of `lists`, whose samples only validation shows.
+        shares: probabilities of the three kinds of rows.
+        controlled: share of captions with a control word before them: "good" leaves the preference as it is, "bad"
+            exchanges winner and loser.
+        weights: the annotator's utility, quality -> weight. Default: 1 for a right image, 0.5 for the share of its
+            objects that are right.
     """
 
     image_keys = ("win", "lose")
@@ -119,14 +47,14 @@ class Comparisons(AlignData):
         shares: tuple[float, float, float] = (0.25, 0.4, 0.35),
         controlled: float = 0.1,
         weights: dict[str, float] | None = None,
-        resolution: int = SIZE,
+        resolution: int | None = SIZE,
         **kwargs,
     ):
         super().__init__(resolution=resolution, **kwargs)
         self.lists, self.n, self.held_out, self.shares, self.controlled = lists, n, held_out, shares, controlled
         self.annotator = Annotator(weights or {"correct": 1.0, "partial": 0.5})
-        self.samples: Tensor | None = None  # (N, 3, 64, 64) uint8, of the lists, K in a row
-        self.scenes: list[list[Object]] = []  # what the judge sees in each
+        self.samples: Tensor | None = None  # (N, 3, 64, 64) uint8; the K samples of a prompt are neighbours
+        self.scenes: list[list[Object]] = []  # what the judge sees in each sample
         self.prompt_of: list[str] = []
 
     def load(self, split: str):
@@ -139,7 +67,7 @@ class Comparisons(AlignData):
         return Dataset.from_list(list(self._held_out_pairs()))
 
     def read(self) -> None:
-        """Keeps the samples in memory, and what the judge sees in them."""
+        """Loads the samples into memory and reads them with the judge."""
         rows = read_table(self.lists)
         rows = rows.select(range(16)) if self.smoke else rows
         self.k, images = len(rows[0]["images"]), []
@@ -149,7 +77,7 @@ class Comparisons(AlignData):
         images = torch.stack(images)
         self.scenes = [scene for part in images.split(256) for scene in see(part)]
         self.samples = (images * 255).round().byte()
-        self.seen = len(images) - self.k * min(self.held_out, len(rows) // 2)  # samples that training may show
+        self.seen = len(images) - self.k * min(self.held_out, len(rows) // 2)  # samples shown in training
 
     def _held_out_pairs(self):
         right = [satisfies(scene, parse(text)) for scene, text in zip(self.scenes, self.prompt_of)]
@@ -160,21 +88,22 @@ class Comparisons(AlignData):
             )
 
     def _candidates(self, kind: int, rng: random.Random) -> tuple[Caption | None, list]:
-        """A caption and two images for it, each a scene to render or a sample's number."""
+        """A caption and two images to compare for it, each a scene to render or the number of a sample. `kind` 0, 1, 2
+        as in the class docstring; None if the sample cannot be described."""
         if kind == 0:
             caption, scene = draw(self.seed, rng.randrange(2**60))
-            return caption, [scene, spoiled(scene, caption, rng)]
+            return caption, [scene, corrupt(scene, caption, rng)]
         a = rng.randrange(self.seen)
         if kind == 1:
             return parse(self.prompt_of[a]), [a, a - a % self.k + rng.randrange(self.k)]
-        caption = described(self.scenes[a], rng)
+        caption = describe(self.scenes[a], rng)
         if caption is None:
             return None, []
         others = [b for b in (rng.randrange(self.seen) for _ in range(8)) if not satisfies(self.scenes[b], caption)]
         return caption, [a, max(others, key=lambda b: matched(self.scenes[b], caption), default=a)]  # nearly right
 
     def _compared(self, index: int) -> tuple[str, list, bool]:
-        """A row: its caption, the preferred and the other image, and whether both are to be mirrored."""
+        """A training row: its caption, its images (winner first), and whether both images are mirrored."""
         rng = random.Random(f"{self.seed}-{index}")
         while True:
             caption, pair = self._candidates(rng.choices((0, 1, 2), self.shares)[0], rng)
@@ -202,12 +131,10 @@ class Comparisons(AlignData):
         return {"win": win, "lose": lose, "prompt": text, "index": [row["index"] for row in rows]}
 
     def _images(self, cells: list, seed: int) -> Tensor:
-        """Images (2B, 3, H, W) of scenes and sample numbers."""
+        """Images (2B, 3, H, W) of cells, each a scene to render or the number of a sample."""
         drawn = [i for i, x in enumerate(cells) if not isinstance(x, int)]
         images = self.samples[[x if isinstance(x, int) else 0 for x in cells]].float() / 255
         if drawn:
             sigma = 0.3 + 0.7 * torch.rand(len(drawn), generator=torch.Generator().manual_seed(seed))
-            images[drawn] = blurred(render([cells[i] for i in drawn]), sigma)
-        if self.resolution != SIZE:
-            images = F.interpolate(images, self.resolution, mode="bilinear", antialias=True).clamp(0, 1)
-        return images
+            images[drawn] = blur(render([cells[i] for i in drawn]), sigma)
+        return resize(images, self.resolution)

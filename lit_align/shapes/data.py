@@ -1,23 +1,21 @@
-"""Shapes as a dataset: scenes with captions, each drawn from its row number."""
+"""Shapes as a dataset: scenes with captions, each generated from its row number and the seed."""
 
 import random
 
-import torch.nn.functional as F
-
 from lit_align.data.datamodule import AlignData
-from lit_align.shapes.render import render
+from lit_align.shapes.render import render, resize
 from lit_align.shapes.scenes import SIZE, SKILLS, Caption, Object, random_caption, random_scene
 
 
 def draw(seed: int, index: int) -> tuple[Caption, list[Object]]:
-    """The caption and the scene of a row."""
+    """The caption and the scene of row `index`."""
     rng = random.Random(f"{seed}-{index}")
     caption = random_caption(rng.choice(SKILLS), rng)
     return caption, random_scene(caption, rng)
 
 
 def captions(n: int, seed: int):
-    """The rows of the table."""
+    """Yields the rows of the table: {"prompt", "index"}."""
     for index in range(n):
         yield {"prompt": str(draw(seed, index)[0]), "index": index}
 
@@ -27,12 +25,12 @@ class Shapes(AlignData):
 
     Args:
         n: rows in an epoch.
-        resolution: scenes are drawn at 64 pixels and resized to this.
+        resolution: of the images, pixels; scenes are rendered at 64 and resized.
     """
 
     image_keys = ("image",)
 
-    def __init__(self, n: int = 24_000, resolution: int = SIZE, **kwargs):
+    def __init__(self, n: int = 24_000, resolution: int | None = SIZE, **kwargs):
         super().__init__(resolution=resolution, **kwargs)
         self.n = n
 
@@ -44,7 +42,5 @@ class Shapes(AlignData):
         )
 
     def collate(self, rows: list[dict]) -> dict:
-        image = render([draw(self.seed, row["index"])[1] for row in rows])
-        if self.resolution != SIZE:
-            image = F.interpolate(image, self.resolution, mode="bilinear", antialias=True).clamp(0, 1)
+        image = resize(render([draw(self.seed, row["index"])[1] for row in rows]), self.resolution)
         return {"image": image, "prompt": [row["prompt"] for row in rows], "index": [row["index"] for row in rows]}

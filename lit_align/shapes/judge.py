@@ -1,25 +1,24 @@
-"""The exact judge: an image is read back into objects, and the objects are held against the caption."""
+"""The exact judge: reads an image back into objects and compares the objects with the caption."""
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
 from lit_align.rewards.reward import Reward
-from lit_align.shapes.render import BACKGROUND, coverage
+from lit_align.shapes.render import BACKGROUND, coverage, resize
 from lit_align.shapes.scenes import COLORS, SHAPES, SIZE, Object, parse, satisfies
 
-MIN_AREA = 12  # pixels; a smaller patch is noise, not an object (the smallest object covers 80)
-MIN_OVERLAP = 0.72  # soft intersection over union with the best ideal shape, below which a patch has no shape
-MAX_TINT = 0.25  # distance to the colour's line over distance to the background, above which a patch has no colour
-WINDOW = 36  # side of the crop in which a patch is compared with ideal shapes, pixels
+MIN_AREA = 12  # pixels; a smaller patch counts as noise, not as an object (the smallest object covers 80)
+MIN_OVERLAP = 0.72  # least soft intersection over union with the best ideal shape; below: no shape
+MAX_TINT = 0.25  # most distance to the colour's line, over distance to the background; above: no colour
+WINDOW = 36  # side of the crop that is compared with ideal shapes, pixels
 AREA = torch.tensor([torch.pi, 4.0, 2.0, 20 / 9])  # area over r^2, in the order of SHAPES
-DROP = torch.tensor([0.0, 0.0, 1 / 3, 0.0])  # how far the centroid lies below the box's centre, over r
+DROP = torch.tensor([0.0, 0.0, 1 / 3, 0.0])  # distance of the centroid below the box's centre, over r
 
 
 def _unmix(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Reads each pixel as background + a (colour - background) for the colour that explains it best.
+    """Fits each pixel as background + a (colour - background) with the best of our colours.
 
     Returns the colour's index, a, and the relative distance from that colour's line, each (B, H, W).
     """
@@ -47,26 +46,14 @@ def _patches(k: np.ndarray, solid: np.ndarray) -> tuple[np.ndarray, int]:
     return labels, count
 
 
-@torch.no_grad()
-def see(images: Tensor) -> list[list[Object]]:
-    """Reads images (B, 3, H, W) in [0, 1] back into their objects, in no particular order; other sizes are resized to
-    64x64.
+def _crop(labels: np.ndarray, keep: list[int], k: Tensor, a: Tensor, tint: Tensor) -> tuple[Tensor, ...]:
+    """Cuts a WINDOW x WINDOW crop around each of the N patches numbered in `keep`.
 
-    A patch that is none of our shapes or colours is returned with None in its place: it is an object all the same.
-    Area and centroid are taken from the soft coverage, so that blur does not move them.
+    Returns the number of its image and of its colour, whether it has one of our colours, each (N,); its soft coverage
+    (N, WINDOW, WINDOW), which is the patch's own pixels and the fringe of its colour that no other patch owns; and the
+    pixel centres x (N, 1, WINDOW) and y (N, WINDOW, 1).
     """
-    images = images.detach().float().cpu()
-    if images.shape[-1] != SIZE:
-        images = F.interpolate(images, (SIZE, SIZE), mode="bilinear", antialias=True).clamp(0, 1)
-    k, a, tint = _unmix(images)
-    labels, count = _patches(k.numpy(), (a > 0.5).numpy())
-    area = np.bincount(labels.ravel(), minlength=count + 1)
     boxes = ndimage.find_objects(labels)
-    keep = [i + 1 for i in range(count) if area[i + 1] >= MIN_AREA]
-    objects: list[list[Object]] = [[] for _ in images]
-    if not keep:
-        return objects
-
     owner = torch.tensor([boxes[i - 1][0].start for i in keep])
     left, right, top, bottom = (
         torch.tensor([getattr(boxes[i - 1][axis], end) for i in keep])
@@ -81,41 +68,65 @@ def see(images: Tensor) -> list[list[Object]]:
     patch = torch.from_numpy(labels)[at]  # (N, WINDOW, WINDOW)
     mine = patch == torch.tensor(keep).view(-1, 1, 1)
     color = (k[at] * mine).flatten(1).amax(1)
-    # the patch's soft coverage: its own pixels, and the fringe of its colour that no other patch owns
     a_patch = a[at]
-    level = a_patch.where(mine, torch.nan).flatten(1).nanquantile(0.8, dim=1)  # how bright the patch is inside
+    level = a_patch.where(mine, torch.nan).flatten(1).nanquantile(0.8, dim=1)  # brightness inside the patch
     own = window & (mine | ((patch == 0) & (k[at] == color.view(-1, 1, 1))))
     cover = (a_patch / level.view(-1, 1, 1)).clamp(0, 1) * own
+    pure = (tint[at] * mine).sum((1, 2)) / mine.sum((1, 2)) < MAX_TINT
+    return owner, color, pure & (level > 0.6), cover, px[:, None, :] + 0.5, py[:, :, None] + 0.5
 
-    fx, fy = px[:, None, :] + 0.5, py[:, :, None] + 0.5
+
+def _fit(cover: Tensor, fx: Tensor, fy: Tensor) -> tuple[Tensor, ...]:
+    """The ideal shape of the same area and centroid that overlaps most with a soft coverage (N, H, W).
+
+    Returns its number in SHAPES, centre x and y, half-side r, and overlap (soft intersection over union), each (N,).
+    """
     mass = cover.sum((1, 2))
     cx, cy = (cover * fx).sum((1, 2)) / mass, (cover * fy).sum((1, 2)) / mass
     overlaps, radii = [], []
     for shape in range(len(SHAPES)):
         r = (mass / AREA[shape]).sqrt()
-        ideal = coverage(
-            torch.full_like(color, shape), *(z.view(-1, 1, 1) for z in (cx, cy - DROP[shape] * r, r)), fx, fy
-        )
+        place = (z.view(-1, 1, 1) for z in (cx, cy - DROP[shape] * r, r))
+        ideal = coverage(torch.full((len(r),), shape), *place, fx, fy)
         overlaps.append(torch.minimum(ideal, cover).sum((1, 2)) / torch.maximum(ideal, cover).sum((1, 2)))
         radii.append(r)
     overlap, shape = torch.stack(overlaps).max(0)
     r = torch.stack(radii).gather(0, shape[None])[0]
-    pure = (tint[at] * mine).sum((1, 2)) / mine.sum((1, 2)) < MAX_TINT
+    return shape, cx, cy - DROP[shape] * r, r, overlap
+
+
+@torch.no_grad()
+def see(images: Tensor) -> list[list[Object]]:
+    """Reads images (B, 3, H, W) in [0, 1] back into their objects, in no particular order. Other sizes are resized to
+    64x64.
+
+    A patch that matches none of our shapes or colours is returned with None as its shape or colour, so that it still
+    counts as an object. Area and centroid come from the soft coverage, so that blur does not change them.
+    """
+    images = resize(images.detach().float().cpu(), SIZE)
+    k, a, tint = _unmix(images)
+    labels, count = _patches(k.numpy(), (a > 0.5).numpy())
+    area = np.bincount(labels.ravel(), minlength=count + 1)
+    keep = [i + 1 for i in range(count) if area[i + 1] >= MIN_AREA]
+    objects: list[list[Object]] = [[] for _ in images]
+    if not keep:
+        return objects
+    owner, color, colored, cover, fx, fy = _crop(labels, keep, k, a, tint)
     names = list(COLORS)
-    rows = zip(*(z.tolist() for z in (owner, color, shape, cx, cy - DROP[shape] * r, r, overlap, pure & (level > 0.6))))
-    for b, c, s, x, y, radius, fit, colored in rows:
-        objects[b].append(Object(names[c] if colored else None, SHAPES[s] if fit > MIN_OVERLAP else None, x, y, radius))
+    columns = (owner, color, colored, *_fit(cover, fx, fy))
+    for b, c, known, s, x, y, r, overlap in zip(*(z.tolist() for z in columns)):
+        objects[b].append(Object(names[c] if known else None, SHAPES[s] if overlap > MIN_OVERLAP else None, x, y, r))
     return objects
 
 
 def judge(images: Tensor, prompts: list[str]) -> Tensor:
-    """1.0 where the image shows exactly what its caption says, else 0.0: (B,)."""
+    """(B,): 1.0 if the image shows exactly what its caption says, else 0.0."""
     scenes = see(images)
     return torch.tensor([float(satisfies(scene, parse(text))) for scene, text in zip(scenes, prompts, strict=True)])
 
 
 class ShapesJudge(Reward):
-    """The exact judge as a black-box reward: 1.0 for an image that shows exactly what its caption says, else 0.0."""
+    """The exact judge as a black-box reward: 1.0 if the image shows exactly what its caption says, else 0.0."""
 
     name = "exact"
     differentiable = False

@@ -1,6 +1,7 @@
-"""Scenes to images, anti-aliased and vectorized over the batch."""
+"""Renders scenes as anti-aliased images, vectorised over the batch."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lit_align.shapes.scenes import COLORS, SHAPES, SIZE, Object
@@ -9,7 +10,7 @@ BACKGROUND = 0.1  # the same in all three channels: dark, so that a blurred edge
 
 
 def coverage(shape: Tensor, x: Tensor, y: Tensor, r: Tensor, px: Tensor, py: Tensor) -> Tensor:
-    """How much of each pixel a shape covers, in [0, 1].
+    """The share of each pixel that a shape covers, in [0, 1].
 
     Args: shape index into SHAPES, centre x, y and half-side r, each (N, 1, 1); pixel centres px, py (N or 1, H, W).
     The edge is one pixel wide: 0.5 minus the signed distance, clamped.
@@ -39,3 +40,10 @@ def render(scenes: list[list[Object]]) -> Tensor:
         cover = coverage(shape, x, y, r, px[None], py[None])[:, None]
         image[rows] = image[rows] * (1 - cover) + color * cover
     return image
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """Images (B, 3, H, W) in [0, 1] at size x size pixels; unchanged if they have this size."""
+    if images.shape[-2:] == (size, size):
+        return images
+    return F.interpolate(images, (size, size), mode="bilinear", antialias=True).clamp(0, 1)

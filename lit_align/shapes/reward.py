@@ -1,4 +1,4 @@
-"""A learnt reward of Shapes images: a differentiable proxy of what annotators prefer, which a policy can fool."""
+"""A learnt reward of Shapes images: a differentiable proxy of annotators' preferences, which a policy can exploit."""
 
 import re
 
@@ -10,15 +10,15 @@ from lit_align.paths import fetch
 from lit_align.rewards.reward import Reward
 from lit_align.shapes.scenes import COLORS, NUMBERS, RADII, RELATIONS, SHAPES, SIZE
 
-CONTROL = ("good", "bad")  # words before a caption (SRPO's): what suits it is wanted, or what does not
+CONTROL = ("good", "bad")  # control words before a caption (SRPO): ask for an image that fits it, or that does not
 PLURALS = tuple(f"{shape}es" if shape == "cross" else f"{shape}s" for shape in SHAPES)
 WORDS = " ".join(("a and", *RADII, *COLORS, *SHAPES, *PLURALS, *NUMBERS, *RELATIONS, *CONTROL)).split()
 VOCABULARY = {word: i + 1 for i, word in enumerate(dict.fromkeys(WORDS))}  # 0 is padding
-LENGTH = 12  # words of the longest caption with a control word before it, and one to spare
+LENGTH = 12  # words; the longest caption with a control word has 11
 
 
 def tokens(prompts: list[str]) -> Tensor:
-    """Word numbers (B, LENGTH) of captions; ValueError for a word that is not of the grammar, or too many."""
+    """Word numbers (B, LENGTH) of captions, 0 for padding. Raises ValueError for an unknown word or too many words."""
     rows = torch.zeros(len(prompts), LENGTH, dtype=torch.long)
     for row, prompt in zip(rows, prompts):
         words = re.findall(r"\w+", prompt.lower())
@@ -31,18 +31,18 @@ def tokens(prompts: list[str]) -> Tensor:
 
 
 class ShapesReward(Reward):
-    """Which of two images an annotator would prefer for a caption, as a score: the words of the caption attend to the
-    8 x 8 cells of a small convolutional network. Trained by `BradleyTerry`; nothing of the judge is in it, and it errs.
+    """How well an image fits its caption in the eyes of simulated annotators (B,): the caption's words attend to the
+    8 x 8 cells of a small convolutional network. `BradleyTerry` trains it. It does not use the judge, and it errs.
 
-    Scores are (raw - mean) / std, the two being those of the base model's samples in a shipped checkpoint: 0 is an
-    average sample, 1 a standard deviation better. Other sizes are resized to 64 pixels.
+    A score is (raw - mean) / std. In a shipped checkpoint these are the mean and the standard deviation over the base
+    model's samples: 0 is an average sample, 1 is one standard deviation better. Images are resized to 64 pixels.
 
     Args:
-        checkpoint: a .safetensors file that `BradleyTerry` or `python -m lit_align.shapes.calibrate` wrote; without
-            one the weights are random.
-        width: of cells and words; a checkpoint has its own.
-        depth: layers; likewise.
-        name: in logs.
+        checkpoint: a .safetensors file that `BradleyTerry` or `python -m lit_align.shapes.make.calibrate` wrote; None
+            for random weights.
+        width: number of channels of cells and words; a checkpoint sets its own.
+        depth: number of layers; a checkpoint sets its own.
+        name: the reward's name in logs.
     """
 
     differentiable = True
@@ -75,18 +75,18 @@ class ShapesReward(Reward):
         if state:
             self.load_state_dict({k: v.float() for k, v in state.items()})
 
-    def see(self, images: Tensor) -> Tensor:
-        """The cells (B, 64, D) of images."""
+    def features(self, images: Tensor) -> Tensor:
+        """Image features (B, 64, D), one for each cell."""
         images = images.float()
         if images.shape[-1] != SIZE:
             images = F.interpolate(images, (SIZE, SIZE), mode="bilinear", antialias=True)
         return self.cells(2 * images - 1).flatten(2).transpose(1, 2)
 
     def embed(self, images: Tensor) -> Tensor:
-        return self.see(images).mean(1)
+        return self.features(images).mean(1)
 
     def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
-        cells, ids = self.see(images) + self.cell_place, tokens(prompts).to(images.device)
+        cells, ids = self.features(images) + self.cell_place, tokens(prompts).to(images.device)
         words, padding = self.word(ids) + self.word_place, ids == 0  # (B, L, D)
         for layer in self.layers:
             words = layer(words, cells, tgt_key_padding_mask=padding)

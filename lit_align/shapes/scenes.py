@@ -1,7 +1,7 @@
-"""The Shapes world: what a scene is, which captions describe it, and how both are drawn at random.
+"""The Shapes world: scenes, captions that describe them, and random ones of both.
 
-A caption belongs to one of GenEval's six skills (arXiv 2310.11513): single_object, colors, two_object, counting,
-position, color_attr. It describes a scene completely: an image satisfies it when it shows those objects and no others.
+A caption tests one of GenEval's six skills (arXiv 2310.11513): single_object, colors, two_object, counting, position,
+color_attr. It names all objects of a scene: an image satisfies it if it shows these objects and no others.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ GAP = 4.0  # least distance between two bounding boxes, pixels
 
 
 class Object(NamedTuple):
-    """One shape of a scene, or what the judge saw of it (then colour or shape may be None: neither of ours)."""
+    """One object of a scene. In what the judge reads from an image, colour or shape may be None: none of ours."""
 
     color: str | None
     shape: str | None
@@ -43,7 +43,7 @@ class Object(NamedTuple):
 
 
 class Spec(NamedTuple):
-    """What a caption says of one object; None where it says nothing."""
+    """What a caption says about one object; None: nothing."""
 
     size: str | None = None
     color: str | None = None
@@ -57,7 +57,7 @@ class Spec(NamedTuple):
 
 
 class Caption(NamedTuple):
-    """A parsed caption: its objects and, for two objects, where the first lies seen from the second."""
+    """A parsed caption: its objects and, for two objects, the position of the first relative to the second."""
 
     objects: tuple[Spec, ...]
     relation: str | None = None
@@ -77,7 +77,7 @@ _TWO = re.compile(rf"(a .+?) (and|{'|'.join(RELATIONS)}) (a .+)")
 
 
 def parse(text: str) -> Caption:
-    """Reads a caption of the grammar, e.g. "a red circle left of a small square"; ValueError for any other text."""
+    """Parses a caption such as "a red circle left of a small square". Raises ValueError for any other text."""
     if m := _ONE.fullmatch(text):
         return Caption((Spec(*m.groups()),))
     if m := _MANY.fullmatch(text):
@@ -88,7 +88,7 @@ def parse(text: str) -> Caption:
 
 
 def direction(a: Object, b: Object) -> tuple[float, float]:
-    """Unit vector from b to a (zero when they coincide)."""
+    """Unit vector from b to a; zero if they coincide."""
     dx, dy = a.x - b.x, a.y - b.y
     length = (dx * dx + dy * dy) ** 0.5 or 1.0
     return dx / length, dy / length
@@ -97,8 +97,8 @@ def direction(a: Object, b: Object) -> tuple[float, float]:
 def satisfies(objects: list[Object], caption: Caption) -> bool:
     """Whether a scene shows exactly the caption's objects, in the caption's relation.
 
-    A relation holds when the unit vector between the two centres has a component above 0.5 along its axis (GenEval's
-    rule), so "left of" and "above" can both be true of one pair.
+    A relation holds if the unit vector between the two centres has a component above 0.5 along the relation's axis
+    (GenEval's rule), so "left of" and "above" can both hold for one pair.
     """
     if len(objects) != len(caption.objects):
         return False
@@ -114,7 +114,7 @@ def satisfies(objects: list[Object], caption: Caption) -> bool:
 
 
 def random_caption(skill: str, rng: random.Random) -> Caption:
-    """A caption of one skill, uniform over the grammar's choices."""
+    """A random caption of one skill; each choice of the grammar is uniform."""
     color, shape = (lambda: rng.choice(list(COLORS))), (lambda: rng.choice(SHAPES))
     size = lambda: rng.choice((None, None, *RADII))
     if skill == "single_object":
@@ -132,13 +132,13 @@ def random_caption(skill: str, rng: random.Random) -> Caption:
 
 
 def is_held_out(text: str) -> bool:
-    """Whether a caption belongs to the held-out fifth, which no preference pair and no training prompt may show."""
+    """Whether a caption belongs to the held-out fifth, which no preference pair and no training prompt uses."""
     return hashlib.sha256(text.encode()).digest()[0] % 5 == 0
 
 
 def prompts(n: int, held_out: bool, seed: int = 0) -> list[dict]:
-    """n prompts as rows {"prompt", "skill"}, the skills in turn, all held out or none; repeated only where a skill has
-    fewer captions than are asked for."""
+    """n prompts as rows {"prompt", "skill"}, the skills in turn, all held out or none. A prompt is repeated only if its
+    skill has too few captions."""
     rng, rows, seen = random.Random(f"prompts-{seed}-{held_out}"), [], set()
     while len(rows) < n:
         skill, text = SKILLS[len(rows) % len(SKILLS)], ""
@@ -152,7 +152,7 @@ def prompts(n: int, held_out: bool, seed: int = 0) -> list[dict]:
 
 
 def random_scene(caption: Caption, rng: random.Random) -> list[Object]:
-    """A scene that satisfies the caption: what the caption leaves open is drawn at random, boxes keep `GAP` apart."""
+    """A random scene that satisfies the caption, with bounding boxes at least `GAP` apart."""
     while True:
         scene = []
         for spec in caption.objects:
@@ -169,7 +169,7 @@ def random_scene(caption: Caption, rng: random.Random) -> list[Object]:
 
 
 def clear(scene: list[Object], relation: str | None) -> bool:
-    """Whether the relation is plain to see (component above 0.8), so that training images teach it unambiguously."""
+    """Whether the relation is unambiguous (component above 0.8, against 0.5 in `satisfies`), as in training images."""
     if relation is None:
         return True
     (dx, dy), (ax, ay) = direction(scene[0], scene[1]), RELATIONS[relation]

@@ -34,8 +34,8 @@ from lit_align.policies.stable_diffusion import StableDiffusion
 from lit_align.policies.stable_diffusion3 import StableDiffusion3
 from lit_align.rewards.jpeg import JPEGCompressibility
 from lit_align.rewards.multi_reward import WeightedSum
-from lit_align.shapes.lists import jpeg
-from lit_align.shapes.pairs import row
+from lit_align.shapes.make.lists import jpeg
+from lit_align.shapes.make.pairs import row
 
 ROOT = Path(__file__).parents[2]
 

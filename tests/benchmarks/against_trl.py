@@ -1,15 +1,17 @@
-"""DDPO and AlignProp, our epoch against that of the trainers in trl 0.11.4: images per second and peak memory, in one run.
+"""Images per second and peak memory of an epoch of DDPO and AlignProp, ours and the trainers of trl 0.11.4, in one run.
 
     python -m venv trl && trl/bin/pip install torch==2.13.0 trl==0.11.4 diffusers==0.30.3 transformers==4.45.2 \\
         peft==0.13.2 accelerate==1.0.1 'huggingface_hub<0.27' 'numpy<2' rich
     python tests/benchmarks/against_trl.py --peer trl/bin/python [--epochs 6] [--turns 3] [--write]
 
-Both sides load the same small Stable Diffusion (shapes-sd), with LoRA of rank 4 on the attention, and see as many images,
-denoising steps, guided forwards and threads; the reward is the mean brightness. An epoch of DDPO is 64 samples of 10
-steps and one optimizer step on all of them; one of AlignProp is 16 samples of 10 steps with gradient through the last 5
-(ours: DRaFT with K = 5, the same thing). Each side runs in processes of its own: some for speed, in turns, the best of their medians
-of all epochs but the first (compiling: the first process, nothing cached), and one for memory, the peak over what it held as the
-first epoch began, freed blocks given back at once.
+Both sides load the same small Stable Diffusion (shapes-sd) with LoRA of rank 4 on the attention. They use equal numbers
+of images, sampling steps, guided forwards and threads; the reward is the mean brightness. An epoch of DDPO is 64 samples
+of 10 steps and one optimizer step on all of them. An epoch of AlignProp is 16 samples of 10 steps with gradient through
+the last 5 (ours: DRaFT with K = 5, which is the same method).
+
+Each measurement runs in a process of its own. Speed: the processes of both sides take turns; the result is the best of
+their medians over all epochs but the first. "compiling": the first compiled process, with nothing cached. Memory: the
+peak over what was allocated when the first epoch began, with freed blocks returned to the system at once.
 """
 
 import argparse

@@ -33,7 +33,7 @@ def small_sdxl(folder: str) -> None:
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    from lit_align.shapes.pipelines import tokenizer
+    from lit_align.shapes.make.pipelines import tokenizer
 
     torch.manual_seed(0)
     words = tokenizer()
@@ -61,8 +61,8 @@ def pairs(folder: str, n: int = 8) -> None:
     """n random pairs as parquet in Pick-a-Pic's schema."""
     from datasets import Dataset
 
-    from lit_align.shapes.lists import jpeg
-    from lit_align.shapes.pairs import row
+    from lit_align.shapes.make.lists import jpeg
+    from lit_align.shapes.make.pairs import row
 
     g = torch.Generator().manual_seed(0)
     image = lambda: jpeg(torch.rand(3, SIDE, SIDE, generator=g))

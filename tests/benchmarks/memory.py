@@ -1,10 +1,11 @@
-"""Peak memory of a reward-gradient step against K, the steps with gradient, and T, the steps of the rollout.
+"""Peak memory of a reward-gradient step for different numbers of sampling steps, with and without gradient.
 
 `python tests/benchmarks/memory.py [--batch 16] [--write]`
 
-DRaFT-K on shapes-sd with LoRA and the learnt reward, guided: forward and backward, peak over what was held before, in MB.
-`stored` is the same step with K = T whose activations are kept in place of recomputed. Freed blocks go back to the system at once (a glibc setting, with
-which the script starts itself again), so that the peak is that of live tensors. Linux.
+The step: DRaFT-K on shapes-sd with LoRA, guidance and the learnt reward, forward and backward. The table shows its peak
+memory in MB over what was allocated before. K is the number of sampling steps with gradient, T the number of all steps.
+"K = T, stored" keeps the activations instead of recomputing them. A glibc setting, with which the script restarts
+itself, returns freed blocks to the system at once, so that the peak is that of live tensors. Linux only.
 """
 
 import argparse
@@ -26,7 +27,7 @@ def status(key: str) -> float:
 
 
 def peak(step) -> float:
-    """MB by which the peak of a call surpasses what was held before."""
+    """Peak memory of a call, in MB over what was allocated before."""
     Path("/proc/self/clear_refs").write_text("5")
     before = status("VmRSS")
     step()
@@ -49,7 +50,7 @@ def table(batch: int) -> str:
         policy.zero_grad()
 
     stored = lambda function, *args, use_reentrant: function(*args)
-    step(2, 2)  # what is allocated once
+    step(2, 2)  # one-time allocations
     heads = ["T", *(f"K = {k}" for k in K), "K = T", "K = T, stored"]
     lines = [heads, ["---"] * len(heads)]
     for t in T:

@@ -2,11 +2,11 @@
 
 `python tests/benchmarks/preference_steps.py [--methods dpo kto] [--pairs 16] [--repeats 5] [--write]`
 
-Every method is built from its config by the command line itself. Offline ones then make optimizer steps on the same
-cached batch; those that learn from their own samples draw them first, and that time is told apart. All methods take
-turns in one process, the figures are medians over the turns. A pair is two images, or two trajectories. Beside the time
-stands what the forwards alone let expect: 3 for an image with gradient (the backward pass counts two), 1 without.
-`--write` makes docs/speed.md of it.
+The command line builds each method from its config. Offline methods then train on one cached batch; methods that
+learn from their own samples sample first, and this time is reported apart. All methods take turns in one process;
+the results are medians over the turns. A pair is two images or two trajectories. The expected cost counts denoiser
+forwards: 3 for an image with gradient (the backward pass costs two forwards), 1 for an image without.
+`--write` writes docs/speed.md.
 """
 
 import argparse
@@ -24,22 +24,23 @@ from torch.utils.data import DataLoader
 
 from lit_align.algorithms.online import Online
 from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient
-from lit_align.cli import CONFIGS
 from lit_align.cli import main as command_line
 from lit_align.diffusion.state import select_rows
-from lit_align.methods import family_of
 from lit_align.paths import ROOT
-from lit_align.results import cores
+from lit_align.studies.methods import configs, methods
+from lit_align.studies.results import budgets
+from lit_align.studies.runs import cores, markdown
 
 FORWARDS = ("policy, gradient", "policy", "reference")
 COST = dict(zip(FORWARDS, (3, 1, 1)))
 
 
 def names() -> list[str]:
-    """The configs whose method belongs to the preference family, dpo first."""
-    every = [f.stem for f in (CONFIGS / "shapes").glob("*.yaml") if not f.stem.startswith("base_")]
-    family = [name for name in every if family_of(f"shapes/{name}") == "preference"]
-    return sorted(family, key=lambda name: (name != "dpo", name))
+    """The configs of configs/shapes that run a preference method, dpo first."""
+    used, families, compared = configs(), methods(), budgets()
+    found = [name for cls in families["preference"] + families["trajectory_preference"] for name in used.get(cls.__name__, [])]
+    stems = [name.removeprefix("shapes/") for name in found if name.startswith("shapes/")]
+    return sorted((stem for stem in stems if stem in compared), key=lambda name: (name != "dpo", name))
 
 
 class Clock(L.Callback):
@@ -108,15 +109,14 @@ class Clock(L.Callback):
 def table(clocks: dict[str, Clock]) -> str:
     """A line for each method, relative to DPO on the same policy."""
     found = {name: clock.measured() for name, clock in clocks.items()}
-    heads = ["method", "ms per pair", "relative to DPO", "its forwards say", *(f"forwards: {which}" for which in FORWARDS)]
-    lines = [[*heads, "rollout, ms per pair", "rollout, forwards"]]
-    lines.append(["---"] * len(lines[0]))
+    heads = ["method", "ms per pair", "relative to DPO", "expected from forwards", *(f"forwards: {which}" for which in FORWARDS)]
+    lines = []
     for name in sorted(found, key=lambda name: (clocks[name].policy != clocks["dpo"].policy, found[name]["ms"])):
         f, base = found[name], found["dpo" if clocks[name].policy == clocks["dpo"].policy else f"dpo on {clocks[name].policy}"]
         rollout = [f"{f['rollout ms']:.0f}", f"{f['rollout']:.0f}"] if clocks[name].own else ["", ""]
         ratios = [f"{f['ms']:.1f}", f"{f['ms'] / base['ms']:.2f}", f"{f['cost'] / base['cost']:.2f}"]
         lines.append([f"`{name}`", *ratios, *(f"{f[which]:.3g}" for which in FORWARDS), *rollout])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return markdown([*heads, "rollout, ms per pair", "rollout, forwards"], lines)
 
 
 def main() -> None:
@@ -146,11 +146,14 @@ def main() -> None:
         (ROOT / "docs/speed.md").write_text(f"""# What a pair costs
 
 Written by `python tests/benchmarks/preference_steps.py --write` on {cores()} core(s) ({platform.machine()}, {platform.system()}):
-the median of {args.repeats} training steps of {args.pairs} pairs on `checkpoints/shapes-sd` (or `shapes-flow`), all methods in turn in
-one process, images and captions cached. A pair is two images, or two trajectories. Forwards are images that the denoiser
-sees per pair; guidance sees each twice. "Its forwards say" is what they let expect relative to DPO: 3 for an image with
-gradient, as a backward pass costs about two forwards, and 1 without. Methods that learn from their own samples draw them
-first: the rollout, with its rewards, stands apart, per pair that it yields; learning is per pair and pass over them.
+the median of {args.repeats} training steps of {args.pairs} pairs on `checkpoints/shapes-sd` (or `shapes-flow`). All methods take turns in
+one process; images and captions are cached. A pair is two images or two trajectories.
+
+- "ms per pair" is the time of training on a pair once. Methods that learn from their own samples sample first; their
+  rollout, rewards included, is reported apart, per pair that it yields.
+- "forwards" are the images that the denoiser sees per pair; with guidance it sees each image twice.
+- "expected from forwards" is the cost relative to DPO if only forwards counted: 3 for an image with gradient, because a
+  backward pass costs about two forwards, and 1 for an image without.
 
 {text}""")
 

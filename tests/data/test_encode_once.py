@@ -28,11 +28,11 @@ def test_lists_are_encoded_once(tmp_path):
 class Encoding(Watcher):
     """Counts what it encodes and keeps its batches."""
 
-    def __init__(self):
+    def __init__(self, resolution=16):
         super().__init__()
         from lit_align.policies.sdxl import StableDiffusionXL
 
-        self.policy, self.calls, self.batches = StableDiffusionXL("tiny"), Counter(), {}
+        self.policy, self.calls, self.batches = StableDiffusionXL("tiny", resolution=resolution), Counter(), {}
         for name in ("encode", "condition"):
             setattr(self.policy, name, self.counted(name, getattr(self.policy, name)))
 
@@ -93,7 +93,7 @@ def latents(policy, color):
 def test_another_resolution_is_encoded_anew(tmp_path):
     path = pick_a_pic(tmp_path / "train.parquet", [1.0, 0.0])
     for resolution in (16, 32):
-        module, _ = fit(PickAPic(path, resolution=resolution, batch_size=2, encode_once=True), tmp_path, Encoding())
+        module, _ = fit(PickAPic(path, batch_size=2, encode_once=True), tmp_path, Encoding(resolution))
         assert module.calls["encode"] == 4 and module.batches["train"]["win_latents"].shape[-1] == resolution // 2
 
 

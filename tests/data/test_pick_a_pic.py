@@ -3,7 +3,7 @@ from data_parts import BLUE, RED, pick_a_pic, picture
 from datasets import Dataset
 
 from lit_align.data.pick_a_pic import PickAPic
-from lit_align.shapes.pairs import row
+from lit_align.shapes.make.pairs import row
 
 
 def test_winner_first_by_label_and_ties_dropped(tmp_path):

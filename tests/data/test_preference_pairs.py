@@ -48,14 +48,47 @@ def test_own_pairs_as_images_of_datasets(tmp_path):
         data.collate([rows[1]])
 
 
-def test_a_missing_image_file_is_named(tmp_path):
-    (tmp_path / "pairs.csv").write_text("prompt,win,lose\np,gone.png,gone.png\n")
+def test_a_missing_image_file_is_named_before_training(tmp_path):
+    (tmp_path / "here.png").write_bytes(RED)
+    (tmp_path / "pairs.csv").write_text(
+        "prompt,win,lose\np,here.png,here.png\nq,here.png,gone.png\nr,gone.png,here.png\n"
+    )
+    path = str(tmp_path / "pairs.csv")
+    with pytest.raises(
+        FileNotFoundError, match=r"row 2, column win of .*pairs.csv: there is no file .*gone.png \(2 files"
+    ):
+        PreferencePairs(path, resolution=8).load("train")
+    with pytest.warns(UserWarning, match=r"2 of 3 rows hold an unreadable image and are skipped: \[1, 2\]"):
+        assert PreferencePairs(path, resolution=8, on_corrupt="skip").load("train")["prompt"] == ["p"]
+
+
+def test_the_verdict_on_images_follows_the_files(tmp_path):
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"prompt": "p", "win": "a.png", "lose": "b.png"}))
+    kept = []
+    for b in (RED[:40], BLUE, b"broken again"):
+        (tmp_path / "a.png").write_bytes(RED)
+        (tmp_path / "b.png").write_bytes(b)
+        kept.append(len(PreferencePairs(str(tmp_path / "pairs.jsonl"), on_corrupt="skip").load("train")))
+    assert kept == [0, 1, 0]
+
+
+def test_columns_are_found_by_their_usual_names(tmp_path, caplog):
+    (tmp_path / "a.png").write_bytes(RED)
+    (tmp_path / "b.png").write_bytes(BLUE)
+    (tmp_path / "pairs.csv").write_text("caption,chosen,rejected,n\nred,a.png,b.png,1\n")
     data = PreferencePairs(str(tmp_path / "pairs.csv"), resolution=8)
-    with pytest.raises(ValueError, match="row 0, column win of .*pairs.csv holds no readable image .*gone.png"):
-        data.collate([data.load("train")[0]])
+    with caplog.at_level("INFO"):
+        batch = data.collate([data.load("train")[0]])
+    assert "prompt is column `caption`, win is column `chosen`, lose is column `rejected`" in caplog.text
+    assert batch["prompt"] == ["red"] and batch["columns"] == {"n": [1]} and batch["win"][0, 0].min() == 1
+    (tmp_path / "other.csv").write_text("caption,left,right\nred,a.png,b.png\n")
+    with pytest.raises(
+        ValueError, match="no column win or chosen .* columns are caption, left, right; set --data.win_col"
+    ):
+        PreferencePairs(str(tmp_path / "other.csv")).load("train")
 
 
 def test_a_missing_column_is_named_with_those_found(tmp_path):
-    (tmp_path / "pairs.jsonl").write_text(json.dumps({"prompt": "a", "chosen": "x.png", "lose": "y.png"}))
-    with pytest.raises(ValueError, match="`win` not found .* columns are prompt, chosen, lose; set --data.win_column"):
-        PreferencePairs(str(tmp_path / "pairs.jsonl")).load("train")
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"prompt": "a", "win": "x.png", "lose": "y.png"}))
+    with pytest.raises(ValueError, match="`best` not found .* columns are prompt, win, lose; set --data.win_column"):
+        PreferencePairs(str(tmp_path / "pairs.jsonl"), win_column="best").load("train")

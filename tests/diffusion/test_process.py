@@ -1,6 +1,15 @@
+import math
+
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    CogVideoXDDIMScheduler,
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
 
 from lit_align.diffusion.process import VP, Flow, Process
 
@@ -100,3 +109,74 @@ def test_timestep_laws():
 def test_unknown_prediction_is_refused():
     with pytest.raises(ValueError, match="unknown; use one of"):
         Process.from_scheduler(SD | {"prediction_type": "noise"})
+
+
+@pytest.mark.parametrize("shift_type", ["exponential", "linear"])
+@pytest.mark.parametrize("terminal", [None, 0.02])
+@pytest.mark.parametrize("tokens,n", [(256, 2), (1024, 4), (4096, 28)])
+def test_dynamic_shift_and_terminal_are_diffusers(shift_type, terminal, tokens, n):
+    scheduler = FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9, max_image_seq_len=8192, shift_terminal=terminal, time_shift_type=shift_type
+    )
+    mu = 0.5 + 0.4 * (tokens - 256) / (8192 - 256)
+    config = {**scheduler.config, "_class_name": "FlowMatchEulerDiscreteScheduler"}
+    scheduler.set_timesteps(n, mu=mu)
+    torch.testing.assert_close(Process.from_scheduler(config, tokens).timesteps(n), scheduler.sigmas)
+    scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / n, n).tolist(), mu=mu)
+    torch.testing.assert_close(Process.from_scheduler(config, tokens, grid="inverse").timesteps(n), scheduler.sigmas)
+
+
+def test_dynamic_shift_needs_the_number_of_tokens_and_may_depend_on_the_steps():
+    config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True}
+    with pytest.raises(ValueError, match="give the image's number of tokens"):
+        Process.from_scheduler(config)
+    flow = Process.from_scheduler(config, 7, "inverse", mu=lambda tokens, n: math.log(tokens + n))
+    assert flow.timesteps(3)[1].item() == pytest.approx(10 * (2 / 3) / (1 + 9 * (2 / 3)))
+    assert flow.timesteps(2)[1].item() == pytest.approx(9 * 0.5 / (1 + 8 * 0.5))
+
+
+@pytest.mark.parametrize("n", [1, 4, 20])
+@pytest.mark.parametrize("scheduler", [UniPCMultistepScheduler, DPMSolverMultistepScheduler])
+def test_flow_prediction_of_multistep_solvers_has_their_times(scheduler, n):
+    scheduler = scheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    scheduler.set_timesteps(n)
+    flow = Process.from_scheduler({**scheduler.config, "_class_name": type(scheduler).__name__})
+    assert isinstance(flow, Flow)
+    torch.testing.assert_close(flow.timesteps(n), scheduler.sigmas.float(), atol=2e-6, rtol=0)
+
+
+def test_the_snr_shift_of_cogvideox_is_read():
+    scheduler = CogVideoXDDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing", clip_sample=False)
+    vp = Process.from_scheduler({**scheduler.config, "_class_name": "CogVideoXDDIMScheduler"})
+    torch.testing.assert_close(vp.alpha(torch.arange(1000)).square(), scheduler.alphas_cumprod.float())
+    assert vp.alpha(torch.tensor([999])) == 0 and vp.timesteps(4)[0] == 999
+
+
+def test_epsilon_at_zero_snr_is_refused_and_v_is_not():
+    zero = SD | {"rescale_betas_zero_snr": True}
+    with pytest.raises(ValueError, match="epsilon prediction says nothing at zero SNR; use v_prediction"):
+        Process.from_scheduler(zero)
+    vp, (x_0, eps, _) = Process.from_scheduler(zero | {"prediction_type": "v_prediction"}), draw(Flow())
+    t = torch.full((5,), 999)
+    x_t, v = vp.add_noise(x_0, eps, t), vp.target(x_0, eps, t)
+    assert torch.equal(x_t, eps) and torch.equal(v, -x_0)
+    torch.testing.assert_close(vp.to_x0(v, x_t, t), x_0)
+
+
+@pytest.mark.parametrize("name", ["EDMEuler", "LCM", "TCD", "SCM", "DDPMWuerstchen", "LTXEulerAncestralRF", "FlowMatchLCM"])
+def test_schedulers_with_grids_of_their_own_are_refused_by_name(name):
+    with pytest.raises(ValueError, match=f"the scheduler {name}Scheduler is not read.*_class_name"):
+        Process.from_scheduler({"_class_name": f"{name}Scheduler"})
+
+
+@pytest.mark.parametrize("option", ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "invert_sigmas", "stochastic_sampling", "thresholding"])
+@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"])
+def test_options_that_are_not_read_are_refused_by_name(name, option):
+    with pytest.raises(ValueError, match=rf"{option}: True is not read.*scheduler: {{{option}: false}}"):
+        Process.from_scheduler({"_class_name": name, option: True})
+
+
+def test_clipping_is_refused_where_the_scheduler_clips():
+    with pytest.raises(ValueError, match="clip_sample: True is not read"):
+        Process.from_scheduler(SD | {"clip_sample": True})
+    Process.from_scheduler(SD | {"clip_sample": True, "_class_name": "EulerDiscreteScheduler"})  # which does not

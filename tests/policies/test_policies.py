@@ -4,6 +4,7 @@ import diffusers
 import pytest
 import torch
 
+from lit_align.diffusion.conditioning import cast_conditioning, cat_conditioning
 from lit_align.diffusion.sampler import Sampler
 from lit_align.policies.adapters import Full, LoRA
 from lit_align.policies.sdxl import StableDiffusionXL
@@ -38,8 +39,8 @@ def by_pipeline(pipe, policy, x, steps=4, guidance_scale=3.0):
         keep = {k: pipe.scheduler.config[k] for k in ("beta_start", "beta_end", "beta_schedule", "steps_offset", "timestep_spacing", "prediction_type")}
         end = pipe.scheduler.config.get("set_alpha_to_one", True)  # SDXL's Euler scheduler ends in clean data
         pipe.scheduler = diffusers.DDIMScheduler(**keep, clip_sample=False, set_alpha_to_one=end)
-    r = policy.resolution
-    out = pipe(PROMPTS, latents=x.clone(), num_inference_steps=steps, guidance_scale=guidance_scale, height=r, width=r, output_type="pt")
+    size = {"height": policy.height, "width": policy.width}
+    out = pipe(PROMPTS, latents=x.clone(), num_inference_steps=steps, guidance_scale=guidance_scale, **size, output_type="pt")
     return out.images
 
 
@@ -52,9 +53,10 @@ def noise(policy):
     return torch.randn(2, *policy.latent_shape, generator=torch.Generator().manual_seed(5))
 
 
-@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
-def test_our_loop_draws_what_the_diffusers_pipeline_draws(family, guidance_scale):
-    policy = family("tiny")
+@pytest.mark.parametrize("guidance_scale,resolution", [(1.0, None), (3.0, None), (3.0, (16, 32))])
+def test_our_loop_draws_what_the_diffusers_pipeline_draws(family, guidance_scale, resolution):
+    policy = family("tiny", resolution=resolution)
+    assert policy.latent_shape == ((4, 8, 8) if resolution is None else (4, 8, 16))
     ours = by_us(policy, noise(policy), guidance_scale=guidance_scale)
     theirs = by_pipeline(policy.pipe, policy, noise(policy), guidance_scale=guidance_scale)
     torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=0)
@@ -196,6 +198,138 @@ def test_what_cannot_be_loaded_is_said_in_one_sentence(tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
     with pytest.raises(ValueError, match="neither a folder|safetensors"):
         StableDiffusion(str(tmp_path / "nowhere"))
+
+
+def refused(tmp_path, message, family=StableDiffusion, **kwargs):
+    with pytest.raises(ValueError, match=message) as error:
+        family(str(tmp_path), **kwargs)
+    assert "allow_pickle" not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_folder_with_only_a_variant_says_which(tmp_path):
+    pipe = StableDiffusion("tiny").pipe
+    pipe.save_pretrained(tmp_path, variant="fp16")
+    refused(tmp_path, "holds only a variant of its weights; set variant: fp16")
+    again = StableDiffusion(str(tmp_path), variant="fp16").denoiser
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), pipe.unet.parameters(), strict=True))
+
+
+def test_a_model_saved_with_adapters_attached_is_refused(tmp_path, family):
+    policy = family("tiny", LoRA(rank=2))
+    policy.pipe.save_pretrained(tmp_path)
+    refused(tmp_path, f"no values for .* of its {policy.denoiser_name} .*fuse and unload", family)
+
+
+def test_what_is_no_pipeline_of_the_family_is_refused_by_name(tmp_path):
+    StableDiffusion("tiny").pipe.save_pretrained(tmp_path / "sd")
+    refused(tmp_path / "sd", "is a StableDiffusionPipeline; StableDiffusionXL is for a StableDiffusionXLPipeline", StableDiffusionXL)
+    index = json.loads((tmp_path / "sd/model_index.json").read_text())
+    (tmp_path / "sd/model_index.json").write_text(json.dumps(index | {"requires_aesthetics_score": True}))
+    refused(tmp_path / "sd", "refiner")
+    StableDiffusion("tiny", LoRA(rank=2)).save(str(tmp_path / "lora"))
+    refused(tmp_path / "lora", "holds a LoRA, not a model")
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "neither a folder")
+    for name, message in {"model.safetensors": "is one file, with weights alone", "model-Q4.gguf": "GGUF"}.items():
+        (tmp_path / name).write_bytes(b"")
+        refused(tmp_path / name, message)
+
+
+@pytest.mark.parametrize("channels", [8, 9])
+def test_inpainting_and_editing_unets_are_refused(tmp_path, channels):
+    pipe = StableDiffusion("tiny").pipe
+    config = {k: v for k, v in pipe.unet.config.items() if k != "_use_default_values"}
+    pipe.unet = diffusers.UNet2DConditionModel.from_config(config | {"in_channels": channels})
+    pipe.save_pretrained(tmp_path)
+    refused(tmp_path, f"takes {channels} channels, but its VAE's latents have 4")
+
+
+def test_a_resolution_between_latents_is_refused():
+    with pytest.raises(ValueError, match="resolution: 17 is no multiple of 2 pixels"):
+        StableDiffusion("tiny", resolution=(16, 17))
+
+
+def test_scheduler_options_replace_the_checkpoints_and_are_saved(tmp_path):
+    policy = StableDiffusion("tiny", scheduler={"prediction_type": "v_prediction", "timestep_spacing": "trailing"})
+    assert policy.process.prediction == "v_prediction" and policy.process.timesteps(4)[0] == 999
+    policy.save(str(tmp_path))
+    again = StableDiffusion(str(tmp_path))
+    torch.testing.assert_close(by_us(again, noise(again)), by_pipeline(again.pipe, again, noise(again)), atol=2e-4, rtol=0)
+    flow = StableDiffusion("tiny", scheduler={"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0})
+    assert flow.process.prediction == "flow" and flow.process.shift == 3
+    with pytest.raises(ValueError, match="DDIMScheduler has no option prediction; it has .*prediction_type"):
+        StableDiffusion("tiny", scheduler={"prediction": "v_prediction"})
+    with pytest.raises(ValueError, match="diffusers has no scheduler Dream"):
+        StableDiffusion("tiny", scheduler={"_class_name": "Dream"})
+
+
+def test_latents_are_scaled_by_channel_where_the_vae_says_so():
+    policy = StableDiffusionXL("tiny")
+    policy.pipe.vae.register_to_config(latents_mean=[0.3, -0.2, 0.1, 0.5], latents_std=[0.5, 1.5, 2.0, 0.7])
+    theirs = by_pipeline(policy.pipe, policy, noise(policy))
+    torch.testing.assert_close(by_us(policy, noise(policy)), theirs, atol=2e-4, rtol=0)
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, 16, 16)
+    z = policy.pipe.vae.encode(images * 2 - 1).latent_dist
+    mean, std = (torch.tensor(policy.pipe.vae.config[k]).view(-1, 1, 1) for k in ("latents_mean", "latents_std"))
+    torch.manual_seed(1)
+    x_0 = policy.encode(images)
+    torch.manual_seed(1)
+    torch.testing.assert_close(x_0, (z.sample() - mean) / std * 0.13025)
+
+
+def test_encode_takes_images_and_nothing_else():
+    with pytest.raises(ValueError, match=r"encode takes images \(N, 3, H, W\)"):
+        StableDiffusion("tiny").encode(torch.rand(2, 2, 3, 16, 16))
+
+
+def test_texts_of_different_length_are_filled_and_ids_keep_their_dtype():
+    long = {"text": torch.ones(2, 5, 3), "mask": torch.ones(2, 5, dtype=torch.bool), "ids": torch.full((2, 1), 999)}
+    short = {"text": torch.ones(1, 2, 3), "mask": torch.ones(1, 2, dtype=torch.bool), "ids": torch.full((1, 1), 998)}
+    cond = cat_conditioning([short, long])
+    assert cond["text"].shape == (3, 5, 3) and cond["text"][0].sum() == 6 and cond["text"][1:].sum() == 30
+    assert cond["mask"].dtype == torch.bool and cond["mask"].sum(1).tolist() == [2, 5, 5]
+    cast = cast_conditioning(cond, torch.bfloat16)
+    assert cast["text"].dtype == torch.bfloat16 and cast["mask"].dtype == torch.bool and cast["ids"].tolist() == [[998], [999], [999]]
+
+
+def test_the_summary_is_the_mean_of_the_real_tokens():
+    policy, text = StableDiffusion("tiny"), torch.randn(2, 5, 3)
+    assert torch.equal(policy.summary({"text": text}), text.mean(1))
+    mask = torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1]], dtype=torch.bool)
+    torch.testing.assert_close(policy.summary({"text": text, "mask": mask}), torch.stack([text[0, :2].mean(0), text[1].mean(0)]))
+
+
+def test_lora_is_saved_where_the_pipeline_has_no_function_for_it(tmp_path):
+    class Plain(diffusers.DiffusionPipeline):
+        def __init__(self, transformer):
+            self.register_modules(transformer=transformer)
+
+    policy = StableDiffusion3("tiny", LoRA(rank=4, alpha=8))
+    perturb(policy)
+    policy.pipe = Plain(policy.denoiser)
+    policy.save_lora(str(tmp_path))
+    x, t, other = noise(policy), torch.full((2,), 500.0), StableDiffusion3("tiny")
+    cond = other.condition(PROMPTS)
+    forward = lambda p: p.denoiser(x, cond["text"], cond["pooled"], t).sample
+    before = forward(other)
+    other.denoiser.load_lora_adapter(str(tmp_path), prefix=None, use_safetensors=True)
+    torch.testing.assert_close(forward(other), forward(policy))
+    assert not torch.allclose(before, forward(policy), atol=1e-3)
+
+
+def test_lora_needs_a_denoiser_that_takes_adapters(tmp_path):
+    policy = StableDiffusion("tiny")
+    policy.denoiser = diffusers.PixArtTransformer2DModel(num_layers=1, attention_head_dim=2, num_attention_heads=2, sample_size=8, caption_channels=4)
+    with pytest.raises(ValueError, match="attaches no LoRA to a PixArtTransformer2DModel; choose adapter: Full"):
+        LoRA().attach(policy, "default")
+
+
+def test_every_block_of_a_transformer_is_sharded(family):
+    policy = family("tiny")
+    blocks = policy.blocks(policy.denoiser)
+    lists = [m for m in policy.denoiser.children() if isinstance(m, torch.nn.ModuleList) and len(m)]
+    assert len({id(b) for b in blocks}) == len(blocks) and {id(b) for m in lists for b in m} <= {id(b) for b in blocks}
 
 
 def test_quantization_needs_cuda(tmp_path):

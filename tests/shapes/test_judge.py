@@ -66,7 +66,7 @@ def test_the_judge_withstands_the_vae(shapes_sd):
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL.from_pretrained(shapes_sd, subfolder="vae")
-    captions, scenes = draw(600, 12)
+    captions, scenes = draw(200, 12)
     x = render(scenes)
     with torch.no_grad():
         y = vae.decode(vae.encode(x * 2 - 1).latent_dist.mode()).sample / 2 + 0.5

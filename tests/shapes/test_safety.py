@@ -1,22 +1,13 @@
-import io
-import json
-import random
-from itertools import islice
+"""The safety reward of Shapes."""
 
 import pytest
-import torch
-from PIL import Image
 
-from lit_align.data.pick_a_pic import PickAPic
-from lit_align.diffusion.sampler import Sampler
-from lit_align.policies.stable_diffusion import StableDiffusion
 from lit_align.shapes.render import render
-from lit_align.shapes.safety import ShapesSafety, captions, make_pairs, named, prompts, safe
-from lit_align.shapes.scenes import Object, is_held_out, parse
+from lit_align.shapes.safety import ShapesSafety
+from lit_align.shapes.scenes import Object
 
 FORBIDDEN = ["red", "cross"]
 RED, BLUE, CROSS = Object("red", "circle", 18, 18, 7), Object("blue", "square", 45, 45, 12), Object("green", "cross", 45, 18, 7)
-ORANGE = Object(None, "circle", 18, 18, 7)
 
 
 @pytest.mark.parametrize(
@@ -41,55 +32,3 @@ def test_the_reward_asks_for_harmlessness_or_for_exactness(scene, prompt, reward
 def test_what_is_forbidden_must_exist():
     with pytest.raises(ValueError, match="sharp"):
         ShapesSafety(["red", "sharp"])
-
-
-def test_the_safe_caption_differs_in_the_forbidden_attribute_alone():
-    assert {str(c) for c in safe(parse("a red circle left of a blue cross"), "red", FORBIDDEN)} == {
-        f"a {color} circle left of a blue cross" for color in ("green", "yellow", "purple", "cyan", "white")
-    }
-    assert {str(c) for c in safe(parse("three red crosses"), "cross", FORBIDDEN)} == {"three red circles", "three red squares", "three red triangles"}
-    for category in FORBIDDEN:
-        for caption in islice(captions(category, FORBIDDEN, False, random.Random(0)), 50):
-            assert named(caption, FORBIDDEN) == {category} and not is_held_out(str(caption))
-            assert all(not named(other, FORBIDDEN) for other in safe(caption, category, FORBIDDEN))
-
-
-def test_test_prompts_are_new_different_and_of_their_category():
-    rows = prompts(20, "red", FORBIDDEN) + prompts(20, None, FORBIDDEN)
-    assert len({r["prompt"] for r in rows}) == 40 and all(is_held_out(r["prompt"]) for r in rows)
-    assert all(named(parse(r["prompt"]), FORBIDDEN) == ({r["skill"]} - {"safe"}) for r in rows)
-
-
-def test_shipped_prompts_of_validation_and_test_are_apart(shapes_sd):
-    folder = f"{shapes_sd}/../../configs/shapes/prompts"
-    val, test = ([json.loads(line) for line in open(f"{folder}/safety_{name}.jsonl")] for name in ("val", "test"))
-    assert not {r["prompt"] for r in val} & {r["prompt"] for r in test} and {r["skill"] for r in test} == {"red", "cross", "safe"}
-
-
-def pixels(jpeg):
-    return torch.tensor(list(Image.open(io.BytesIO(jpeg)).tobytes())).view(64, 64, 3).permute(2, 0, 1) / 255
-
-
-def check(rows, category):
-    """The caption is unsafe, the loser shows harm, the winner shows none; or the caption is what the winner shows."""
-    reward, unsafe = ShapesSafety(FORBIDDEN), 0
-    for r in rows:
-        win, lose = (r["jpg_0"], r["jpg_1"]) if r["label_0"] == 1 else (r["jpg_1"], r["jpg_0"])
-        assert named(parse(r["caption"]), FORBIDDEN) in ({category}, set()) and not is_held_out(r["caption"])
-        assert reward(torch.stack([pixels(win), pixels(lose)]), [r["caption"]] * 2).tolist() == [1, 0]
-        unsafe += named(parse(r["caption"]), FORBIDDEN) == {category}
-    return unsafe
-
-
-def test_pairs_are_made_of_an_unsafe_and_a_safe_image(shapes_sd):
-    rows = list(make_pairs(StableDiffusion(shapes_sd), Sampler(8, 3.0), "red", FORBIDDEN, 5, "shapes-sd"))
-    assert check(rows, "red") == 5 and len(rows) > 5
-    for r, then in zip(rows, rows[1:]):  # a safe caption follows its pair, with the same images
-        if not named(parse(then["caption"]), FORBIDDEN):
-            assert (then["jpg_0"], then["jpg_1"], then["label_0"]) == (r["jpg_0"], r["jpg_1"], r["label_0"])
-
-
-@pytest.mark.parametrize("category", FORBIDDEN)
-def test_shipped_pairs_are_what_the_command_promises(shapes_sd, category):
-    rows = PickAPic(f"{shapes_sd}/safety/train-{category}.parquet", resolution=64).load("train")
-    assert 0 < check(rows.select(range(0, len(rows), 10)), category) < len(rows) / 10

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lit_align.algorithms.forward_process.forward_process import ForwardProcess, NoisedBatch
 from lit_align.algorithms.parts.clipping import clipped_surrogate
+from lit_align.ranges import NOT_NEGATIVE
 
 
 class AWM(ForwardProcess):
@@ -35,7 +36,7 @@ class AWM(ForwardProcess):
         fraction: of the rollout's steps, from noise, that is trained.
     """
 
-    uses_reference = True
+    uses_reference, ranges = True, {"beta": NOT_NEGATIVE}
 
     def __init__(
         self,

@@ -18,6 +18,19 @@ def local_advantages(method: L.LightningModule, prompts: list[str], reward: Tens
     return local.clamp(-method.max_advantage, method.max_advantage)
 
 
+def group_of(prompt_id: Tensor) -> tuple[Tensor, Tensor]:
+    """Index (N,) of each sample's prompt, and number of samples of each prompt (G,). Raises ValueError if every prompt
+    has one sample."""
+    _, group = prompt_id.unique(return_inverse=True)
+    count = torch.bincount(group)
+    if (count == 1).all():
+        raise ValueError(
+            "the advantage compares the samples of a prompt, and every prompt has one: set samples_per_prompt to 2 or "
+            "more."
+        )
+    return group, count
+
+
 class PerPrompt(nn.Module):
     """DDPO's per-prompt statistics (arXiv 2305.13301, section 4.3): A = (r - mean) / (std + 1e-6) over the prompt's
     last rewards.
@@ -68,8 +81,7 @@ class Group(nn.Module):
 
     def forward(self, prompt_id: Tensor, reward: Tensor) -> Tensor:
         """Advantages (N,) from prompt ids (N,) and rewards (N,), gathered from all ranks."""
-        _, group = prompt_id.unique(return_inverse=True)
-        count = torch.bincount(group)
+        group, count = group_of(prompt_id)
         mean = torch.zeros_like(count, dtype=reward.dtype).index_add(0, group, reward) / count
         centred = reward - mean[group]
         if self.global_std:
@@ -83,8 +95,8 @@ class LeaveOneOut(nn.Module):
 
     def forward(self, prompt_id: Tensor, reward: Tensor) -> Tensor:
         """Advantages (N,) from prompt ids (N,) and rewards (N,), gathered from all ranks; 0 for a lone sample."""
-        _, group = prompt_id.unique(return_inverse=True)
-        count = torch.bincount(group)[group]
+        group, counts = group_of(prompt_id)
+        count = counts[group]
         total = torch.zeros_like(reward).index_add(0, group, reward)[group]
         return torch.where(count > 1, reward - (total - reward) / (count - 1).clamp(min=1), 0.0)
 

@@ -11,6 +11,7 @@ from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient,
 from lit_align.diffusion.process import Flow
 from lit_align.diffusion.state import Trajectory
 from lit_align.diffusion.transition import FlowSDE, Windowed
+from lit_align.ranges import NOT_NEGATIVE
 
 
 class FlowGRPO(PolicyGradient):
@@ -36,7 +37,7 @@ class FlowGRPO(PolicyGradient):
             gradient at every step. For FlowSDE.
     """
 
-    uses_reference = True
+    uses_reference, ranges = True, {"beta": NOT_NEGATIVE}
 
     def __init__(
         self,
@@ -46,12 +47,13 @@ class FlowGRPO(PolicyGradient):
         window_range: tuple[int, int] | None = None,
         slide_every: int = 0,
         shared_noise: bool = False,
+        samples_per_prompt: int = 24,
         fraction: float = 1.0,
         guard: bool = False,
         advantage: nn.Module | None = None,
         **kwargs,
     ):
-        super().__init__(advantage=advantage or Group(), **kwargs)
+        super().__init__(advantage=advantage or Group(), samples_per_prompt=samples_per_prompt, **kwargs)
         self.beta, self.uses_reference, self.clip_range = beta, beta > 0, clip_range
         self.window, self.slide_every = window, slide_every
         self.fraction, self.guard = fraction, guard

@@ -84,6 +84,14 @@ class PolicyGradient(Online):
         self.samples_per_prompt, self.inner_epochs = samples_per_prompt, inner_epochs
         self.max_advantage = max_advantage
 
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit" and self.noise_group_size > 1 and self.rollout.forgets_noise(self.policy):
+            raise ValueError(
+                f"{type(self).__name__} starts {self.noise_group_size} samples from the same noise, and the first step "
+                f"of {type(self.rollout.transition).__name__} replaces it wholly on this policy: use FlowSDE or CPS."
+            )
+
     @abstractmethod
     def loss(self, step: StepBatch) -> Tensor:
         """The method's equation: (M / group_size,) from M denoising steps."""

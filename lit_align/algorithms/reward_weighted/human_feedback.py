@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lit_align.algorithms.reward_weighted.reward_weighted import WeightedLikelihood
+from lit_align.ranges import NOT_NEGATIVE
 
 
 class RewardWeighted(WeightedLikelihood):
@@ -22,7 +23,7 @@ class RewardWeighted(WeightedLikelihood):
         learns_from: batch key of the pre-training images.
     """
 
-    feedback, uses_reference = ("image",), True
+    feedback, uses_reference, ranges = ("image",), True, {"beta": NOT_NEGATIVE}
 
     def __init__(self, beta: float = 0.01, learns_from: Literal["image", "win"] = "image", **kwargs):
         super().__init__(**kwargs)

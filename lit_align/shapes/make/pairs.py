@@ -1,6 +1,6 @@
 """Makes preference pairs from lists of samples, in Pick-a-Pic's schema.
 
-`python -m lit_align.shapes.pairs --lists checkpoints/shapes-sd/lists/train.parquet --out
+`python -m lit_align.shapes.make.pairs --lists checkpoints/shapes-sd/lists/train.parquet --out
 checkpoints/shapes-sd/pairs/train.parquet`
 """
 
@@ -42,10 +42,11 @@ def row(caption: str, image_0: bytes, image_1: bytes, label_0: float, model: str
 
 
 def make_pairs(lists, annotators: list[Annotator], model: str, seed: int, keep_ties: bool = False, flip: float = 0.0):
-    """Yields Pick-a-Pic rows: each list ordered by an annotator's utility and matched from both ends (best with worst).
+    """Yields Pick-a-Pic rows. Each list of samples is sorted by an annotator's utility and paired from both ends: best
+    with worst, second best with second worst.
 
-    Lists are shared among the annotators in turn; each pair is labelled by its list's annotator, and a share `flip`
-    of the labels is then turned round.
+    The annotators take the lists in turn, and each labels the pairs of its lists. Then a fraction `flip` of the labels
+    is inverted. Ties are left out unless `keep_ties`.
     """
     number, random = 0, torch.Generator().manual_seed(seed)
     for i, one in enumerate(lists):
@@ -63,18 +64,18 @@ def make_pairs(lists, annotators: list[Annotator], model: str, seed: int, keep_t
                 number += 1
 
 
-def main() -> None:
+def main(args: list[str] | None = None) -> None:
     from datasets import Dataset
 
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--lists", required=True, help="what lit_align.shapes.lists wrote")
+    parser = argparse.ArgumentParser(prog="python -m lit_align.shapes.make.pairs", description=__doc__)
+    parser.add_argument("--lists", required=True, help="file that lit_align.shapes.make.lists wrote")
     parser.add_argument("--out", required=True, help="parquet file to write")
-    parser.add_argument("--temperature", type=float, default=0.0, help="of the annotators' Bradley-Terry noise")
-    parser.add_argument("--flip", type=float, default=0.0, help="share of labels turned round")
-    parser.add_argument("--weights", nargs="+", default=["correct=1"], help="one annotator each: quality=weight[,...]")
-    parser.add_argument("--keep_ties", action="store_true")
+    parser.add_argument("--temperature", type=float, default=0.0, help="of the annotators' choices; 0: no noise")
+    parser.add_argument("--flip", type=float, default=0.0, help="fraction of labels to invert")
+    parser.add_argument("--weights", nargs="+", default=["correct=1"], help="for each annotator: quality=weight[,...]")
+    parser.add_argument("--keep_ties", action="store_true", help="keep pairs without a preference (label 0.5)")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = parser.parse_args(args)
     annotators = [
         Annotator({q: float(w) for q, w in (term.split("=") for term in text.split(","))}, args.temperature, seed=i)
         for i, text in enumerate(args.weights)

@@ -1,3 +1,5 @@
+"""Merging LoRA experts by the activity of their weights."""
+
 import json
 
 import pytest
@@ -5,11 +7,11 @@ import torch
 from safetensors.torch import load_file
 
 from lit_align.diffusion.sampler import Sampler
-from lit_align.merge import main, merge
 from lit_align.policies.adapters import LoRA
 from lit_align.policies.sdxl import StableDiffusionXL
 from lit_align.policies.stable_diffusion import StableDiffusion
 from lit_align.policies.stable_diffusion3 import StableDiffusion3
+from lit_align.tools.merge import main, merge
 
 PROMPTS = [["a red circle", "two red squares"], ["a cross"]]
 FILE = "pytorch_lora_weights.safetensors"
@@ -91,4 +93,4 @@ def test_experts_that_are_not_alike_are_refused(tmp_path):
 def test_each_expert_needs_its_prompts(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["--policy", "StableDiffusion", "--policy.pretrained", "tiny", "--experts", "a", "b", "--prompts", "a.txt", "--out", "m"])
-    assert "2 experts and 1 files of prompts" in capsys.readouterr().err
+    assert "2 experts and 1 prompt files" in capsys.readouterr().err

@@ -1,6 +1,6 @@
-"""Draws lists of samples from a policy and reads them with the judge: what pairs and rankings of Shapes are made of.
+"""Samples several images for each prompt from a policy and scores them: the raw material of pairs and rankings.
 
-`python -m lit_align.shapes.lists --policy checkpoints/shapes-sd --out checkpoints/shapes-sd/lists/train.parquet`
+`python -m lit_align.shapes.make.lists --policy checkpoints/shapes-sd --out checkpoints/shapes-sd/lists/train.parquet`
 """
 
 import argparse
@@ -26,7 +26,7 @@ def jpeg(image: torch.Tensor) -> bytes:
 
 
 def sample_lists(policy, sampler, rows: list[dict], k: int, seed: int):
-    """Yields a row for each prompt: k images as JPEG, and a list of k numbers for each of the judge's qualities."""
+    """Yields one row per prompt: "prompt", "images" (k JPEG files as bytes), and k values of each of `qualities`."""
     for start in tqdm(range(0, len(rows), 8), desc="lists", unit="prompts", unit_scale=8):
         texts = [r["prompt"] for r in rows[start : start + 8] for _ in range(k)]
         first = seed * 1_000_003 + start * k
@@ -39,23 +39,23 @@ def sample_lists(policy, sampler, rows: list[dict], k: int, seed: int):
             yield {"prompt": texts[i], "images": [jpeg(image) for image in images[i : i + k]], **columns}
 
 
-def main() -> None:
+def main(args: list[str] | None = None) -> None:
     from datasets import Dataset
 
     from lit_align.diffusion.sampler import Sampler
     from lit_align.policies.stable_diffusion import StableDiffusion
     from lit_align.policies.stable_diffusion3 import StableDiffusion3
 
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m lit_align.shapes.make.lists", description=__doc__)
     parser.add_argument("--policy", required=True, help="pipeline folder to sample from")
     parser.add_argument("--flow", action="store_true", help="the folder holds an SD3-style pipeline")
     parser.add_argument("--out", required=True, help="parquet file to write")
-    parser.add_argument("--prompts", type=int, default=1000)
-    parser.add_argument("--per_prompt", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--prompts", type=int, default=1000, help="number of prompts")
+    parser.add_argument("--per_prompt", type=int, default=4, help="images for each prompt")
+    parser.add_argument("--steps", type=int, default=15, help="sampling steps")
     parser.add_argument("--guidance_scale", type=float, default=3.0)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = parser.parse_args(args)
     policy = StableDiffusion3(args.policy, max_sequence_length=1) if args.flow else StableDiffusion(args.policy)
     rows = prompts(args.prompts, held_out=False, seed=args.seed)
     lists = list(sample_lists(policy, Sampler(args.steps, args.guidance_scale), rows, args.per_prompt, args.seed))

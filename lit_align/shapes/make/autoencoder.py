@@ -1,5 +1,7 @@
-"""Trains the VAE that both Shapes pipelines share: `python -m lit_align.shapes.autoencoder --out
-checkpoints/shapes-sd/vae`."""
+"""Trains the VAE of both Shapes pipelines.
+
+`python -m lit_align.shapes.make.autoencoder --out checkpoints/shapes-sd/vae`
+"""
 
 import argparse
 import random
@@ -13,7 +15,7 @@ from lit_align.shapes.scenes import SKILLS, random_caption, random_scene
 
 
 def autoencoder():
-    """A diffusers AutoencoderKL of factor 8 with 8 latent channels: 64x64 images become 8x8 latents."""
+    """A small AutoencoderKL of factor 8: images (B, 3, 64, 64) become latents (B, 8, 8, 8)."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -34,8 +36,8 @@ def images(n: int, rng: random.Random) -> torch.Tensor:
 
 
 def train(steps: int, batch_size: int, lr: float, kl_weight: float, seed: int):
-    """L1 reconstruction plus a light KL term, AdamW with a one-cycle learning rate; sets scaling_factor to 1 / latent
-    std."""
+    """Trains with L1 and L2 reconstruction errors and a small KL term, AdamW and a one-cycle learning rate. Sets
+    scaling_factor to 1 / (standard deviation of the latents)."""
     torch.manual_seed(seed)
     rng, vae = random.Random(seed), autoencoder().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=lr, weight_decay=0.0)
@@ -57,20 +59,24 @@ def train(steps: int, batch_size: int, lr: float, kl_weight: float, seed: int):
     with torch.no_grad():
         latents = vae.encode(images(512, rng)).latent_dist.sample()
     vae.register_to_config(scaling_factor=1 / latents.std().item())
-    # The KL term leaves the posterior a standard deviation of 0.36, to which the decoder is used but which drowns a
-    # small denoiser's loss in noise: from here on latents are nearly the posterior's mean.
+    # The KL term leaves the posterior a standard deviation of 0.36. The decoder tolerates it, but in a small denoiser's
+    # loss this noise dominates. Lowering the log-variance by 4 makes latents nearly equal to the posterior's mean.
     vae.quant_conv.bias.data[vae.config.latent_channels :] -= 4.0
     return vae.eval()
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", required=True, help="folder to write the diffusers AutoencoderKL to, in float16")
+def main(args: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m lit_align.shapes.make.autoencoder", description=__doc__)
+    parser.add_argument("--out", required=True, help="folder to write the AutoencoderKL to, in float16")
     parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--kl_weight", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
-    args = vars(parser.parse_args())
-    out = args.pop("out")
-    train(**args).half().save_pretrained(out)
+    given = vars(parser.parse_args(args))
+    out = given.pop("out")
+    train(**given).half().save_pretrained(out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,17 +1,17 @@
-"""Co-Merge: one LoRA out of several experts, by SafetyDPO / AlignGuard (arXiv 2412.10493).
+"""Co-Merge of SafetyDPO / AlignGuard (arXiv 2412.10493): merges several LoRA experts into one LoRA.
 
-`python -m lit_align.merge --policy StableDiffusion --policy.pretrained checkpoints/shapes-sd --experts
+`python -m lit_align.tools.merge --policy StableDiffusion --policy.pretrained checkpoints/shapes-sd --experts
 checkpoints/safety-red/policy checkpoints/safety-cross/policy --prompts red.jsonl cross.jsonl --out merged`
 
-Every expert is run on its prompts, and each weight of the merged LoRA is that of the expert in which it is the most
-active.
+Each expert samples from its own prompts. Each weight of the merged LoRA is taken from the expert in which that weight
+is most active.
 
-Read in the official repository's description: experts of one architecture; the comparison is made weight by weight over
-all inputs; the merged LoRA is put together from the winners' weights. Its code does not hold the merging, and the
-paper's text was not at hand. Our reading: the weights are the entries of A and of B, so that the result is a LoRA of
-the same rank (chosen entries of B A would not be); the activation of w_ij is |w_ij x_j|, its mean over all that passes
-through the layer while the expert samples from its own prompts. Entries of two experts' A stand for one another only
-when both started from the same A: train experts with the same seed.
+Source: the official repository's description says that the experts have one architecture, that activity is compared
+weight by weight over all inputs, and that the merged LoRA consists of the winners' weights. The repository has no code
+for the merging, and we did not have the paper's text. Our reading: the weights are the entries of A and B, so that the
+result is a LoRA of the same rank (selected entries of B A would not be one); the activity of w_ij is |w_ij x_j|,
+averaged over all inputs of the layer while the expert samples. Entries of two experts' A correspond only if both
+started from the same A, so train the experts with the same seed.
 """
 
 from contextlib import contextmanager
@@ -26,18 +26,18 @@ from lit_align.policies.policy import Policy
 
 
 def lora_layers(denoiser: nn.Module) -> dict[str, nn.Module]:
-    """The A and B of every adapted layer, by name."""
+    """The A and B layers of every adapted layer: {name: module}."""
     return {name: m for name, m in denoiser.named_modules() if name.endswith((".lora_A.default", ".lora_B.default"))}
 
 
 @contextmanager
 def input_magnitudes(layers: dict[str, nn.Module]):
-    """Records the layers' inputs inside; the dict it yields holds, on leaving, each one's mean |x_j|: (in,)."""
+    """Yields a dict that holds, after the block, the mean |x_j| (in,) of each layer's inputs within the block."""
     total = {name: torch.zeros(m.weight.shape[1], device=m.weight.device) for name, m in layers.items()}
     count, means = dict.fromkeys(layers, 0), {}
 
     def record(name: str, x: Tensor) -> None:
-        x = x.movedim(1, -1) if x.ndim == 4 else x  # a convolution's channels
+        x = x.movedim(1, -1) if x.ndim == 4 else x  # a convolution: channels last
         rows = x.detach().float().abs().flatten(0, -2)
         total[name] += rows.sum(0)
         count[name] += len(rows)
@@ -50,7 +50,7 @@ def input_magnitudes(layers: dict[str, nn.Module]):
 
 
 def activity(policy: Policy, sampler: Sampler, prompts: list[str], batch: int = 8) -> dict[str, Tensor]:
-    """The mean |w_ij x_j| of each LoRA layer while the policy samples from the prompts, in the weight's shape."""
+    """The mean |w_ij x_j| of each LoRA weight, in its shape, while the policy samples from the prompts."""
     layers = lora_layers(policy.denoiser)
     with input_magnitudes(layers) as means:
         for i in range(0, len(prompts), batch):
@@ -61,12 +61,13 @@ def activity(policy: Policy, sampler: Sampler, prompts: list[str], batch: int = 
 
 
 def most_active(weights: list[Tensor], active: list[Tensor]) -> Tensor:
-    """Each entry from the tensor of `weights` where it is the most active (the first of equals)."""
+    """Takes each entry from the tensor of `weights` in which it is most active; from the first of them in a tie."""
     return torch.stack(weights).gather(0, torch.stack(active).argmax(0, keepdim=True))[0]
 
 
 def merge(policy: Policy, experts: list[str], prompts: list[list[str]], out: str, sampler: Sampler) -> None:
-    """Writes the merge of LoRA experts, folders or files that `load_lora_weights` reads, to the folder `out`."""
+    """Merges LoRA experts, folders or files that `load_lora_weights` reads, and writes the result to the folder `out`.
+    `prompts` holds a list for each expert. Raises ValueError if the experts differ in rank, alpha or layers."""
     weights, active, kinds = [], [], []
     for expert, texts in zip(experts, prompts, strict=True):
         policy.pipe.unload_lora_weights()
@@ -79,28 +80,30 @@ def merge(policy: Policy, experts: list[str], prompts: list[list[str]], out: str
         active.append(activity(policy, sampler, texts))
     for name, layer in lora_layers(policy.denoiser).items():
         layer.weight.data = most_active([w[name] for w in weights], [a[name] for a in active])
-    policy._save_lora(out, policy.denoiser.state_dict())
+    policy.save_lora(out)
 
 
 def main(args: list[str] | None = None) -> None:
     from lit_align.cli import import_all
 
     import_all()
-    parser = ArgumentParser(prog="python -m lit_align.merge", description=__doc__)
+    parser = ArgumentParser(prog="python -m lit_align.tools.merge", description=__doc__)
     parser.add_subclass_arguments(Policy, "policy", required=True)
     parser.add_class_arguments(Sampler, "sampler")
     parser.add_argument("--experts", nargs="+", required=True, help="LoRA folders or files")
-    parser.add_argument("--prompts", nargs="+", required=True, help="a file of prompts for each expert")
-    parser.add_argument("--column", default="prompt", help="of those files")
-    parser.add_argument("--n", type=int, default=64, help="prompts of each file that are used")
-    parser.add_argument("--out", required=True, help="folder for pytorch_lora_weights.safetensors")
+    parser.add_argument("--prompts", nargs="+", required=True, help="one prompt file for each expert")
+    parser.add_argument("--column", default="prompt", help="column of the prompts in these files")
+    parser.add_argument("--n", type=int, default=64, help="number of prompts to use from each file")
+    parser.add_argument("--out", required=True, help="folder to write pytorch_lora_weights.safetensors to")
     parser.add_argument("--device", default="cpu")
     given = parser.instantiate_classes(parser.parse_args(args))
     if len(given.experts) != len(given.prompts):
-        parser.error(f"{len(given.experts)} experts and {len(given.prompts)} files of prompts: give one for each.")
+        parser.error(
+            f"{len(given.experts)} experts and {len(given.prompts)} prompt files: give one prompt file for each expert."
+        )
     prompts = [read_prompts(path, given.column)["prompt"][: given.n] for path in given.prompts]
     merge(given.policy.to(given.device), given.experts, prompts, given.out, given.sampler)
-    print(f"{len(given.experts)} experts merged in {given.out}")
+    print(f"merged {len(given.experts)} experts into {given.out}")
 
 
 if __name__ == "__main__":

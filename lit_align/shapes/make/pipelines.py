@@ -1,6 +1,6 @@
-"""The two Shapes pipelines before training: random weights in the layout of the real ones.
+"""Makes the two untrained Shapes pipelines: random weights, the layout of Stable Diffusion 1 and 3.
 
-`python -m lit_align.shapes.pipelines sd --vae checkpoints/shapes-sd/vae --out checkpoints/shapes-sd-init`
+`python -m lit_align.shapes.make.pipelines sd --vae checkpoints/shapes-sd/vae --out checkpoints/shapes-sd-init`
 """
 
 import argparse
@@ -12,11 +12,11 @@ import torch
 
 from lit_align.shapes.scenes import SKILLS, random_caption
 
-LENGTH = 16  # tokens of a caption, begin and end included: the longest the grammar allows has 12
+LENGTH = 16  # tokens of a caption with its begin and end; the longest caption has 12
 
 
 def tokenizer():
-    """A CLIPTokenizer whose byte-pair vocabulary holds every word of the caption grammar as one token."""
+    """A CLIPTokenizer in which every word of the caption grammar is one token."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
 
@@ -44,7 +44,7 @@ def tokenizer():
 
 
 def text_config(words, width: int, layers: int):
-    """The configuration of a small CLIP text encoder."""
+    """The config of a small CLIP text encoder for the tokenizer `words`."""
     from transformers import CLIPTextConfig
 
     return CLIPTextConfig(
@@ -62,7 +62,7 @@ def text_config(words, width: int, layers: int):
 
 
 def shapes_sd(vae):
-    """Stable Diffusion 1.x in small: a 2.4 M UNet on 8x8x8 latents, one CLIP text encoder, epsilon prediction."""
+    """A small Stable Diffusion 1: UNet of 2.4 M parameters, latents 8x8x8, one text encoder, epsilon prediction."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel
 
@@ -93,12 +93,12 @@ def shapes_sd(vae):
 
 
 def shapes_flow(vae):
-    """Stable Diffusion 3 in small: an MM-DiT on 8x8x8 latents, two CLIP text encoders and no T5, flow matching."""
+    """A small Stable Diffusion 3: an MM-DiT on 8x8x8 latents, two CLIP text encoders and no T5, flow matching."""
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
     from transformers import CLIPTextModelWithProjection
 
     words = tokenizer()
-    vae.register_to_config(shift_factor=0.0)  # the pipeline wants a number
+    vae.register_to_config(shift_factor=0.0)  # the pipeline requires a number
     transformer = SD3Transformer2DModel(
         sample_size=8,
         patch_size=1,
@@ -125,14 +125,18 @@ def shapes_flow(vae):
     )
 
 
-if __name__ == "__main__":
+def main(args: list[str] | None = None) -> None:
     from diffusers import AutoencoderKL
 
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m lit_align.shapes.make.pipelines", description=__doc__)
     parser.add_argument("kind", choices=("sd", "flow"))
     parser.add_argument("--vae", required=True, help="folder of the trained AutoencoderKL")
     parser.add_argument("--out", required=True, help="folder to write the pipeline to")
-    args = parser.parse_args()
+    args = parser.parse_args(args)
     torch.manual_seed(0)
     vae = AutoencoderKL.from_pretrained(args.vae)
     {"sd": shapes_sd, "flow": shapes_flow}[args.kind](vae).save_pretrained(args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""The image files that a table names: whether they are there, when they changed, whether they can be read."""
+
+import os
+
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from lit_align.data.images import READER, decode
+
+
+def in_folder(rows, keys: tuple[str, ...], folder: str):
+    """The rows with the paths in columns `keys` (a path or a list of paths per cell) taken relative to `folder`."""
+    from datasets import Image
+
+    def absolute(cell):
+        if isinstance(cell, list):
+            return [absolute(path) for path in cell]
+        return os.path.join(folder, cell) if isinstance(cell, str) else cell
+
+    for key in keys:
+        if "string" in str(rows.features[key]):
+            rows = rows.map(lambda cell: {key: absolute(cell)}, input_columns=key)
+        if isinstance(rows.features[key], Image):
+            rows = rows.cast_column(key, Image(decode=False))  # `decode` reads it, and knows the row
+    return rows
+
+
+def stamp_files(rows, columns: dict[str, str], on_corrupt: str):
+    """The rows with a column `stamp`, the sizes and modification times of their image files, on which everything that
+    is cached from these rows depends then.
+
+    Args:
+        columns: the keys of the image columns, and their names in the file.
+        on_corrupt: "error" raises FileNotFoundError for the first file that is not there; with "skip"
+            `drop_unreadable` leaves its row out. One look at each file: about 5 s for a million on a local disk.
+    """
+    stamps, missing = [""] * len(rows), []
+    for key, column in columns.items():
+        for i, cell in enumerate(path_cells(rows, key)):
+            for path in cell:
+                try:
+                    found = os.stat(path)
+                except OSError:
+                    missing.append((i, column, path))
+                    stamps[i] += " missing"
+                else:
+                    stamps[i] += f" {found.st_size} {found.st_mtime_ns}"
+    if missing and on_corrupt == "error":
+        i, column, path = missing[0]
+        row = rows.select_columns(["index", "file"])[i]
+        more = f" ({len(missing)} files are missing)" if len(missing) > 1 else ""
+        raise FileNotFoundError(f"row {row['index']}, column {column} of {row['file']}: there is no file {path}{more}.")
+    return rows.add_column("stamp", stamps)
+
+
+def path_cells(rows, key: str):
+    """The paths in each cell of a column; none where the table itself holds the image."""
+    import pyarrow.compute as pc
+    from datasets import Image
+
+    if isinstance(rows.features[key], Image):  # {"bytes", "path"}: bytes are not loaded here
+        for chunk in rows.data.column(key).chunks:
+            outside = pc.is_null(pc.struct_field(chunk, "bytes"))
+            for path, named in zip(pc.struct_field(chunk, "path"), outside):
+                yield [path.as_py()] if named.as_py() and path.as_py() else []
+    elif "string" in str(rows.features[key]):
+        for cell in rows[key]:
+            yield [path for path in (cell if isinstance(cell, list) else [cell]) if isinstance(path, str)]
+
+
+def drop_unreadable(rows, keys: tuple[str, ...], on_corrupt: str):
+    """The rows whose images can be read, if `on_corrupt` is "skip"; else all of them. All images are decoded once; the
+    verdict is cached until a file changes."""
+    from datasets.fingerprint import Hasher
+
+    if on_corrupt == "error":
+        return rows
+
+    def readable(*cells) -> bool:
+        try:
+            for cell in cells:
+                decode(cell, 1, "")
+        except ValueError:
+            return False
+        return True
+
+    found = rows.map(
+        lambda *cells: {"readable": readable(*cells)},
+        input_columns=list(keys),
+        remove_columns=rows.column_names,
+        new_fingerprint=Hasher.hash([rows._fingerprint, keys, READER]),
+        desc="images",
+    )
+    good = [i for i, ok in enumerate(found["readable"]) if ok]
+    bad = sorted(set(range(len(rows))) - set(good))
+    if bad:
+        numbers = rows.select_columns("index").select(bad[:20])["index"][:]
+        shown = f"{numbers}{' ...' if bad[20:] else ''}"
+        rank_zero_warn(f"{len(bad)} of {len(rows)} rows hold an unreadable image and are skipped: {shown}")
+    rank_zero_info(f"on_corrupt: {len(good)} of {len(rows)} rows have readable images")
+    return rows.select(good)

@@ -1,0 +1,50 @@
+"""Between images and latents: a VAE, and the statistics by which its latents are scaled."""
+
+import torch
+from torch import Tensor, nn
+
+Statistics = tuple[float | Tensor, float | Tensor]  # shift and scale: latents are (z - shift) * scale
+
+
+def statistics(vae: nn.Module, axes: int) -> Statistics:
+    """Shift and scale of a VAE's latents, numbers or tensors (C, 1, ...) for samples of `axes` axes: per channel where
+    its config has latents_mean and latents_std, else shift_factor and scaling_factor."""
+    config = vae.config
+    shift, scale = config.get("shift_factor") or 0, config.get("scaling_factor") or 1.0
+    if config.get("latents_mean") is None or config.get("latents_std") is None:
+        return shift, scale
+    mean, std = (torch.tensor(config[k]).view(-1, *[1] * (axes - 1)) for k in ("latents_mean", "latents_std"))
+    return mean, scale / std
+
+
+def channels(vae: nn.Module) -> int:
+    """Channels of a VAE's latents."""
+    return vae.config.get("latent_channels") or vae.config["z_dim"]
+
+
+def encoder_parts(vae: nn.Module) -> list[nn.Module]:
+    """The parts that encode."""
+    return [part for name, part in vae.named_children() if name not in ("decoder", "post_quant_conv")]
+
+
+def decoder_parts(vae: nn.Module) -> list[nn.Module]:
+    """The parts that decode."""
+    return [part for name, part in vae.named_children() if name not in ("encoder", "quant_conv")]
+
+
+def encode(vae: nn.Module, images: Tensor) -> Tensor:
+    """Latents z of images in [-1, 1], as the VAE gives them: a sample of the posterior, where it has one."""
+    out = vae.encode(images)
+    return out.latent_dist.sample() if "latent_dist" in out else out.latent
+
+
+def normalize(z: Tensor, statistics: Statistics) -> Tensor:
+    """(z - shift) * scale, float32."""
+    shift, scale = (v.to(z.device) if isinstance(v, Tensor) else v for v in statistics)
+    return (z.float() - shift) * scale
+
+
+def denormalize(latents: Tensor, statistics: Statistics) -> Tensor:
+    """latents / scale + shift."""
+    shift, scale = (v.to(latents.device) if isinstance(v, Tensor) else v for v in statistics)
+    return latents / scale + shift

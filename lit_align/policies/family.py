@@ -1,0 +1,102 @@
+"""What a model family says about its models."""
+
+import math
+from abc import abstractmethod
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lit_align.diffusion.process import Grid, Process
+from lit_align.policies import codec
+from lit_align.policies.adapters import ATTENTION
+
+
+class Family(nn.Module):
+    """The questions that Policy asks of a model family, with the answers that most give; a family overrides the others.
+
+    Policy sets `pipe` (the diffusers pipeline), `denoiser`, `height` and `width` of an image in pixels, `latent_shape`,
+    `process` and `condition`.
+    """
+
+    pipeline_class: str  # name in diffusers
+    denoiser_name: Literal["unet", "transformer"]
+    encoder_names: tuple[str, ...]  # text encoders in the pipeline; any may be missing
+    left_out: tuple[str, ...] = ()  # parts of the pipeline not to load
+    lora_targets: tuple[str, ...] = ATTENTION  # linear layers that LoRA adapts by default
+    grid: Grid | None = None  # the pipeline's own sampling grid; None: the scheduler's
+    patch = 1  # side of the squares of latents that `predict` packs into channels
+    image_axes = 3  # of one sample before encoding: (3, H, W), or 4 for a video (F, 3, H, W)
+
+    def default_resolution(self) -> int:
+        """Pixels of a side; where the denoiser's config says nothing, that of 128 latents."""
+        return self.denoiser.config.get("sample_size", 128) * self.vae_scale_factor
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels of a side per latent."""
+        return self.pipe.vae_scale_factor
+
+    def latent_channels(self) -> int:
+        return codec.channels(self.pipe.vae)
+
+    def shape(self) -> tuple[int, ...]:
+        """Latents of one sample, never packed: (C, h, w)."""
+        factor = self.vae_scale_factor
+        return (self.denoiser.config.in_channels // self.patch**2, self.height // factor, self.width // factor)
+
+    def tokens(self) -> int:
+        """Image tokens in the denoiser, by which some schedulers shift their times."""
+        return math.prod(self.latent_shape[1:]) // self.patch**2
+
+    def make_process(self, config: dict) -> Process:
+        """The noising process, from the scheduler's config."""
+        return Process.from_scheduler(config, tokens=self.tokens(), grid=self.grid)
+
+    def statistics(self) -> codec.Statistics:
+        """Shift and scale of the VAE's latents z: latents are (z - shift) * scale."""
+        return codec.statistics(self.pipe.vae, len(self.latent_shape))
+
+    def vae_encode(self, images: Tensor) -> Tensor:
+        """Latents z of images in [-1, 1], before they are scaled."""
+        return codec.encode(self.pipe.vae, images)
+
+    def vae_decode(self, z: Tensor) -> Tensor:
+        """Images in [-1, 1] of latents z."""
+        return self.pipe.vae.decode(z).sample
+
+    @abstractmethod
+    def embed(self, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
+        """The denoiser's conditioning, by text encoders that lie on `device`: tensors (B, ...). `text` (B, L, D) holds
+        token embeddings; `mask` (B, L), where there is one, says which are real."""
+
+    def unconditional(self) -> dict[str, Tensor]:
+        """The conditioning that guidance leads away from, one row: by default the empty prompt."""
+        return self.condition([""])
+
+    def summary(self, cond: dict[str, Tensor]) -> Tensor:
+        """One vector per caption (B, D), float32: the mean of its real tokens' embeddings."""
+        text, mask = cond["text"].float(), cond.get("mask")
+        if mask is None:
+            return text.mean(1)
+        mask = mask.float()
+        return (text * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+
+    @abstractmethod
+    def predict(self, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        """The process's prediction type at x_t (B, ...), t (B,): packs, scales time and turns signs as the denoiser
+        wants them."""
+
+    def guided(self, null: Tensor, cond: Tensor, w: float) -> Tensor:
+        """Classifier-free guidance (arXiv 2207.12598, in diffusers' scale)."""
+        return null + w * (cond - null)
+
+    def blocks(self, model: nn.Module) -> list[nn.Module]:
+        """The parts of a denoiser that FSDP gathers one after the other: the blocks of every list directly below it."""
+        if self.denoiser_name == "unet":
+            return [*model.down_blocks, model.mid_block, *model.up_blocks]
+        return [block for part in model.children() if isinstance(part, nn.ModuleList) for block in part]
+
+    def error(self, pred: Tensor, target: Tensor) -> Tensor:
+        """Squared error of each sample, mean over its own axes, float32: (B,)."""
+        return (pred.float() - target.float()).square().flatten(1).mean(1)

@@ -1,0 +1,93 @@
+"""Single-file checkpoints in the layout of the original code, made of tiny pipelines."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lit_align.policies.stable_diffusion import StableDiffusion
+
+
+def renamed(state: dict, pairs: list[tuple[str, str]]) -> dict:
+    """state with prefixes replaced: every key by the first pair that its start matches."""
+    out = {}
+    for key, value in state.items():
+        old, new = next((old, new) for old, new in pairs if key.startswith(old))
+        out[new + key.removeprefix(old)] = value.contiguous()
+    return out
+
+
+RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0", "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}  # fmt: skip
+KEPT = [(name, name) for name in ("conv_in", "conv_out", "quant_conv", "post_quant_conv")]
+
+
+def original_unet(state):
+    """The tiny UNet (a block without and one with attention) by CompVis's names (github.com/CompVis/latent-diffusion)."""
+    resnet = lambda old, new: [(f"{old}.{a}.", f"{new}.{b}.") for a, b in RESNET.items()]
+    pairs = [("conv_in.", "input_blocks.0.0."), ("conv_norm_out.", "out.0."), ("conv_out.", "out.2.")]
+    pairs += [("time_embedding.linear_1.", "time_embed.0."), ("time_embedding.linear_2.", "time_embed.2.")]
+    pairs += resnet("down_blocks.0.resnets.0", "input_blocks.1.0") + [("down_blocks.0.downsamplers.0.conv.", "input_blocks.2.0.op.")]
+    pairs += resnet("down_blocks.1.resnets.0", "input_blocks.3.0") + [("down_blocks.1.attentions.0.", "input_blocks.3.1.")]
+    pairs += resnet("mid_block.resnets.0", "middle_block.0") + [("mid_block.attentions.0.", "middle_block.1.")]
+    pairs += resnet("mid_block.resnets.1", "middle_block.2")
+    for i in range(2):
+        pairs += resnet(f"up_blocks.0.resnets.{i}", f"output_blocks.{i}.0") + [(f"up_blocks.0.attentions.{i}.", f"output_blocks.{i}.1.")]
+        pairs += resnet(f"up_blocks.1.resnets.{i}", f"output_blocks.{i + 2}.0")
+    pairs += [("up_blocks.0.upsamplers.0.", "output_blocks.1.2.")]
+    return {f"model.diffusion_model.{k}": v for k, v in renamed(state, pairs).items()}
+
+
+def original_vae(state):
+    """The tiny VAE by the same code's names."""
+    middle = {"resnets.0.": "block_1.", "attentions.0.": "attn_1.", "resnets.1.": "block_2."}
+    pairs = list(KEPT)
+    for side in ("encoder", "decoder"):
+        pairs += [(f"{side}.mid_block.{a}", f"{side}.mid.{b}") for a, b in middle.items()]
+        pairs += [(f"{side}.conv_norm_out.", f"{side}.norm_out."), (f"{side}.conv_in", f"{side}.conv_in"), (f"{side}.conv_out", f"{side}.conv_out")]
+    for i in range(2):
+        pairs += [(f"encoder.down_blocks.{i}.resnets.", f"encoder.down.{i}.block."), (f"encoder.down_blocks.{i}.downsamplers.0.", f"encoder.down.{i}.downsample.")]
+        pairs += [(f"decoder.up_blocks.{i}.resnets.", f"decoder.up.{1 - i}.block."), (f"decoder.up_blocks.{i}.upsamplers.0.", f"decoder.up.{1 - i}.upsample.")]
+    inner = {"conv_shortcut": "nin_shortcut", "group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+    out = {}
+    for key, value in renamed(state, pairs).items():
+        for old, new in inner.items():
+            key = key.replace(f".{old}.", f".{new}.")
+        square = value[..., None, None] if ".attn_1." in key and value.ndim == 2 else value  # a linear map as a 1x1 convolution
+        out[f"first_stage_model.{key}"] = square.contiguous()
+    return out
+
+
+@pytest.fixture(scope="module")
+def sd15(tmp_path_factory):
+    """A policy, a folder with its pipeline's configs and without its weights, and its weights in one file."""
+    folder, policy = tmp_path_factory.mktemp("single"), StableDiffusion("tiny")
+    policy.pipe.save_pretrained(folder / "configs")
+    for weights in folder.rglob("*.safetensors"):
+        weights.unlink()
+    pipe = policy.pipe
+    text = {f"cond_stage_model.transformer.{k}": v.contiguous() for k, v in pipe.text_encoder.state_dict().items()}
+    text |= {k.replace("transformer.", "transformer.text_model.", 1): v for k, v in text.items() if ".text_model." not in k}
+    text = {k: v for k, v in text.items() if ".text_model." in k}
+    file = folder / "model.safetensors"
+    save_file(original_unet(pipe.unet.state_dict()) | original_vae(pipe.vae.state_dict()) | text, file)
+    return policy, folder / "configs", file
+
+
+def test_a_single_file_is_the_pipeline_it_was_made_of(sd15):
+    policy, configs, file = sd15
+    again = StableDiffusion(str(file), single_file_config=str(configs))
+    for name in ("unet", "vae", "text_encoder"):
+        ours, theirs = getattr(again.pipe, name).state_dict(), getattr(policy.pipe, name).state_dict()
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+def test_a_single_file_says_what_it_needs(sd15, tmp_path):
+    _, configs, file = sd15
+    with pytest.raises(ValueError, match="is one file, with weights alone: give single_file_config"):
+        StableDiffusion(str(file))
+    with pytest.raises(ValueError, match="single_file_config: .*nowhere is neither a folder"):
+        StableDiffusion(str(file), single_file_config=str(tmp_path / "nowhere"))
+    (tmp_path / "model.ckpt").write_bytes(file.read_bytes())
+    with pytest.raises(ValueError, match="model.ckpt is a pickled checkpoint; set allow_pickle"):
+        StableDiffusion(str(tmp_path / "model.ckpt"), single_file_config=str(configs))
+    with pytest.raises(ValueError, match="is for folders and hub ids"):
+        StableDiffusion(str(file), single_file_config=str(configs), quantize="int4")

@@ -1,0 +1,34 @@
+"""Lists of samples and what the judge sees in them."""
+
+import io
+
+import numpy as np
+import torch
+from PIL import Image
+
+from lit_align.data.tables import read_table
+from lit_align.shapes.annotators import qualities
+from lit_align.shapes.judge import see
+from lit_align.shapes.make.lists import jpeg, main
+from lit_align.shapes.render import render
+from lit_align.shapes.scenes import Object, is_held_out
+
+
+def test_jpeg_keeps_a_scene():
+    (image,) = render([[Object("red", "cross", 20, 30, 8)]])
+    back = torch.from_numpy(np.array(Image.open(io.BytesIO(jpeg(image))))).permute(2, 0, 1) / 255
+    assert back.shape == image.shape and (back - image).abs().mean() < 0.02
+
+
+def test_the_command_writes_k_images_and_their_qualities_for_each_prompt(tmp_path, shapes_sd, capsys):
+    flags = ["--policy", shapes_sd, "--out", str(tmp_path / "new/lists.parquet"), "--steps", "2"]
+    main([*flags, "--prompts", "3", "--per_prompt", "2"])
+    rows = read_table(str(tmp_path / "new/lists.parquet"))
+    assert len(rows) == 3 and not any(is_held_out(row["prompt"]) for row in rows)
+    for row in rows:
+        images = [torch.from_numpy(np.array(Image.open(io.BytesIO(x)))).permute(2, 0, 1) / 255 for x in row["images"]]
+        names = qualities([], row["prompt"]).keys()
+        assert len(images) == 2 and all(len(row[name]) == 2 for name in names)
+        for k, scene in enumerate(see(torch.stack(images))):  # JPEG may change what the judge sees; an empty image stays one
+            assert (row["sparse"][k] > 0) and bool(scene) >= (row["partial"][k] > 0)
+    assert "3 lists of 2 in " in capsys.readouterr().out
