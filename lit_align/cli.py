@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -150,6 +151,8 @@ class CLI(LightningCLI):
         """Refuses what the Trainer cannot do for the method, and makes a path of `--ckpt_path last|best`: a checkpoint
         of the run that `fit` with the same --config left."""
         config, t, who = self.config_init[self.subcommand], self.trainer, type(self.model).__name__
+        if self.subcommand == "fit" and not is_overridden("training_step", self.model):
+            self.parser.error(f"{who} trains nothing: use validate, test or predict.")
         if self.subcommand == "fit" and not self.model.automatic_optimization:
             for flag, given, instead in (
                 ("gradient_clip_val", t.gradient_clip_val, "model.max_grad_norm"),
@@ -191,20 +194,22 @@ def main(args: list[str] | None = None, model_class=None, data_class=None) -> CL
     """Runs the command line; `args` in place of the process's own."""
     torch.set_flush_denormal(True)  # a loss that saturates leaves gradients of 1e-40, with which a CPU is slow
     import_all()
-    from lit_align.algorithms.algorithm import Algorithm
+    from lit_align.algorithms.sampling import Sampling
     from lit_align.data.datamodule import AlignData
+    from lit_align.diffusion.hook import Hook
     from lit_align.diffusion.sampler import Sampler
     from lit_align.diffusion.transition import Transition
     from lit_align.policies.adapters import Adapter
     from lit_align.policies.policy import Policy
     from lit_align.rewards.reward import Reward
+    from lit_align.rewards.step_reward import StepReward
 
     typed = sys.argv[1:] if args is None else list(args)
     if debug := "--debug" in typed:
         (sys.argv if args is None else args).remove("--debug")
     CLI.typed = [word for word in typed if word != "--debug"]
-    model_class, data_class = model_class or Algorithm, data_class or AlignData
-    own = (model_class, data_class, Policy, Adapter, Reward, Sampler, Transition)
+    model_class, data_class = model_class or Sampling, data_class or AlignData
+    own = (model_class, data_class, Policy, Adapter, Reward, StepReward, Sampler, Hook, Transition)
     Parser.bases, Parser.debug = (*own, L.Callback, L.Trainer, Optimizer, LRScheduler), debug
     try:
         return CLI(

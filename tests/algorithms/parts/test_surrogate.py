@@ -31,7 +31,7 @@ def surrogate(**kwargs):
 
 @pytest.mark.parametrize("most", [10.0, 0.02])
 def test_the_bonus_is_the_paper_s(most):
-    s = surrogate(alpha=0.1, ridge=0.5, most=most, epochs=1)
+    s = surrogate(alpha=0.1, ridge=0.5, max_bonus=most, epochs=1)
     x, y = torch.randn(9, s.x.shape[1]), torch.randn(9)
     s.fit(x[:4], y[:4])
     s.fit(x[4:], y[4:])
