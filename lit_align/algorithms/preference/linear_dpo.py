@@ -23,16 +23,11 @@ class LinearDPO(Preference):
         super().__init__(**kwargs)
         self.beta, self.eta, self.reference_decay = beta, eta, reference_decay
         self.moves_reference = reference_decay is not None
-        self._steps = 0
 
-    def on_train_start(self) -> None:
-        super().on_train_start()
-        self._steps = self.global_step
-
-    def on_train_batch_end(self, outputs, batch: dict, batch_idx: int) -> None:
-        if self.reference_decay is not None and self.global_step > self._steps:  # not in the middle of an accumulation
+    def optimizer_step(self, *args, **kwargs) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.reference_decay is not None:
             self.policy.update_reference(self.reference_decay)
-        self._steps = self.global_step
 
     def loss(self, e: Errors) -> Tensor:
         omega = (0.5 - self.beta * e.gap.detach()).clamp(self.eta, 1 - self.eta)
