@@ -1,8 +1,15 @@
 """Every flow family through one method of each kind: two optimizer steps change the adapter and nothing else."""
 
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from parts import Level, prompts, trainer
+from sharded_families import SMALL
 
 from lit_align.algorithms.forward_process.nft import DiffusionNFT
 from lit_align.algorithms.policy_gradient.flow_grpo import FlowGRPO
@@ -11,20 +18,9 @@ from lit_align.algorithms.reward_gradient.draft import DRaFT
 from lit_align.diffusion.sampler import Sampler
 from lit_align.diffusion.transition import FlowSDE
 from lit_align.policies.adapters import LoRA
-from lit_align.policies.flux import Flux
-from lit_align.policies.flux2 import Flux2, Flux2Klein
-from lit_align.policies.qwen_image import QwenImage
 from lit_align.policies.wan import Wan
-from lit_align.policies.z_image import ZImage
 
-SMALL = {  # of text and images
-    Flux: {"max_sequence_length": 16},
-    Flux2: {"max_sequence_length": 16},
-    Flux2Klein: {"max_sequence_length": 16},
-    QwenImage: {"resolution": 32},
-    Wan: {"max_sequence_length": 16, "frames": 5},
-    ZImage: {"max_sequence_length": 64},
-}
+ROOT = Path(__file__).parents[2]
 METHODS = {
     DiffusionDPO: lambda: {"beta": 500.0},
     FlowGRPO: lambda: {"reward": Level(), "rollout": Sampler(2, 1.0, FlowSDE()), "samples_per_prompt": 2, "minibatch": 4, "clip_range": 0.1},
@@ -46,3 +42,31 @@ def test_two_steps_move_the_adapter(method, family, tmp_path):
     moved = {name for name, p in policy.named_parameters() if name in before and not torch.equal(before[name], p)}
     trained = {name for name, p in policy.named_parameters() if name in before and p.requires_grad}
     assert moved and moved <= trained and all(p.isfinite().all() for p in policy.parameters())
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory) -> dict:
+    """What two ranks of tests/sharded_families.py saw."""
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    env |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    command = [sys.executable, "-m", "sharded_families", str(folder)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    processes = [subprocess.Popen(command, env=env | {"RANK": r, "LOCAL_RANK": r}, **pipes) for r in "01"]
+    try:
+        outputs = [p.communicate(timeout=900)[0] for p in processes]
+    finally:
+        for p in processes:
+            p.kill()
+    assert all(p.returncode == 0 for p in processes), outputs[0][-3000:]
+    return torch.load(folder / "seen.pt")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", SMALL, ids=lambda c: c.__name__)
+def test_two_fsdp_ranks_take_the_step_of_one_process(sharded, family):
+    seen = sharded[family.__name__]
+    assert seen["prediction"] < 1e-5 and seen["weights"] < 1e-4 < 1e-2 < seen["moved"]
