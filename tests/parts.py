@@ -1,14 +1,24 @@
 """What tests of methods share."""
 
+import importlib
+import inspect
+import pkgutil
 from collections import Counter
+from contextlib import contextmanager
+from unittest import mock
 
 import lightning as L
+import pytest
 import torch
 from torch import nn
 
+import lit_align.algorithms
 from lit_align.diffusion.process import Flow
 from lit_align.diffusion.sampler import Sampler
 from lit_align.diffusion.transition import DDIM, FlowSDE
+from lit_align.policies.adapters import Full, LoRA
+from lit_align.policies.sdxl import StableDiffusionXL
+from lit_align.policies.stable_diffusion import StableDiffusion
 from lit_align.policies.stable_diffusion3 import StableDiffusion3
 from lit_align.rewards.reward import Reward
 
@@ -18,8 +28,12 @@ T = torch.tensor
 class Darkness(Reward):
     name, differentiable = "darkness", True
 
+    def __init__(self, scale=1.0):
+        super().__init__()
+        self.scale = scale
+
     def forward(self, images, prompts):
-        return 1 - images.mean((1, 2, 3))
+        return self.scale * (1 - images.mean((1, 2, 3)))
 
 
 class Level(Reward):
@@ -67,3 +81,72 @@ class Analytic(nn.Module):
     def decode(self, z):
         self.calls["decode"] += len(z)
         return z
+
+
+def tiny(family=StableDiffusion, adapter=None):
+    """A tiny policy with the same weights every time, those of the adapter too."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return family("tiny", adapter or LoRA(rank=2))
+
+
+def trained(module):
+    """The parameters that training moves."""
+    return [p for p in module.parameters() if p.requires_grad]
+
+
+def move(module, scale=0.05, seed=0):
+    """Adds noise to every trained parameter."""
+    g = torch.Generator().manual_seed(seed)
+    for p in trained(module):
+        p.data += scale * torch.randn(p.shape, generator=g)
+
+
+def sgd(lr=1.0):
+    """An optimizer, as methods take it."""
+    return lambda parameters: torch.optim.SGD(parameters, lr=lr)
+
+
+@contextmanager
+def spy(owner, name):
+    """Inside, calls of `owner.name` are recorded and do their work: yields a Mock whose `results` are what they gave."""
+    real, results = getattr(owner, name), []
+
+    def call(*args, **kwargs):
+        results.append(real(*args, **kwargs))
+        return results[-1]
+
+    with mock.patch.object(owner, name, side_effect=call) as seen:
+        seen.results = results
+        yield seen
+
+
+def alone(method):
+    """A method outside a fit: with a trainer that runs nothing, and without logs."""
+    method.trainer = trainer(None)
+    mock.patch.object(method, "log_mean").start()
+    method.setup("fit")
+    return method
+
+
+def methods_of(base):
+    """Every method of a family: the subclasses of `base` that have an equation, from all files of lit_align."""
+    for module in pkgutil.walk_packages(lit_align.algorithms.__path__, "lit_align.algorithms."):
+        importlib.import_module(module.name)
+    found, left = [], [base]
+    while left:
+        left += (cls := left.pop()).__subclasses__()
+        room, file = cls.__module__.split(".")[-2:]
+        if cls.__module__.startswith("lit_align.") and file != room and not inspect.isabstract(cls):  # a room's base has its name
+            found.append(cls)
+    return sorted(set(found), key=lambda cls: cls.__name__)
+
+
+by_name = {"ids": lambda value: getattr(value, "__name__", None)}
+POLICIES = pytest.mark.parametrize(
+    "family, adapter",
+    [(family, adapter) for family in (StableDiffusion, StableDiffusionXL, StableDiffusion3) for adapter in (LoRA(rank=2), Full())],
+    ids=lambda value: getattr(value, "__name__", type(value).__name__),
+)
+ADAPTERS = pytest.mark.parametrize("adapter", [LoRA(rank=2), Full()], ids=["lora", "full"])
+FAMILIES = pytest.mark.parametrize("family", [StableDiffusion, StableDiffusion3], ids=lambda c: c.__name__)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from lit_align.rewards.reward import Reward
+from lit_align.rewards.reward import Reward, checked
 
 
 def moments(r: Tensor) -> Tensor:
@@ -40,8 +40,11 @@ class MultiReward(Reward):
         return merged
 
     def forward(self, images: Tensor, prompts: list[str], **columns: list) -> Tensor:
-        needed = lambda reward: {name: columns[name] for name in reward.columns if name in columns}
-        return torch.stack([reward(images, prompts, **needed(reward)).float() for reward in self.parts.values()], 1)
+        scores = []
+        for reward in self.parts.values():
+            own = {name: columns[name] for name in reward.columns if name in columns}
+            scores.append(checked(reward, reward(images, prompts, **own), len(images)))
+        return torch.stack(scores, 1)
 
 
 class WeightedSum(Reward):

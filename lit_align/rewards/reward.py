@@ -1,8 +1,11 @@
 """The reward r(c, x): higher is better, one or several numbers per image."""
 
 from abc import abstractmethod
+from collections.abc import Sized
 from inspect import Parameter, signature
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -58,15 +61,24 @@ def components(reward: Reward, images: Tensor, rows: dict) -> Tensor:
     if missing := [name for name, needed in reward.columns.items() if needed and name not in available]:
         raise ValueError(missing_column(reward, missing[0], available))
     columns = {name: available[name] for name in reward.columns if name in available}
-    score = reward.components(images, rows["prompt"], **columns)
-    if torch.is_tensor(score) and score.shape == (len(images), 1) and not reward.names:
+    return checked(reward, reward.components(images, rows["prompt"], **columns), len(images), len(reward.names))
+
+
+def checked(reward: Reward, score: Any, n: int, several: int = 0) -> Tensor:
+    """What a reward gave for n images, in float32: (N,), or (N, R) where it may give `several` numbers. Raises
+    ValueError if it is anything else."""
+    if torch.is_tensor(score) and score.shape == (n, 1) and not several:
         score = score.squeeze(1)
-    shapes = [(len(images),), (len(images), len(reward.names))]
-    if not torch.is_tensor(score) or tuple(score.shape) not in shapes:
-        shape = f"shape {tuple(score.shape)}" if hasattr(score, "shape") else f"length {len(score)}"
-        wanted = f"one number per image, a tensor of shape ({len(images)},)"
-        raise ValueError(f"the reward {reward.name} must give {wanted}; it gave a {type(score).__name__} of {shape}.")
-    return score.float()
+    if torch.is_tensor(score) and (score.shape == (n,) or (several and score.shape == (n, several))):
+        return score.float()
+    gave = f"a {type(score).__name__}"
+    if isinstance(score, Tensor | np.ndarray):
+        gave += f" of shape {tuple(score.shape)}"
+    elif isinstance(score, Sized):
+        gave += f" of length {len(score)}"
+    wanted = f"one number per image, a tensor of shape ({n},)"
+    wanted += f", or {several} numbers, of shape ({n}, {several})" if several else ""
+    raise ValueError(f"the reward {reward.name} must give {wanted}; it gave {gave}.")
 
 
 def missing_column(reward: Reward, name: str, available) -> str:

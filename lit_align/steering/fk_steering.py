@@ -82,8 +82,9 @@ class FKSteering(Hook):
             first = torch.arange(n * k, device=state.x.device) % k == 0
             state.x = torch.where(append_dims(first, state.x), state.x, randn_like(state.x, state.generators))
         zero = torch.zeros(n * k, device=state.x.device)
+        before = torch.full_like(zero, -torch.inf) if self.potential == "max" else zero
         # reward: r of the potential; log_product: sum of log potentials; logw: of those since the last resampling
-        state.extras[self] = {"reward": zero, "log_product": zero.clone(), "logw": zero.clone()}
+        state.extras[self] = {"reward": before, "log_product": zero.clone(), "logw": zero.clone()}
         super().on_init(policy, state)
 
     def after_step(self, policy, state: State) -> None:

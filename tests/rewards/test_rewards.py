@@ -8,6 +8,7 @@ from lit_align.rewards.clip_score import CLIPScore, pixels
 from lit_align.rewards.jpeg import JPEGCompressibility
 from lit_align.rewards.multi_reward import WeightedSum
 from lit_align.rewards.reward import Reward
+from lit_align.rewards.step_aware import sinusoids
 
 
 def test_jpeg_size_in_kilobytes():
@@ -90,3 +91,25 @@ def test_a_reward_that_never_differs_is_left_alone():
     images = colours([0.3], [0.0]).requires_grad_()
     got = score(images, [""])
     assert got.item() == 0 and torch.autograd.grad(got, images)[0].abs().max() <= 1
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.5])
+def test_clip_score_is_transformers_own_logit(scale):
+    """The model's own image-text logits, with its temperature."""
+    score = CLIPScore("tiny")
+    score.model.logit_scale.data.fill_(scale)
+    images = torch.rand(2, 3, 16, 16)
+    tokens = score.tokenizer(["a red circle", "b"], padding="max_length", max_length=77, return_tensors="pt")
+    with torch.no_grad():
+        want = score.model(input_ids=tokens.input_ids, pixel_values=pixels(score.model, images)).logits_per_image.diag()
+        torch.testing.assert_close(score(images, ["a red circle", "b"]), want)
+
+
+def test_the_step_aware_models_sinusoids_are_cosines_then_sines():
+    """diffusers' embedding of the released models' configuration."""
+    from diffusers.models.embeddings import get_timestep_embedding
+
+    t = torch.tensor([0, 1, 37, 999])
+    want = get_timestep_embedding(t, 256, flip_sin_to_cos=True, downscale_freq_shift=0)
+    torch.testing.assert_close(sinusoids(t, 256), want, atol=2e-4, rtol=1e-4)
+    assert sinusoids(torch.tensor([0]), 4).tolist() == [[1.0, 1.0, 0.0, 0.0]]

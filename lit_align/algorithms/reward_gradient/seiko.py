@@ -75,6 +75,11 @@ class SEIKO(Online, AlignProp):
         self.samples_per_prompt, self.kl_weight = tuple(samples_per_prompt), kl_weight
         self.accumulate = accumulate
 
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit":
+            self.check_columns([self.reward.queried], "train")
+
     @torch.no_grad()
     def collect(self, batch: dict) -> dict:
         """Queries the reward for fresh samples, and fits the surrogate to all queries of all ranks so far."""

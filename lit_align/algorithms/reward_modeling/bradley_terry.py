@@ -5,11 +5,12 @@ import os
 import torch
 from torch import Tensor
 
+from lit_align.algorithms.online import tile_rows
 from lit_align.algorithms.reward_modeling.reward_modeling import RewardModeling
 from lit_align.policies.adapters import Frozen
 from lit_align.policies.policy import Policy
 from lit_align.policies.stable_diffusion import StableDiffusion
-from lit_align.rewards.reward import Reward
+from lit_align.rewards.reward import Reward, components
 
 
 class BradleyTerry(RewardModeling):
@@ -41,7 +42,7 @@ class BradleyTerry(RewardModeling):
     def scores(self, batch: dict) -> tuple[Tensor, Tensor]:
         """r of the winners and of the losers, (B,) each."""
         images = torch.cat([batch["win"], batch["lose"]])  # (2B, 3, H, W)
-        return self.reward(images, batch["prompt"] * 2).float().chunk(2)
+        return self.reward.combine(components(self.reward, images, tile_rows(batch, 2))).chunk(2)
 
     def loss(self, batch: dict, stage: str) -> Tensor:
         win, lose = self.scores(batch)
