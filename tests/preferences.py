@@ -20,8 +20,8 @@ class Brightness(Reward):
 
 @cache
 def still(family=StableDiffusion, scale=0.0):
-    """A tiny policy with LoRA, built once per process, for tests that change nothing of it. Its weights lie `scale`
-    away from the reference's."""
+    """A tiny policy with LoRA, built once per process, for tests that change nothing of it, nor what of it is trained.
+    Its weights lie `scale` away from the reference's."""
     policy = tiny(family)
     move(policy, scale)
     return policy
