@@ -1,6 +1,7 @@
 PYTHON ?= python3
 RUN = . .venv/bin/activate &&
 PYTEST = $(RUN) python -m pytest -n auto --maxprocesses 4 --dist worksteal
+PIP = pip install --quiet --quiet --disable-pip-version-check -c constraints.txt
 METHODS ?= all
 SEEDS ?= 1 2 3
 
@@ -16,8 +17,9 @@ help:
 
 .venv/ready: pyproject.toml constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv
-	$(RUN) pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(RUN) pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@echo "installing into .venv; this takes some minutes"
+	@$(RUN) $(PIP) torch
+	@$(RUN) $(PIP) -e '.[test]'
 	touch $@
 
 quickstart: .venv/ready

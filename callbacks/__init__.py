@@ -7,15 +7,19 @@ from lit_align.callbacks.ema import EMA
 from lit_align.callbacks.image_grid import ImageGrid
 from lit_align.callbacks.lora_scaling import LoRAScaling
 from lit_align.callbacks.metrics import Throughput
+from lit_align.callbacks.progress import Progress
 from lit_align.callbacks.reward_overoptimization import RewardOveroptimizationStopping
 from lit_align.callbacks.samples import SampleWriter
+from lit_align.callbacks.summary import Summary
 
 __all__ = [
     "EMA",
     "Comparison",
     "ImageGrid",
     "LoRAScaling",
+    "Progress",
     "RewardOveroptimizationStopping",
     "SampleWriter",
+    "Summary",
     "Throughput",
 ]

@@ -1,6 +1,12 @@
-"""`python -m lit_align fit|validate|test|predict --config NAME`."""
+"""`python -m lit_align fit|validate|test|predict --config NAME`, and what needs no torch: `--help`, `list`."""
 
-from lit_align.cli import main
+import sys
 
-if __name__ == "__main__":
+from lit_align.overview import answer
+from lit_align.quiet import quiet
+
+if __name__ == "__main__" and not answer(sys.argv[1:]):
+    quiet()
+    from lit_align.cli import main
+
     main()

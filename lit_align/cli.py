@@ -1,20 +1,16 @@
 """The command line: LightningCLI with configs found by name, a run folder, and errors of one sentence."""
 
-import difflib
 import importlib
 import os
 import pkgutil
-import re
 import sys
-from inspect import signature
 from pathlib import Path
 
 import lightning as L
 import torch
-import yaml
 from jsonargparse import ActionConfigFile, Namespace
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, ProgressBar
+from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -22,17 +18,20 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lit_align import configs
+from lit_align.callbacks import Progress, Summary
 from lit_align.checkpoint import AtomicCheckpointIO
-from lit_align.paths import find
+from lit_align.cli_errors import Parser, of_the_user, subclasses  # noqa: F401 (subclasses: for lit_align.studies)
+from lit_align.paths import PACKAGE, find
 
 
 def import_all() -> None:
     """Imports every module that defines classes a config can name, so that short class names are known."""
     importlib.import_module("lit_align.callbacks")
-    for name in ("algorithms", "data", "diffusion", "policies", "rewards", "shapes", "steering"):
-        package = importlib.import_module(f"lit_align.{name}")
-        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            importlib.import_module(module.name)
+    for name in sorted(p.parent.name for p in PACKAGE.glob("*/__init__.py")):
+        if name not in ("studies", "tools"):
+            package = importlib.import_module(f"lit_align.{name}")
+            for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+                importlib.import_module(module.name)
 
 
 class ConfigFile(ActionConfigFile):
@@ -40,71 +39,15 @@ class ConfigFile(ActionConfigFile):
 
     def __call__(self, parser, cfg, values, option_string=None):
         try:
-            values = str(configs.find_config(values))
+            path = configs.find_config(values)
         except FileNotFoundError as error:
-            parser.error(str(error))
+            parser.error(str(error), error)
+        if path.parent == configs.CONFIGS / "with" and not cfg.get("config") and not cfg.get("model"):
+            parser.error(f"{values} changes a recipe: name the recipe first, --config <recipe>.yaml --config {values}.")
+        values = str(path)
         parser.reading = f"{values}: "
         super().__call__(parser, cfg, values, option_string)
         parser.reading = ""
-
-
-def subclasses(base: type) -> set[type]:
-    return {base}.union(*(subclasses(c) for c in base.__subclasses__()))
-
-
-def no(what: str, name: str, wrong: str, known: set[str]) -> str:
-    """There is no `name`, for want of its part `wrong`: the sentence, with what was perhaps meant."""
-    matches = difflib.get_close_matches(wrong, sorted(known), 3)
-    return f"there is no {what} {name}" + (f"; did you mean {', '.join(matches)}?" if matches else ".")
-
-
-class Parser(LightningArgumentParser):
-    """Says what is wrong in one sentence."""
-
-    bases: tuple[type, ...] = ()  # the classes whose subclasses a config may name
-    reading = ""  # the config file that is being read
-
-    def parse_path(self, path, **kwargs):
-        """Reads a config file with its base merged in."""
-        try:
-            content = yaml.safe_dump(configs.load_config(path), sort_keys=False)
-        except ValueError as error:
-            self.reading = ""  # the message names the file
-            self.error(str(error))
-        return self.parse_string(content, path=Path(path).name, **kwargs)
-
-    def error(self, message: str, ex: Exception | None = None):
-        if not self.exit_on_error:  # a trial parse
-            super().error(message, ex)
-        sys.stderr.write(f"lit_align: {self.reading}{self.sentence(message)}\n")
-        raise SystemExit(2)
-
-    def sentence(self, message: str) -> str:
-        """The cause out of jsonargparse's nested report, with the closest names that would have been right."""
-        known = set().union(*(subclasses(base) for base in self.bases))
-        option = r"ption '([\w.]+)' is not|accept option '([\w.]+)'|unrecognized arguments: -*([\w.]+)"
-        if m := re.search(option, message):
-            options = {"model", "data", "trainer", "class_path", "init_args"}
-            options = options.union(*(signature(c.__init__).parameters for c in known))
-            option = m[1] or m[2] or m[3]
-            wrong = next((part for part in option.split(".") if part not in options), option)
-            return no("option", option, wrong, options)
-        name = r"a dot import path string: ([\w.]+)|has no attribute '(\w+)'|No module named '([\w.]+)'"
-        if m := re.search(name, message):
-            name = m[1] or m[2] or m[3]
-            return no("module" if m[3] else "class", name, name, {c.__name__ for c in known})
-        if m := re.search(r"arguments are required: (.+)", message):
-            return f"{m[1]} not given: name a file under configs/ with --config, or give --model and --data."
-        # the innermost key and the lines indented under it
-        key, lines = "", message
-        for m in re.finditer(r'^( *)Parser key "([\w.]+)":(?=((?:\n\1 .*|\n)+))', message, re.M):
-            key, lines = f"{m[2]}: ", m[3]
-        noise = "Expected a <class 'NoneType'>|Expected a path|Does not validate"
-        reasons = re.findall(rf"^ *- (?!{noise})(.+)$", lines, re.M) or [lines]
-        value = re.search(r"Given value: (?!Namespace)(.+)", lines)
-        text = " or ".join(reasons).replace("or Expected a ", "or ") + (f", got {value[1]}" if value else "")
-        text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text).replace("typing.", "").replace(". Got value:", ", got")
-        return key + " ".join(text.split())
 
 
 TINY = {"pretrained": "tiny", "vae": None, "quantize": None, "checkpoint": None, "dtype": "float32", "resolution": 32}
@@ -124,8 +67,17 @@ def shrink(config) -> None:
                 shrink(part)
 
 
+def as_list(value) -> list:
+    return [] if value is None else list(value) if isinstance(value, list) else [value]
+
+
 class CLI(LightningCLI):
     """LightningCLI for this library. Flags and files win over what a checkpoint recorded."""
+
+    def subcommands(self) -> dict:
+        """The one that was typed: a parser of each takes seconds to build."""
+        every = LightningCLI.subcommands()
+        return {name: skip for name, skip in every.items() if name in self.typed[:1]} or every
 
     def init_parser(self, **kwargs):
         parser = super().init_parser(**kwargs)
@@ -154,6 +106,7 @@ class CLI(LightningCLI):
         return str(Path("checkpoints", "+".join([str(first), *(f.stem for f in files[1:])])))
 
     def before_instantiate_classes(self) -> None:
+        self.parser.check_makers(self.config[self.subcommand])
         trainer = self.config[self.subcommand].trainer
         trainer.default_root_dir = trainer.default_root_dir or self.run_folder()  # so that the saved config names it
         if self.config[self.subcommand].data.init_args.get("smoke"):
@@ -166,17 +119,32 @@ class CLI(LightningCLI):
             super().instantiate_classes()
             getattr(self.model, "initialise", lambda: None)()
         except (ValueError, OSError, MisconfigurationException) as error:  # what a constructor says of its arguments
-            self.parser.error(str(error))
+            self.parser.end(str(error), 2)
 
     def instantiate_trainer(self, **kwargs):
         config = self._get(self.config_init, "trainer")
         if config.logger in (None, True):
             kwargs["logger"] = TensorBoardLogger(config.default_root_dir, name="", version="")
-        plugins = config.plugins or []
-        plugins = plugins if isinstance(plugins, list) else [plugins]
+        plugins = as_list(config.plugins)
         if not any(isinstance(p, CheckpointIO) for p in plugins):
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
+        kwargs["callbacks"] = callbacks = as_list(config.callbacks)
+        if config.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
+            callbacks.append(Progress())
+        if config.enable_model_summary is not False and not any(isinstance(c, ModelSummary) for c in callbacks):
+            callbacks.append(Summary(self.about))
         return super().instantiate_trainer(**kwargs)
+
+    def about(self) -> list[str]:
+        """Lines on a run that the configuration tells."""
+        config = self.config[self.subcommand]
+        lines, name = [], lambda part: part.class_path.rsplit(".", 1)[-1]
+        if policy := config.model.init_args.get("policy"):
+            adapter = policy.init_args.get("adapter")
+            how = f"adapter {name(adapter)}" if adapter else "adapter Full"
+            reference = "with a reference" if self.model.policy.has_reference else "without a reference"
+            lines.append(f"policy {name(policy)} from {policy.init_args.pretrained}, {how}, {reference}")
+        return [*lines, f"data {name(config.data)}, seed {config.seed_everything}"]
 
     def after_instantiate_classes(self) -> None:
         """Refuses what the Trainer cannot do for the method, and makes a path of `--ckpt_path last|best`: a checkpoint
@@ -225,23 +193,33 @@ def main(args: list[str] | None = None, model_class=None, data_class=None) -> CL
     import_all()
     from lit_align.algorithms.algorithm import Algorithm
     from lit_align.data.datamodule import AlignData
+    from lit_align.diffusion.sampler import Sampler
     from lit_align.diffusion.transition import Transition
     from lit_align.policies.adapters import Adapter
     from lit_align.policies.policy import Policy
     from lit_align.rewards.reward import Reward
 
+    typed = sys.argv[1:] if args is None else list(args)
+    if debug := "--debug" in typed:
+        (sys.argv if args is None else args).remove("--debug")
+    CLI.typed = [word for word in typed if word != "--debug"]
     model_class, data_class = model_class or Algorithm, data_class or AlignData
-    own = (model_class, data_class, Policy, Adapter, Reward, Transition)
-    Parser.bases = (*own, L.Callback, L.Trainer, Optimizer, LRScheduler)
-    return CLI(
-        model_class,
-        data_class,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        seed_everything_default=42,
-        auto_configure_optimizers=False,
-        parser_class=Parser,
-        trainer_defaults={"inference_mode": False},  # steered sampling takes gradients
-        save_config_kwargs={"overwrite": True},
-        args=args,
-    )
+    own = (model_class, data_class, Policy, Adapter, Reward, Sampler, Transition)
+    Parser.bases, Parser.debug = (*own, L.Callback, L.Trainer, Optimizer, LRScheduler), debug
+    try:
+        return CLI(
+            model_class,
+            data_class,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=42,
+            auto_configure_optimizers=False,
+            parser_class=Parser,
+            trainer_defaults={"inference_mode": False},  # steered sampling takes gradients
+            save_config_kwargs={"overwrite": True},
+            args=args,
+        )
+    except Exception as error:
+        if not of_the_user(error):
+            raise
+        Parser().end(str(error), 1)

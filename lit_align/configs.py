@@ -67,6 +67,11 @@ def merge(base: dict, own: dict) -> dict:
     return merged
 
 
+def same_class(base: dict, own: dict) -> bool:
+    """False where both name a class, and not the same."""
+    return "class_path" not in base or "class_path" not in own or base["class_path"] == own["class_path"]
+
+
 class Loader(yaml.SafeLoader):
     """YAML's safe loader that refuses a key given twice and reads 1e-5 as a number."""
 
@@ -97,11 +102,9 @@ def read(path: Path) -> dict:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text, which a config has to be.") from error
     if config is None:
-        raise ValueError(f"{path} is empty: a config has at least one of model, data and trainer.")
+        raise ValueError(f"{path} is empty: give it model, data or trainer.")
     if not isinstance(config, dict):
-        raise ValueError(
-            f"{path} holds {type(config).__name__} where a config has keys such as model, data and trainer."
-        )
+        raise ValueError(f"{path} holds a {type(config).__name__}, not keys such as model, data, trainer.")
     if path.parent == CONFIGS / "shapes/base" and "base" in config:
         raise ValueError(f"{path}: a base has no base of its own: merge the two.")
     return config

@@ -1,6 +1,7 @@
 """What tests of datasets share: pictures, pair files, a module that notes what it is fed."""
 
 import io
+from collections import Counter
 
 import lightning as L
 import torch
@@ -57,3 +58,29 @@ def fit(data, tmp_path, module=None, ckpt_path=None, **kwargs):
 
 def passes(seen, batches):
     return [sorted(sum(seen[i : i + batches], [])) for i in range(0, len(seen), batches)]
+
+
+class Encoding(Watcher):
+    """Counts what it encodes and keeps its batches."""
+
+    def __init__(self, resolution=16):
+        super().__init__()
+        from lit_align.policies.sdxl import StableDiffusionXL
+
+        self.policy, self.calls, self.batches = StableDiffusionXL("tiny", resolution=resolution), Counter(), {}
+        for name in ("encode", "condition"):
+            setattr(self.policy, name, self.counted(name, getattr(self.policy, name)))
+
+    def counted(self, name, function):
+        def call(rows):
+            self.calls[name] += len(rows)
+            return function(rows)
+
+        return call
+
+    def training_step(self, batch, batch_idx):
+        self.batches["train"] = batch
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        self.batches["val"] = batch

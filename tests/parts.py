@@ -28,8 +28,12 @@ T = torch.tensor
 class Darkness(Reward):
     name, differentiable = "darkness", True
 
+    def __init__(self, scale=1.0):
+        super().__init__()
+        self.scale = scale
+
     def forward(self, images, prompts):
-        return 1 - images.mean((1, 2, 3))
+        return self.scale * (1 - images.mean((1, 2, 3)))
 
 
 class Level(Reward):
@@ -144,3 +148,5 @@ POLICIES = pytest.mark.parametrize(
     [(family, adapter) for family in (StableDiffusion, StableDiffusionXL, StableDiffusion3) for adapter in (LoRA(rank=2), Full())],
     ids=lambda value: getattr(value, "__name__", type(value).__name__),
 )
+ADAPTERS = pytest.mark.parametrize("adapter", [LoRA(rank=2), Full()], ids=["lora", "full"])
+FAMILIES = pytest.mark.parametrize("family", [StableDiffusion, StableDiffusion3], ids=lambda c: c.__name__)

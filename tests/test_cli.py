@@ -1,6 +1,7 @@
 """The command line, on a model whose weight is known in closed form: loss (w - 1)^2 from w = 0 under SGD."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch.utils.data import DataLoader
 
-from lit_align import cli, paths
+from lit_align import cli, cli_errors, overview, paths
 from lit_align import configs as configs_module
 from lit_align.checkpoint import AtomicCheckpointIO
 
@@ -62,8 +63,15 @@ class Parabola(Method):
         return self.optimizer(self.parameters())
 
 
+class Cubic(Method):
+    def __init__(self, base: float = 1.0):
+        super().__init__()
+
+
 class Source(L.LightningDataModule):
-    pass
+    @staticmethod
+    def check(kind: str):
+        raise {"ValueError": ValueError, "KeyError": KeyError}[kind]("row 3 has no image: give it one.")
 
 
 class Zeros(Source):
@@ -187,17 +195,22 @@ def test_paths_in_configs_mean_the_project_from_anywhere(tmp_path, monkeypatch):
         ("fit --config parabola --model torch.nn.Linear", "not correspond to a subclass of Method, got torch.nn.L"),
         ("fit --config parabola --model nowhere.Parabola", "no module nowhere"),
         ("fit --config parabola --data Zeroes", "no class Zeroes; did you mean Zeros"),
-        ("fit --config parabola --model.betta 2", "no option betta; did you mean beta"),
+        ("fit --config parabola --model.betta 2", "Parabola has no option betta; did you mean beta"),
         ("fit --config parabola --model.beta two", "beta: Expected a float, got two"),
         ("fit --config parabola --model.beta -1", "beta is -1.0: give a positive one."),
         ("fit --config parabola --model.optimizer torch.optim.Adm", "no class Adm; did you mean Adam"),
-        ("fit --config parabola --model.optimizer.lrr 2", "no option lrr; did you mean lr"),
+        ("fit --config parabola --model.optimizer.lrr 2", "SGD has no option lrr; did you mean lr"),
         ("fit --config parabola --trainer.max_stepps 2", "no option trainer.max_stepps; did you mean max_steps"),
         ("fit --config parabola --trainer.callbacks+=EMMA", "no class EMMA; did you mean EMA"),
         ("fit --config parabola --trainer.devices 0", "devices"),
         ("test --config parabola --ckpt_path last", "no last checkpoint in checkpoints/small/parabola"),
         ("predict --config parabola --ckpt_path best", "no last checkpoint in checkpoints/small/parabola"),
         ("fit --config parabola --ckpt_path nowhere.ckpt", "no checkpoint nowhere.ckpt"),
+        ("fit --config parabola --model.base 2", "Parabola has no option base, which is one of Cubic."),
+        ("fit --config parabola --model.optimizer os.system", "os.system makes no Optimizer"),
+        ("fit --config with/beta", "with/beta changes a recipe: name the recipe first"),
+        ("fit --config with/beta --config parabola", "with/beta changes a recipe: name the recipe first"),
+        ("fit --config parabola --model.lr_scheduler subprocess.Popen", "Parabola has no option lr_scheduler"),
     ],
 )
 def test_wrong_flag(configs, capsys, flags, said):
@@ -209,16 +222,65 @@ def test_wrong_flag(configs, capsys, flags, said):
     [
         ("modell: {class_path: Parabola}", "no option modell.class_path; did you mean model"),
         ("model: {class_path: Parabolla}", "wrong.yaml: there is no class Parabolla; did you mean Parabola"),
-        ("model: {init_args: {betta: 2}}", "wrong.yaml: there is no option betta; did you mean beta"),
+        ("model: {init_args: {betta: 2}}", "wrong.yaml: Parabola has no option betta; did you mean beta"),
         ("trainer: {max_stepps: 2}", "no option trainer.max_stepps; did you mean max_steps"),
-        ("trainer: {callbacks: [{class_path: EMA, init_args: {deacy: 1}}]}", "no option deacy; did you mean decay"),
+        ("trainer: {callbacks: [{class_path: EMA, init_args: {deacy: 1}}]}", "EMA has no option deacy; did you mean decay"),
         ("trainer: {callbacks: [{class_path: EMA, init_args: {decay: x}}]}", "decay: Expected a float, got x"),
-        ("model: [", "wrong.yaml: "),
+        ("model: [", "wrong.yaml: line 1"),
+        ("", "wrong.yaml is empty"),
+        ("trainer: {max_steps: 1, max_steps: 2}", "wrong.yaml: line 1: the key max_steps is given twice."),
+        ("base: pairs", "wrong.yaml: only a file directly under configs/shapes may have a base"),
     ],
 )
 def test_wrong_key(configs, capsys, text, said):
     Path("wrong.yaml").write_text(text)
     assert said in complaint("fit --config parabola --config wrong.yaml", capsys)
+
+
+@pytest.mark.parametrize(
+    "config, said",
+    [
+        ("model: {init_args: {gamma: 1}}", "DiffusionDPO has no option gamma, which is one of "),
+        ("model: {init_args: {sampler: {init_args: {gama: 1}}}}", "Sampler has no option gama; it has guidance_scale, "),
+        ("model: {init_args: {policy: {init_args: {adapter: {class_path: LoRA, init_args: {rang: 1}}}}}}", "LoRA has no option rang; did you mean rank?"),
+        ("model: {init_args: {optimizer: {class_path: os.system, init_args: {command: touch ran}}}}", "os.system makes no Optimizer"),
+        ("model: {init_args: {optimizer: {class_path: os.system, dict_kwargs: {command: touch ran}}}}", "os.system makes no Optimizer"),
+        ("model: {init_args: {lr_scheduler: {class_path: subprocess.Popen, init_args: {args: touch ran, shell: true}}}}", "subprocess.Popen makes no LRScheduler"),
+    ],
+)  # fmt: skip
+def test_wrong_key_of_a_shipped_class(config, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("wrong.yaml").write_text(config)
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["fit", "--config", "shapes/dpo", "--config", "wrong.yaml", "--config", "smoke"])
+    assert exit.value.code == 2 and said in capsys.readouterr().err.splitlines()[-1]
+    assert os.listdir() == ["wrong.yaml"]
+
+
+@pytest.mark.parametrize("raised, said", [("ValueError", True), ("KeyError", True), ("OSError", True), ("bug", False)])
+def test_an_error_while_running(configs, capsys, monkeypatch, raised, said):
+    """One that a `raise` of this project worded, or the system's, is one sentence; any other keeps its traceback."""
+
+    def training_step(self, batch, batch_idx):
+        if raised == "bug":
+            return {}["nothing"]
+        if raised == "OSError":
+            open("/nowhere/at/all")
+        Source.check(raised)
+
+    monkeypatch.setattr(Parabola, "training_step", training_step)
+    monkeypatch.setattr(cli_errors, "PACKAGE", Path(__file__).parent)
+    if not said:
+        with pytest.raises(KeyError):
+            run("fit --config parabola")
+        return
+    with pytest.raises(SystemExit) as exit:
+        run("fit --config parabola")
+    error = capsys.readouterr().err
+    assert exit.value.code == 1 and error.splitlines()[-1].startswith("lit_align: ") and "Traceback" not in error
+    with pytest.raises(SystemExit):
+        run("fit --config parabola --debug")
+    assert "Traceback" in capsys.readouterr().err
 
 
 # Runs
@@ -280,6 +342,24 @@ def test_checkpoints_are_atomic_unless_told_otherwise(configs):
 
 
 # The module itself
+
+
+def test_help_and_list_import_nothing_heavy():
+    for words, said in (([], "three minutes"), (["--help"], "--config shapes/dpo.yaml"), (["list"], "DiffusionDPO")):
+        command = [sys.executable, "-X", "importtime", "-m", "lit_align", *words]
+        done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(paths.ROOT)}, capture_output=True, text=True)
+        assert done.returncode == 0 and said in done.stdout
+        assert not re.search(r"\| +(torch|lightning|jsonargparse)$", done.stderr, re.M)
+
+
+def test_list_names_what_there_is(capsys):
+    assert overview.answer(["list"]) and not overview.answer(["fit"])
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
+    assert {"DiffusionDPO", "DDPO", "dpo_sdxl", "shapes/dpo", "with/smoke", "ShapesJudge", "CLIPScore", "PickAPic"} <= set(lines)
+    assert not {"Algorithm", "Preference", "PolicyGradient", "Reward", "AlignData", "shapes/base/pairs"} & set(lines)
+    assert all(len(line.split()) > 2 for name, line in lines.items() if line.startswith("  "))  # each says something
+    with pytest.raises(SystemExit, match="no list of recipe; there are methods, recipes"):
+        overview.answer(["list", "recipe"])
 
 
 def test_python_m_lit_align_from_another_directory(tmp_path):

@@ -131,7 +131,7 @@ def test_a_base_is_merged_under_a_config(folder, own, whole):
     ("shapes/base/b.yaml", "base: plain", "a base has no base of its own"),
     ("c.yaml", "base: plain", "c.yaml: only a file directly under configs/shapes may have a base"),
     ("d.yaml", "", "d.yaml is empty"),
-    ("e.yaml", "- model", "e.yaml holds list where"),
+    ("e.yaml", "- model", "e.yaml holds a list, not keys"),
     ("f.yaml", "trainer:\n  max_steps: 1\n  max_steps: 2", "f.yaml: line 3: the key max_steps is given twice."),
     ("g.yaml", "model: [", "g.yaml: line 1:"),
 ])  # fmt: skip

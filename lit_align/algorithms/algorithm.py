@@ -1,4 +1,4 @@
-"""The half of a method that trains: optimizer, training step, a checkpoint of what is trained."""
+"""The training half of a method: optimizer, training step, checkpoint of the trained weights."""
 
 import os
 from contextlib import AbstractContextManager, nullcontext
@@ -19,21 +19,21 @@ from lit_align.rewards.reward import Reward
 
 
 class Algorithm(Sampling):
-    """What all methods share. A family adds the loop (`batch_loss`), a method adds the equation.
+    """Base of all training methods. A family adds the training loop (`batch_loss`), a method adds the equation.
 
     Args:
         policy: the model to align.
         optimizer: called with the trainable parameters (default: AdamW with learning rate 1e-5, with LoRA 1e-4).
-        lr_scheduler: called with the optimizer, stepped after every optimizer step; by a method that makes several on a
-            batch, after the batch.
-        init_from: a checkpoint of this library; training starts from its weights, and step, optimizer and random state
-            start afresh (to resume a run give `--ckpt_path`). A fully trained reference starts there as well.
-        caption_dropout: share of training captions replaced by the empty one, in [0, 1], in denoising losses.
+        lr_scheduler: called with the optimizer; stepped after every optimizer step, or once per batch in methods that
+            make several optimizer steps per batch.
+        init_from: a checkpoint of this library whose weights training starts from, with a new optimizer, step count and
+            random state (to resume, give `--ckpt_path`). With adapter Full the reference starts from them too.
+        caption_dropout: fraction of training captions replaced by the empty caption, in [0, 1], in denoising losses.
         sampler, rewards: see Sampling.
     """
 
-    feedback: tuple[str, ...] = ()  # the batch keys the method learns from
-    uses_reference = False  # True if training compares with the reference policy
+    feedback: tuple[str, ...] = ()  # batch keys that the method learns from
+    uses_reference = False  # True if the loss compares with the reference policy
     moves_reference = False  # True if the method updates the reference
     samples_online = False  # True if training samples from prompts
     max_grad_norm: float | None = None  # gradient clipping of a method with manual optimization
@@ -52,18 +52,17 @@ class Algorithm(Sampling):
             optimizer = partial(torch.optim.AdamW, lr=1e-4 if isinstance(policy.adapter, LoRA) else 1e-5)
         self.optimizer, self.lr_scheduler, self.init_from = optimizer, lr_scheduler, init_from
         self.caption_dropout = caption_dropout
-        self.strict_loading = False  # a checkpoint holds what is trained and nothing else
+        self.strict_loading = False  # a checkpoint holds the trained weights only
 
     def batch_loss(self, batch: dict) -> Tensor:
-        """The training loss of one batch, a scalar. A method with manual optimization gets its minibatches here, and
-        gives each one's share of the loss."""
+        """Training loss of a batch, a scalar; with manual optimization, a minibatch's share of the step's loss."""
         raise TypeError(f"{type(self).__name__} has no training loss.")
 
-    # What a batch holds, as the policy's own tensors
+    # Batch -> latents and conditioning
 
     def latents(self, batch: dict, key: str) -> Tensor:
-        """The batch's images under `key` as latents (B, ...), or (B, K, ...) of the lists in `images`: cached ones, or
-        encoded now."""
+        """Latents of the batch's images under `key`, cached or encoded now: (B, ...), or (B, K, ...) for the lists
+        under `images`."""
         cached = batch.get(f"{key}_latents")
         if cached is not None:
             return cached
@@ -73,7 +72,8 @@ class Algorithm(Sampling):
         return self.policy.encode(images.flatten(0, 1)).unflatten(0, images.shape[:2])
 
     def cond(self, batch: dict) -> dict[str, Tensor]:
-        """The batch's captions as conditioning, some of them dropped in training: every tensor (B, ...)."""
+        """Conditioning of the batch's captions, every tensor (B, ...). In training, a fraction `caption_dropout` is
+        dropped."""
         keep = torch.rand(len(batch["prompt"])) >= (self.caption_dropout if self.trainer.training else 0.0)
         if "cond" not in batch:
             return self.policy.condition([p if k else "" for p, k in zip(batch["prompt"], keep.tolist())])
@@ -85,7 +85,7 @@ class Algorithm(Sampling):
     # Training
 
     def initialise(self) -> None:
-        """Loads `init_from`, once, when everything that it may hold has been built."""
+        """Loads `init_from`, once, after everything that it may hold has been built."""
         if self.init_from:
             self.load_weights(self.init_from)
             self.init_from = None
@@ -95,9 +95,9 @@ class Algorithm(Sampling):
         if stage == "fit":
             self.check_columns([part for part in self.children() if isinstance(part, Reward)], "train")
         self.initialise()
-        fresh = self.trainer.global_step == 0  # after a fit in this process the weights are no longer the reference's
+        fresh = self.trainer.global_step == 0  # False after a fit in this process: the weights have changed
         if self.uses_reference or (stage == "test" and fresh and not self.policy.trains_text):
-            self.policy.add_reference(moving=self.moves_reference and stage == "fit")  # test compares with the base
+            self.policy.add_reference(moving=self.moves_reference and stage == "fit")  # test compares with it
 
     def configure_model(self) -> None:
         """Shards the denoiser under a ModelParallelStrategy (FSDP2). Raises ValueError if parameters outside the
@@ -111,7 +111,7 @@ class Algorithm(Sampling):
                 )
 
     def parameter_groups(self) -> list:
-        """What the optimizer gets: parameters, or groups of them."""
+        """Parameters, or parameter groups, for the optimizer."""
         return [p for p in self.parameters() if p.requires_grad]
 
     def configure_optimizers(self):
@@ -126,14 +126,14 @@ class Algorithm(Sampling):
 
     @property
     def batch_number(self) -> int:
-        """The number of the training batch, from 0, over all epochs and resumptions."""
+        """Index of the training batch, from 0, over all epochs and resumed runs."""
         return self.trainer.fit_loop.epoch_loop.total_batch_idx
 
     def on_train_batch_start(self, batch, batch_idx: int) -> None:
-        """Seeds the step from (seed, batch number, rank): a resumed run draws what the uninterrupted one would have."""
+        """Seeds each step from (seed, batch number, rank), so a resumed run draws what the full run would have."""
         self._logged = {}
-        base = int(os.environ.get("PL_GLOBAL_SEED", 0))
-        torch.manual_seed(base * 1_000_003 + self.batch_number * self.trainer.world_size + self.global_rank)
+        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        torch.manual_seed(seed * 1_000_003 + self.batch_number * self.trainer.world_size + self.global_rank)
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         self.check(batch)
@@ -146,12 +146,10 @@ class Algorithm(Sampling):
             schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
             restore.restore_hyperparameters(self.trainer.optimizers[0], self._hyperparameters, schedulers)
 
-    def on_before_optimizer_step(self, optimizer) -> None:  # an fp16 scaler has undone its scaling by now
-        """Clips the gradients of each parameter group apart, so that a value function's gradients do not shrink the
-        policy's, and logs their norm before clipping as `train/grad_norm`.
-
-        Raises FloatingPointError if it is not finite, before the step. (In 16-mixed precision the loss scaler skips
-        such a step.)"""
+    def on_before_optimizer_step(self, optimizer) -> None:  # fp16 gradients are unscaled by now
+        """Clips the gradients of each parameter group separately, so a value function's gradients do not shrink the
+        policy's. Logs their norm before clipping as `train/grad_norm`, and raises FloatingPointError before the step if
+        it is NaN or inf. (In 16-mixed precision the loss scaler skips such a step.)"""
         by_value = self.trainer.gradient_clip_algorithm == "value"
         max_norm = self.trainer.gradient_clip_val if self.automatic_optimization else self.max_grad_norm
         norms = [clip_gradients(group["params"], None if by_value else max_norm) for group in optimizer.param_groups]
@@ -174,7 +172,7 @@ class Algorithm(Sampling):
         return nullcontext() if last or self.trainer.world_size == 1 else self.trainer.strategy.block_backward_sync()
 
     def require_finite(self, loss: Tensor, rows: list) -> Tensor:
-        """Returns the loss; raises FloatingPointError, naming the rows it comes from, if it is not finite."""
+        """Returns the loss. Raises FloatingPointError, with the rows it comes from, if it is NaN or inf."""
         if not loss.isfinite():
             shown = f"{rows[:8]}{' ...' if rows[8:] else ''}"
             raise FloatingPointError(
@@ -184,8 +182,8 @@ class Algorithm(Sampling):
         return loss
 
     def log_reward(self, reward: Tensor, prompts: list[str]) -> Tensor:
-        """Returns the rewards (N,) or (N, R) of N samples, and logs their mean over all ranks as `train/reward`, and
-        the parts of a weighted sum or of several rewards as `train/reward/<name>`. Raises FloatingPointError if one is
+        """Logs the mean reward over all ranks as `train/reward` and returns the rewards, (N,) or (N, R), unchanged. The
+        parts of a weighted sum, or R rewards, are logged as `train/reward/<name>`. Raises FloatingPointError if any is
         not finite."""
         finite = reward.isfinite().view(len(reward), -1).all(1)  # (N,)
         if not finite.all():
@@ -198,12 +196,12 @@ class Algorithm(Sampling):
         return reward
 
     def zero_loss(self) -> Tensor:
-        """Zero loss connected to all trainable parameters, so that a rank without samples still joins DDP's all-reduce.
-        (Under FSDP all ranks have to run the same forwards.)"""
+        """Zero loss connected to every trainable parameter, so a rank with no samples still joins DDP's gradient
+        all-reduce. (Under FSDP all ranks must run the same forwards.)"""
         return 0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
 
     def check(self, batch: dict) -> None:
-        """Raises TypeError if the batch lacks what the method learns from."""
+        """Raises TypeError if the batch lacks a key that the method learns from."""
         missing = [k for k in self.feedback if k not in batch and f"{k}_latents" not in batch]
         if missing:
             raise TypeError(
@@ -215,19 +213,19 @@ class Algorithm(Sampling):
         """Writes the trained weights in diffusers' format to `<run>/policy`."""
         self.policy.save(os.path.join(self.trainer.default_root_dir, "policy"))
 
-    # Checkpoints: what is trained, and only that
+    # Checkpoints of the trained weights
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         restore.check_finite(checkpoint.get("state_dict", {}))
         checkpoint["optimizer_class"] = type(self.trainer.optimizers[0]).__name__
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        """Checks the weights and the optimizer against this run's, and leaves the hyperparameters to this run."""
-        if "state_dict" not in checkpoint:  # sharded weights lie elsewhere
+        """Checks weights and optimizer against this run's; the hyperparameters stay this run's."""
+        if "state_dict" not in checkpoint:  # absent in sharded checkpoints
             return
         state = checkpoint["state_dict"]
         restore.check_weights(self, state, "the checkpoint")
-        if not self.policy.reference_moves:  # in a test of a run that moved it
+        if not self.policy.reference_moves:  # `test` of a run that updated it
             checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("policy._frozen.reference.")}
         if self.trainer.training:
             optimizer = self.optimizer([torch.nn.Parameter(torch.zeros(1))])
@@ -235,12 +233,12 @@ class Algorithm(Sampling):
             checkpoint["lr_schedulers"] = [restore.keep_counters(s) for s in checkpoint.get("lr_schedulers", [])]
 
     def state_dict(self, *args, **kwargs) -> dict:
-        prefix, own = kwargs.get("prefix", ""), {n for n, p in self.named_parameters() if p.requires_grad}
-        kept = {prefix + name for name in own | {f"policy.{name}" for name in self.policy.state_names()}}
+        prefix, trained = kwargs.get("prefix", ""), {n for n, p in self.named_parameters() if p.requires_grad}
+        kept = {prefix + name for name in trained | {f"policy.{name}" for name in self.policy.state_names()}}
         return {k: v for k, v in super().state_dict(*args, **kwargs).items() if k in kept or k.endswith("_extra_state")}
 
     def load_weights(self, path: str) -> None:
-        """Loads the trained weights of a checkpoint file; raises ValueError unless it holds all of this policy's."""
+        """Loads the trained weights of a checkpoint file. Raises ValueError if one of this policy's is missing."""
         if path.endswith(".safetensors"):
             raise ValueError(f"init_from takes a .ckpt file of this library; {path} is none: load it by policy.lora.")
         weights = torch.load(find(path), map_location="cpu", weights_only=True)["state_dict"]

@@ -1,5 +1,4 @@
-"""Training on one's own samples: collect -> several optimizer steps on what was collected -> now and then a new
-reference."""
+"""Online training: sample from the policy -> several optimizer steps on the samples -> update the reference."""
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
@@ -16,18 +15,18 @@ from lit_align.ranges import check_ranges
 
 
 class Online(Algorithm):
-    """Base of the methods that sample in training. A family overrides `collect`, `optimizer_steps` and `batch_loss`.
+    """Base of the methods that sample during training. A family overrides `collect`, `optimizer_steps` and
+    `batch_loss`.
 
-    A training step collects samples for the prompts of the batch and makes several optimizer steps on them, each on
-    minibatches whose losses add up. Optimization is manual: set `max_grad_norm` here, not in the Trainer.
+    A training step samples for the prompts of the batch and makes several optimizer steps on the samples, each on
+    minibatches whose gradients add up. Optimization is manual: set `max_grad_norm` here, not in the Trainer.
 
     Args:
-        rollout: the sampler of the training samples (default: 50 DDIM steps, guidance 7.5).
-        updates: optimizer steps on a collection.
-        minibatch: rows of one forward, both while sampling and while learning, so that the first ratios of a policy
-            gradient are exactly 1 in 16 bits as well.
-        refresh_every: training steps after which the current policy becomes the reference; 0: never.
-        max_grad_norm: gradient clipping.
+        rollout: sampler of the training samples (default: 50 DDIM steps, guidance 7.5).
+        updates: optimizer steps per training step.
+        minibatch: rows per forward, the same in rollout and update, so first-step ratios are exactly 1 in bf16 as well.
+        refresh_every: training steps between updates of the reference to the current policy; 0: never.
+        max_grad_norm: largest gradient norm of a parameter group.
     """
 
     samples_online = True
@@ -54,16 +53,16 @@ class Online(Algorithm):
 
     @abstractmethod
     def collect(self, batch: dict) -> Any:
-        """Samples, and what is learnt from them; None if they give nothing."""
+        """Samples, with what `optimizer_steps` needs to learn from them; None if there is nothing to learn."""
 
     def optimizer_steps(self, collected: Any) -> Iterator[list]:
-        """The minibatches of each optimizer step; by default each step sees the whole collection at once. It is asked
-        for a step when the one before has been made."""
+        """Yields the minibatches of one optimizer step at a time, after the previous step was made. By default a step
+        has one minibatch: everything collected."""
         return ([collected] for _ in range(self.updates))
 
     @torch.no_grad()
     def draw_latents(self, prompts: list[str], hooks: Sequence[Hook] = ()) -> Tensor:
-        """Samples (N, ...) of the active policy, a minibatch at a time."""
+        """Latents (N, ...) sampled with the active weights, `minibatch` prompts at a time."""
         parts = [prompts[i : i + self.minibatch] for i in range(0, len(prompts), self.minibatch)]
         return torch.cat([self.rollout(self.policy, part, hooks=hooks).x for part in parts])
 
@@ -88,12 +87,12 @@ class Online(Algorithm):
 
 
 def repeat_rows(batch: dict, k: int) -> dict:
-    """The prompts and columns of a batch, each row k times in a row."""
+    """Prompts and columns of a batch, each row k times: a a b b."""
     rows = {"prompt": batch["prompt"], "columns": batch.get("columns", {})}
     return select_rows(rows, [i for i in range(len(batch["prompt"])) for _ in range(k)])
 
 
 def tile_rows(batch: dict, k: int) -> dict:
-    """The prompts and columns of a batch, the whole batch k times in a row."""
+    """Prompts and columns of a batch, the whole batch k times: a b a b."""
     rows = {"prompt": batch["prompt"], "columns": batch.get("columns", {})}
     return concatenate([rows] * k)

@@ -1,4 +1,4 @@
-"""What a run takes from a checkpoint: all trained weights, the state of the same optimizer, and no hyperparameters."""
+"""What a run takes from a checkpoint: all trained weights and the state of the same optimizer, no hyperparameters."""
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -8,30 +8,30 @@ COUNTERS = {"last_epoch", "_step_count", "_last_lr", "best", "num_bad_epochs", "
 
 
 def check_weights(module: nn.Module, state: dict[str, Tensor], where: str, policy_alone: bool = False) -> None:
-    """Raises ValueError, one sentence, unless `state` holds every trained tensor of the module in its shape, and no
-    trained tensor of another policy. Stored copies of the policy, such as an old one, may be left over; so may a value
-    function, and it may be missing, where the weights of the `policy_alone` are taken."""
-    own = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    """Raises ValueError unless `state` holds every trained tensor of the module, in its shape, and no trained tensor of
+    another policy. Stored copies of the policy, such as an old one, are ignored. With `policy_alone` only the policy's
+    tensors are required; a value function may be missing or left over."""
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     if policy_alone:
-        own = {name: p for name, p in own.items() if name.startswith("policy.")} or own
-    mend = "give the --config that trained it."
-    if missing := [name for name in own if name not in state]:
-        what = f"lacks {len(missing)} of the {len(own)} trained tensors of this policy, {missing[0]} first"
-        if len(missing) == len(own):
+        trained = {name: p for name, p in trained.items() if name.startswith("policy.")} or trained
+    advice = "give the --config that trained it."
+    if missing := [name for name in trained if name not in state]:
+        what = f"lacks {len(missing)} of the {len(trained)} trained tensors of this policy, {missing[0]} first"
+        if len(missing) == len(trained):
             what = "holds no weight of this policy"
-        raise ValueError(f"{where} {what}: {mend}")
-    left = [name for name in state if name.startswith("policy.") and name not in own and not is_copy(name)]
-    if left:
-        others = f"{left[0]} and {len(left) - 1} more tensors"
-        raise ValueError(f"{where} trained {others} that this policy does not train: {mend}")
-    for name, p in own.items():
+        raise ValueError(f"{where} {what}: {advice}")
+    extra = [name for name in state if name.startswith("policy.") and name not in trained and not is_copy(name)]
+    if extra:
+        others = f"{extra[0]} and {len(extra) - 1} more tensors"
+        raise ValueError(f"{where} trained {others} that this policy does not train: {advice}")
+    for name, p in trained.items():
         if p.shape != state[name].shape:
-            found, due = tuple(state[name].shape), tuple(p.shape)
-            raise ValueError(f"{where} holds {name} in shape {found} and this policy has {due}: {mend}")
+            saved, expected = tuple(state[name].shape), tuple(p.shape)
+            raise ValueError(f"{where} holds {name} in shape {saved} and this policy has {expected}: {advice}")
 
 
 def is_copy(name: str) -> bool:
-    """Whether a tensor belongs to a stored copy of the policy: a reference that moved, or an old policy."""
+    """True if a tensor belongs to a stored copy of the policy: an updated reference, or an old policy."""
     if name.startswith("policy._frozen."):
         return True
     before, lora, after = name.rpartition(".lora_")
@@ -45,28 +45,28 @@ def check_finite(state: dict[str, Tensor]) -> None:
             raise FloatingPointError(f"{name} is not finite: nothing was saved; resume from the checkpoint before it.")
 
 
-def check_optimizer(saved: str | None, now: str) -> None:
-    """Raises ValueError if the checkpoint's optimizer is of another class."""
-    if saved not in (None, now):
+def check_optimizer(saved: str | None, current: str) -> None:
+    """Raises ValueError if the checkpoint's optimizer has another class."""
+    if saved not in (None, current):
         raise ValueError(
-            f"the checkpoint holds the state of {saved} and this run's optimizer is {now}: resume with the same one, "
+            f"the checkpoint holds the state of {saved} and this run's optimizer is {current}: resume with {saved}, "
             "or start a new run from its weights with --model.init_from."
         )
 
 
 def keep_counters(scheduler_state: dict) -> dict:
-    """A scheduler's place in its schedule, without the schedule, which is this run's."""
+    """A scheduler's position in its schedule, without the schedule itself, which is this run's."""
     kept = {k: v for k, v in scheduler_state.items() if k in COUNTERS}
-    if "lr_lambdas" in scheduler_state:  # LambdaLR wants an entry for each, None: nothing is stored of it
+    if "lr_lambdas" in scheduler_state:  # LambdaLR requires one entry per group; None: not restored
         kept["lr_lambdas"] = [None] * len(scheduler_state["lr_lambdas"])
     return kept
 
 
-def restore_hyperparameters(optimizer, given: list[dict], schedulers: list) -> None:
-    """After resuming: the learning rate, weight decay and so on of this run replace those of the checkpoint, and each
-    change is logged. A schedule goes on where it was, at this run's learning rate."""
-    for group, mine in zip(optimizer.param_groups, given):
-        for name, value in mine.items():
+def restore_hyperparameters(optimizer, hyperparameters: list[dict], schedulers: list) -> None:
+    """After resuming, sets learning rate, weight decay and so on to this run's values instead of the checkpoint's, and
+    logs each change. A schedule continues from its position, at this run's learning rate."""
+    for group, values in zip(optimizer.param_groups, hyperparameters):
+        for name, value in values.items():
             before = group.get("initial_lr", group["lr"]) if name == "lr" else group.get(name)
             if name in ("params", "initial_lr") or before == value:
                 continue

@@ -1,4 +1,4 @@
-"""The half of a method that samples: validate, test and predict."""
+"""The sampling half of a method: validate, test and predict."""
 
 import lightning as L
 import torch
@@ -12,21 +12,21 @@ from lit_align.rewards.reward import Reward, components, judge, missing_column
 
 
 class Sampling(L.LightningModule):
-    """Draws images from a policy and scores them, under `validate`, `test` and `predict`.
+    """Samples images from a policy and scores them in `validate`, `test` and `predict`.
 
     Args:
         policy: the model.
-        sampler: how images are drawn (default: 50 DDIM steps, guidance 7.5).
-        rewards: scores of those images, logged as `val/reward/<name>`; the first is the headline of `test`.
+        sampler: how images are sampled (default: 50 DDIM steps, guidance 7.5).
+        rewards: scores of these images, logged as `val/reward/<name>`; the first is the headline of `test`.
     """
 
-    ranges: dict[str, str] = {}  # where a number of this class has another range than RANGES says
+    ranges: dict[str, str] = {}  # ranges of this class's numbers that differ from RANGES
 
     def __init__(self, policy: Policy, sampler: Sampler | None = None, rewards: list[Reward] | None = None):
         super().__init__()
         self.policy, self.sampler = policy, sampler or Sampler()
         self.rewards = torch.nn.ModuleList(rewards or []).eval().requires_grad_(False)
-        self._logged: dict[str, tuple] = {}  # name -> (sum, rows) of this training batch
+        self._logged: dict[str, tuple] = {}  # name -> (sum, rows) in this training batch
 
     def setup(self, stage: str) -> None:
         for part in (self, self.sampler, self.sampler.transition):
@@ -34,20 +34,20 @@ class Sampling(L.LightningModule):
         self.check_columns(self.rewards, {"fit": "val", "validate": "val"}.get(stage, stage))
 
     def check_columns(self, rewards, split: str) -> None:
-        """Raises ValueError if a reward needs a column that the data of the split (train, val, test, predict) lacks."""
+        """Raises ValueError if a reward needs a column that the split's data lacks (train, val, test or predict)."""
         data = self.trainer.datamodule
         if data is None or (split != "train" and not data.prompt_files[split]):
             return
-        given = data.column_names(split)
+        available = data.column_names(split)
         for reward in rewards:
-            missing = [name for name, needed in reward.columns.items() if needed and name not in given]
+            missing = [name for name, needed in reward.columns.items() if needed and name not in available]
             if missing:
-                raise ValueError(missing_column(reward, missing[0], given))
+                raise ValueError(missing_column(reward, missing[0], available))
 
     # Samples and their scores
 
     def draw(self, batch: dict, sampler: Sampler | None = None) -> State:
-        """The sampler's last state for the batch's prompts, each seeded by its row."""
+        """Final sampler state for the batch's prompts; each row's `seed` seeds its noise."""
         sampler = sampler or self.sampler
         return sampler(self.policy, batch["prompt"], columns=batch.get("columns"), seeds=batch["seed"])
 
@@ -63,13 +63,13 @@ class Sampling(L.LightningModule):
         return {"image": image, "scores": scores, "latents": state.x}
 
     def judge(self, reward: Reward, latents: Tensor, rows: dict, size: int | None = None) -> Tensor:
-        """Decodes latents (N, ...) and scores the images against their rows ({"prompt", "columns"}), `size` at a time:
-        (N,), or (N, R) of a reward that gives several numbers."""
+        """Decodes latents (N, ...) and scores the images with their rows ({"prompt", "columns"}), `size` at a time:
+        (N,), or (N, R) if the reward gives R numbers."""
         return judge(reward, self.policy, latents, rows, size)
 
     def reference_sample(self, batch: dict) -> dict | None:
-        """What `test` compares `sample` with: the reference's samples for the same prompts and seeds; None where there
-        is no reference, or where it has moved."""
+        """Baseline of `test`: the reference's samples for the same prompts and seeds; None if there is no reference or
+        it has been updated."""
         if not self.policy.has_reference or self.policy.reference_moves:
             return None
         with self.policy.reference():
@@ -78,7 +78,7 @@ class Sampling(L.LightningModule):
     # Validate, test, predict
 
     def outputs(self, batch: dict, sample: dict) -> dict:
-        """What callbacks get to see of a prompt batch."""
+        """What callbacks receive for a prompt batch."""
         rows = {k: batch[k] for k in ("prompt", "index", "seed", "columns") if k in batch}
         return rows | {"image": sample["image"].cpu(), "scores": sample["scores"]}
 
@@ -104,7 +104,7 @@ class Sampling(L.LightningModule):
     # Logs
 
     def log_sample(self, stage: str, sample: dict) -> None:
-        """Logs the mean of each score, and the diversity: the mean distance of two samples, per latent dimension."""
+        """Logs each score's mean, and the diversity: mean distance between two samples over sqrt(latent dimensions)."""
         for name, score in sample["scores"].items():
             self.log_mean(f"{stage}/reward/{name}", score.mean(), len(score))
         x = sample["latents"].float().flatten(1)
@@ -112,8 +112,8 @@ class Sampling(L.LightningModule):
             self.log_mean(f"{stage}/diversity", torch.pdist(x).mean() / x.shape[1] ** 0.5, len(x))
 
     def log_mean(self, name: str, value: Tensor, n: int) -> None:
-        """Logs a mean over n rows. In training: the mean over all calls for this batch, on this rank. Elsewhere: the
-        mean over the epoch and all ranks."""
+        """Logs a mean over n rows: in training, over all calls for this batch on this rank; otherwise over the epoch
+        and all ranks."""
         if train := self.trainer.training:
             total, rows = self._logged.get(name, (0.0, 0))
             self._logged[name] = total, rows = total + value.detach() * n, rows + n

@@ -7,12 +7,12 @@ from lit_align.policies.policy import Policy
 
 
 class Steered(Sampling):
-    """Runs a steered sampler under `validate`, `test` and `predict`; it trains nothing. `test` compares it with the
-    same sampler without steering, on the same prompts and seeds.
+    """Runs a steered sampler in `validate`, `test` and `predict`; trains nothing. `test` compares it with the same
+    sampler without steering, on the same prompts and seeds.
 
     Args:
         policy: the model, with adapter Frozen.
-        sampler: with `steering` hooks, or a sampler around a sampler.
+        sampler: a sampler with `steering` hooks, or a sampler around a sampler.
     """
 
     def __init__(self, policy: Policy, sampler: Sampler, **kwargs):

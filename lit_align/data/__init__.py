@@ -1,1 +1,1 @@
-"""Preference data: one LightningDataModule per dataset, batches as plain dicts with fixed keys."""
+"""Datasets: one LightningDataModule each; `batch.py` says what a batch holds."""

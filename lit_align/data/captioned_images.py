@@ -28,7 +28,7 @@ class CaptionedImages(AlignData):
         on_corrupt: stop at an unreadable image, or look for them before training and leave those rows out.
     """
 
-    image_keys = ("image",)
+    image_keys = image_columns = ("image",)
     smoke_file = "checkpoints/shapes-sd/pairs/train.parquet"
 
     def __init__(
@@ -62,6 +62,6 @@ class CaptionedImages(AlignData):
 
     def collate(self, rows: list[dict]) -> dict:
         where = [f"row {row['index']}, column {self.columns['image']} of {row['file']}" for row in rows]
-        image = torch.stack([decode(row["image"], self.resolution, place) for row, place in zip(rows, where)])
+        image = torch.stack([decode(row["image"], self.image_size(row), place) for row, place in zip(rows, where)])
         label = {"label": torch.tensor([float(row["label"]) for row in rows])} if "label" in self.columns else {}
         return text_batch(rows) | {"image": image} | label

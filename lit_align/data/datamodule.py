@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lit_align.data.batch import COLUMN, batch_of
+from lit_align.data.buckets import BucketSampler, add_buckets, count_batches
 from lit_align.data.encode_once import encode_rows, unpack
 from lit_align.data.order import ResumableSampler, RowDataset, Rows, Stream
 from lit_align.data.tables import read_prompts
@@ -34,10 +35,13 @@ class AlignData(L.LightningDataModule):
             the test prompts.
         encode_once: encode all images and captions before training, cache them on disk, and move the encoders to the
             CPU, unless the method samples while it trains.
+        buckets: train on images of several shapes, of about resolution^2 pixels and in batches of one shape, in place
+            of square centres (see data/buckets.py). Validation pairs stay square.
         smoke: train on a few rows that ship with the library, in the dataset's own schema, in place of `path`.
     """
 
     image_keys: tuple[str, ...] = ()  # the batch keys that hold images
+    image_columns: tuple[str, ...] = ()  # the table's columns that hold one image each
     smoke_file: str  # the rows for `smoke`
 
     def __init__(
@@ -51,6 +55,7 @@ class AlignData(L.LightningDataModule):
         test_prompts: str | None = None,
         predict_prompts: str | None = None,
         encode_once: bool = False,
+        buckets: bool = False,
         smoke: bool = False,
     ):
         super().__init__()
@@ -60,6 +65,7 @@ class AlignData(L.LightningDataModule):
                 raise ValueError(f"data.{name} is {value}: give 1 or more.")
         self.batch_size, self.val_batch_size, self.num_workers = batch_size, val_batch_size, num_workers
         self.resolution, self.seed, self.encode_once, self.smoke = resolution, seed, encode_once, smoke
+        self.buckets = buckets
         self.prompt_files = {"val": val_prompts, "test": test_prompts, "predict": predict_prompts or test_prompts}
         self.prompt_rows: dict[str, object] = {}  # split -> the table of its prompts, once read
         self.train = self.val = None
@@ -116,7 +122,21 @@ class AlignData(L.LightningDataModule):
         rows = self.load(split)
         if self.smoke and rows is not None:
             rows = rows.select(range(min(8, len(rows))))
+        if self.buckets and split == "train":
+            rows = self.in_buckets(rows)
         return encode_rows(self, rows) if self.encode_once and rows is not None else rows
+
+    def in_buckets(self, rows):
+        """The rows with a column `bucket`."""
+        from datasets import Dataset
+
+        if not self.image_columns or not isinstance(rows, Dataset):
+            raise ValueError(f"{type(self).__name__} has no table with one image per cell: set --data.buckets false.")
+        return add_buckets(rows, self.image_columns, self.resolution, self.batch_size * self.trainer.world_size)
+
+    def image_size(self, row: dict) -> tuple[int, int]:
+        """(height, width) that the images of a row get."""
+        return tuple(row["bucket"]) if "bucket" in row else (self.resolution, self.resolution)
 
     def settings(self) -> dict:
         """What `collate` may depend on: resolution, seed, and the attributes that a subclass adds."""
@@ -149,14 +169,17 @@ class AlignData(L.LightningDataModule):
         if isinstance(self.train, IterableDataset):
             rows = split_dataset_by_node(self.train, rank, num_replicas)
             return RowDataset(), Stream(rows, self.batch_size, seen, self.pass_ends)
-        batches = len(self.train) // num_replicas // self.batch_size
+        kept = self.train["bucket"][:] if self.buckets else None
+        step = self.batch_size * num_replicas
+        batches = count_batches(kept, step) if kept else len(self.train) // num_replicas // self.batch_size
         if not batches:
             found = f"{len(self.train)} training rows do not fill one batch of {self.batch_size} on each device"
             raise ValueError(f"{found}: lower --data.batch_size.")
         limit = self.trainer.limit_train_batches  # a number of batches, or a share
         batches = min(batches, limit) if isinstance(limit, int) else max(1, int(batches * limit))
         order = {"seed": self.seed, "num_replicas": num_replicas, "rank": rank}
-        return Rows(self.train), ResumableSampler(self.train, self.batch_size, batches, seen, **order)
+        sampler = BucketSampler if kept else ResumableSampler
+        return Rows(self.train), sampler(kept or self.train, self.batch_size, batches, seen, **order)
 
     def row_loader(self, dataset: Dataset, **kwargs) -> DataLoader:
         return DataLoader(

@@ -11,17 +11,19 @@ def in_folder(rows, keys: tuple[str, ...], folder: str):
     """The rows with the paths in columns `keys` (a path or a list of paths per cell) taken relative to `folder`."""
     from datasets import Image
 
-    def absolute(cell):
-        if isinstance(cell, list):
-            return [absolute(path) for path in cell]
-        return os.path.join(folder, cell) if isinstance(cell, str) else cell
-
     for key in keys:
         if "string" in str(rows.features[key]):
-            rows = rows.map(lambda cell: {key: absolute(cell)}, input_columns=key)
+            rows = rows.map(joined, fn_kwargs={"key": key, "folder": folder}, input_columns=key)
         if isinstance(rows.features[key], Image):
             rows = rows.cast_column(key, Image(decode=False))  # `decode` reads it, and knows the row
     return rows
+
+
+def joined(cell, key: str, folder: str) -> dict:
+    """The cell with its paths under `folder`. A function of this module, so that `datasets` can hash it."""
+    paths = cell if isinstance(cell, list) else [cell]
+    paths = [os.path.join(folder, path) if isinstance(path, str) else path for path in paths]
+    return {key: paths if isinstance(cell, list) else paths[0]}
 
 
 def stamp_files(rows, columns: dict[str, str], on_corrupt: str):

@@ -1,6 +1,6 @@
 """Which rows a training run sees, and in what order, also when it is resumed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import islice
 
 from torch.utils.data import Dataset, DistributedSampler
@@ -32,7 +32,11 @@ class ResumableSampler(DistributedSampler):
 
     def __iter__(self):
         self.epoch, batches = divmod(self.seen(), self.per_pass)
-        return islice(super().__iter__(), batches * self.batch_size, None)
+        return islice(self.shuffled(), batches * self.batch_size, None)
+
+    def shuffled(self) -> Iterable[int]:
+        """This rank's row numbers of one pass."""
+        return super().__iter__()
 
 
 class Stream(DistributedSampler):  # the base class tells Lightning that the ranks are split already

@@ -12,10 +12,14 @@ from lit_align.data.batch import text_batch
 from lit_align.data.datamodule import AlignData
 from lit_align.data.image_files import drop_unreadable
 from lit_align.data.images import decode
-from lit_align.data.tables import check_captions, named_columns
+from lit_align.data.tables import check_captions, load_dataset_of, named_columns
 from lit_align.paths import find
 
 SCHEMA = {"prompt": "caption", "jpg_0": "jpg_0", "jpg_1": "jpg_1", "label_0": "label_0"}
+MIRRORS = (
+    "Pick-a-Pic was removed from its owner's account in April 2025; copies are liuhuohuo2/pick-a-pic-v2 and "
+    "pickapic-anonymous/pickapic_v1: set --data.path to one of them, or to a folder with its parquet files."
+)
 OPTIONAL = ("has_label", "are_different", "image_0_uid", "image_1_uid")
 
 
@@ -43,6 +47,7 @@ class PickAPic(AlignData):
         on_corrupt: stop at an unreadable image, or look for them before training and leave those rows out.
     """
 
+    image_columns = ("jpg_0", "jpg_1")
     smoke_file = "checkpoints/shapes-sd/pairs/train.parquet"
 
     def __init__(
@@ -71,8 +76,6 @@ class PickAPic(AlignData):
 
     def read(self, split: Literal["train", "val"]):
         """The split as a datasets.Dataset, or an IterableDataset when streaming."""
-        from datasets import load_dataset
-
         name, streaming = self.splits[split], self.streaming and split == "train"
         path = Path(find(self.path))
         if path.is_dir():
@@ -82,8 +85,11 @@ class PickAPic(AlignData):
         elif path.suffix == ".parquet":
             files = find(self.split_name(split))
         else:
-            return load_dataset(self.path, split=name, streaming=streaming)
-        return load_dataset("parquet", data_files=files, split="train", streaming=streaming)
+            try:
+                return load_dataset_of(self.path, self.path, split=name, streaming=streaming)
+            except FileNotFoundError as error:
+                raise FileNotFoundError(f"{error} {MIRRORS if 'pickapic' in self.path else ''}") from error
+        return load_dataset_of(self.path, "parquet", data_files=files, split="train", streaming=streaming)
 
     def split_name(self, split: str) -> str:
         """What messages call the split."""
@@ -126,7 +132,7 @@ class PickAPic(AlignData):
         return batch
 
     def image(self, row: dict, column: str) -> torch.Tensor:
-        return decode(row[column], self.resolution, f"row {row['index']}, column {column} of {row['file']}")
+        return decode(row[column], self.image_size(row), f"row {row['index']}, column {column} of {row['file']}")
 
 
 def label(row: dict) -> float:

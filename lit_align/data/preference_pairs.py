@@ -36,7 +36,7 @@ class PreferencePairs(AlignData):
         on_corrupt: stop at an unreadable image, or look for them before training and leave those rows out.
     """
 
-    image_keys = ("win", "lose")
+    image_keys = image_columns = ("win", "lose")
     smoke_file = "checkpoints/shapes-sd/pairs/train.parquet"
 
     def __init__(
@@ -79,7 +79,7 @@ class PreferencePairs(AlignData):
         """The images under a key, (B, 3, H, W)."""
         column = self.columns[key] or key
         where = [f"row {row['index']}, column {column} of {row['file']}" for row in rows]
-        return torch.stack([decode(row[key], self.resolution, place) for row, place in zip(rows, where)])
+        return torch.stack([decode(row[key], self.image_size(row), place) for row, place in zip(rows, where)])
 
 
 def find_column(key: str, table, path: str) -> str:

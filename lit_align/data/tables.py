@@ -26,7 +26,7 @@ def read_table(path: str, split: str = "train"):
     if file.is_file() and file.suffix not in READERS:
         raise ValueError(f"{path} ends in {file.suffix!r}; give a .txt, .jsonl, .csv or .parquet file.")
     if not file.is_file():
-        rows = load_dataset(str(file), split=split)
+        rows = load_dataset_of(path, str(file), split=split)
     elif not file.stat().st_size:
         raise ValueError(f"{path} is empty.")
     else:
@@ -40,6 +40,19 @@ def read_table(path: str, split: str = "train"):
     if not len(rows):
         raise ValueError(f"{path} has no rows.")
     return rows
+
+
+def load_dataset_of(path: str, *args, **kwargs):
+    """`datasets.load_dataset` for what the user calls `path`; one sentence where it finds nothing."""
+    from datasets import load_dataset
+
+    try:
+        return load_dataset(*args, **kwargs)
+    except (FileNotFoundError, ConnectionError) as error:
+        raise FileNotFoundError(
+            f"{path} is neither a file, nor a folder with data, nor a dataset of the hub that can be reached "
+            f"({' '.join(str(error).split())[:200]})."
+        ) from error
 
 
 def read_csv(path: str, file: Path, encoding: str):

@@ -1,4 +1,4 @@
-"""One reverse step as a Gaussian: the law of x_s given x_t, for s the next, less noisy time."""
+"""One reverse step as a Gaussian: the distribution of x_s given x_t, for s the next, less noisy time."""
 
 import math
 from abc import ABC, abstractmethod
@@ -31,10 +31,10 @@ class Gaussian(NamedTuple):
         return self.mean + self.std * noise
 
     def log_prob(self, x: Tensor, reduction: Reduction = "mean") -> Tensor:
-        """log density of x (B, ...): (B,). ValueError where the step is deterministic."""
+        """Log density of x (B, ...): (B,). Raises ValueError if the step is deterministic."""
         if (self.std <= 0).any():
             raise ValueError(
-                "a deterministic step has no likelihood: use eta > 0, and leave out the last step where its noise is 0."
+                "a deterministic step has no likelihood: use eta > 0, and leave out the last step if its noise is 0."
             )
         z = (x.detach().float() - self.mean) / self.std
         return _reduce(-0.5 * z.square() - self.std.log() - 0.5 * math.log(2 * math.pi), reduction)
@@ -47,17 +47,17 @@ class Gaussian(NamedTuple):
 
 
 class Transition(ABC):
-    """A rule for the step. It needs only where x_0 and eps are thought to be, so guidance and prediction type stay
+    """A rule for one reverse step. Its inputs are estimates of x_0 and eps, so guidance and prediction type stay
     outside."""
 
     @abstractmethod
     def __call__(self, process: Process, x_t: Tensor, x_0: Tensor, eps: Tensor, t: Tensor, s: Tensor) -> Gaussian:
-        """The law of x_s given x_t and the estimates x_0 and eps (B, ...), for times t > s (B,)."""
+        """The distribution of x_s given x_t and the estimates x_0 and eps (B, ...), for times t > s (B,)."""
 
 
 class DDIM(Transition):
     """Song et al. 2021, arXiv 2010.02502, eq. 12: eta 0 is deterministic (for a flow: the Euler step), 1 has the
-    variance of q(x_s | x_t, x_0), as in DDPM. Eq. 16's sigma is written for any (alpha, sigma)."""
+    variance of q(x_s | x_t, x_0), as in DDPM. Sigma is eq. 16's, for any (alpha, sigma)."""
 
     def __init__(self, eta: float = 0.0):
         self.eta = eta
@@ -98,7 +98,7 @@ class DanceSDE(Transition):
 
 
 class CPS(Transition):
-    """Coefficients-preserving sampling (arXiv 2509.05952): the noise after the step is s exactly, a part sin(a pi /
+    """Coefficients-preserving sampling (arXiv 2509.05952): the noise after the step is s exactly, a fraction sin(a pi /
     2) of it fresh.
 
     The official code takes -mean (x_s - mean)^2 for the log-probability, without 1 / (2 std^2): rescale its clip range.
@@ -114,10 +114,10 @@ class CPS(Transition):
 
 
 class Windowed(Transition):
-    """Noise on the steps whose time lies in a window, the deterministic step elsewhere (MixGRPO, arXiv 2507.21802).
+    """Noise on the steps whose time is in a window, deterministic steps elsewhere (MixGRPO, arXiv 2507.21802).
 
     Args:
-        sde: the rule in the window, which is everything until `low` and `high` are set.
+        sde: the transition in the window, which is everything until `low` and `high` are set.
     """
 
     def __init__(self, sde: Transition):

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from lit_align.policies.policy import Policy
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")  # the linear maps of diffusers' attention
+JOINT_ATTENTION = (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")  # and those of a text stream
 
 
 class Adapter:

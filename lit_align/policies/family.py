@@ -25,12 +25,14 @@ class Family(nn.Module):
     left_out: tuple[str, ...] = ()  # parts of the pipeline not to load
     lora_targets: tuple[str, ...] = ATTENTION  # linear layers that LoRA adapts by default
     grid: Grid | None = None  # the pipeline's own sampling grid; None: the scheduler's
-    patch = 1  # side of the squares of latents that `predict` packs into channels
+    patch = 1  # side of the squares of latents that are one token
+    packs = False  # whether `predict` packs a square into channels
     image_axes = 3  # of one sample before encoding: (3, H, W), or 4 for a video (F, 3, H, W)
 
     def default_resolution(self) -> int:
-        """Pixels of a side; where the denoiser's config says nothing, that of 128 latents."""
-        return self.denoiser.config.get("sample_size", 128) * self.vae_scale_factor
+        """Pixels of a side; 1024 where the denoiser's config says nothing."""
+        size = self.denoiser.config.get("sample_size")
+        return size * self.vae_scale_factor if size else 1024
 
     @property
     def vae_scale_factor(self) -> int:
@@ -42,8 +44,9 @@ class Family(nn.Module):
 
     def shape(self) -> tuple[int, ...]:
         """Latents of one sample, never packed: (C, h, w)."""
-        factor = self.vae_scale_factor
-        return (self.denoiser.config.in_channels // self.patch**2, self.height // factor, self.width // factor)
+        factor, channels = self.vae_scale_factor, self.denoiser.config.in_channels
+        channels = channels // self.patch**2 if self.packs else channels
+        return (channels, self.height // factor, self.width // factor)
 
     def tokens(self) -> int:
         """Image tokens in the denoiser, by which some schedulers shift their times."""

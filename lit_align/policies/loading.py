@@ -53,11 +53,12 @@ def load_pipeline(
 
 def tiny_pipeline(policy: "Policy"):
     """A tiny pipeline of the family with random weights, the same every time."""
-    from lit_align.policies import tiny
+    from lit_align.policies import tiny, tiny_transformers
 
+    builders = vars(tiny) | vars(tiny_transformers)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        pipe = getattr(tiny, policy.pipeline_class)()
+        pipe = builders[policy.pipeline_class]()
     return pipe if policy.dtype == torch.float32 else pipe.to(policy.dtype)
 
 

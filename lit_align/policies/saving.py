@@ -42,7 +42,9 @@ def save_lora(policy: "Policy", folder: str) -> None:
     layers = get_peft_model_state_dict(policy.denoiser, state_dict=state)
     metadata = policy.denoiser.peft_config["default"].to_dict()
     if isinstance(policy.pipe, LoraBaseMixin):
-        name, layers = f"{policy.denoiser_name}_lora", convert_state_dict_to_diffusers(layers)
+        name = f"{policy.denoiser_name}_lora"
+        if policy.denoiser_name == "unet":  # of transformers, diffusers reads peft's names
+            layers = convert_state_dict_to_diffusers(layers)
         policy.pipe.save_lora_weights(folder, **{f"{name}_layers": layers, f"{name}_adapter_metadata": metadata})
         return
     # for `pipe.transformer.load_lora_adapter(folder, prefix=None, use_safetensors=True)`

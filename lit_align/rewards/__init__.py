@@ -1,1 +1,1 @@
-"""Rewards: one file per reward."""
+"""Rewards of images and of noisy latents: one file per reward."""

@@ -1,4 +1,4 @@
-"""CLIP as a reward: CLIPScore, and PickScore, which is the same with other weights."""
+"""CLIP as a reward: CLIPScore, and with other weights PickScore."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ def load_clip(pretrained: str) -> tuple[nn.Module, object]:
 
 
 def pixels(model: nn.Module, images: Tensor) -> Tensor:
-    """CLIP's input from images (B, 3, H, W) in [0, 1]: shorter side resized to its size (bicubic), centre cropped,
+    """CLIP's input from images (B, 3, H, W) in [0, 1]: shorter side resized to CLIP's size (bicubic), centre cropped,
     normalised; differentiable."""
     from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
@@ -33,7 +33,7 @@ def pixels(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def text_features(model: nn.Module, tokenizer, prompts: list[str]) -> Tensor:
-    """CLIP's projected text features (B, D); each different prompt is encoded once."""
+    """CLIP's projected text features (B, D); each distinct prompt is encoded once."""
     unique = list(dict.fromkeys(prompts))
     length = model.config.text_config.max_position_embeddings
     tokens = tokenizer(unique, padding="max_length", truncation=True, max_length=length, return_tensors="pt")

@@ -13,7 +13,7 @@ class JPEGCompressibility(Reward):
     2305.13301, section 5.1).
 
     Args:
-        incompressibility: plus the size in place of minus.
+        incompressibility: the reward is plus the size.
     """
 
     differentiable = False

@@ -1,4 +1,4 @@
-"""LPO's latent reward model: the diffusion model's own encoder judges noisy latents, without decoding."""
+"""LPO's latent reward model: the diffusion model's own encoder scores noisy latents, without decoding."""
 
 import os
 
@@ -13,14 +13,14 @@ from lit_align.rewards.step_reward import StepReward
 
 class LatentReward(StepReward):
     """Zhang et al. 2025, arXiv 2502.01051, section 4.1: logit_scale x cosine of the caption's pooled embedding and the
-    features of a UNet's encoder at x_t, each projected. Features: the pooled output of every down block before it
+    features of a UNet's encoder at x_t, both projected. Features: the pooled outputs of every down block before it
     downsamples, and of the middle block, the latter with classifier-free guidance.
 
     Args:
-        backbone: a policy with a UNet, of the same latents as the policy that is aligned; its decoder is cut off.
+        backbone: a policy with a UNet, on the same latents as the aligned policy; its decoder is removed.
         guidance_scale: w of the middle block's features.
-        projection_dim: of both features.
-        checkpoint: what `save` wrote, a file or `<owner>/<name>/<file>` on the hub.
+        projection_dim: of both projections.
+        checkpoint: written by `save`: a file, or `<owner>/<name>/<file>` on the hub.
     """
 
     needs_x0 = False
@@ -35,7 +35,7 @@ class LatentReward(StepReward):
             raise ValueError(f"LatentReward reads a UNet's encoder; {type(backbone).__name__} has none.")
         self.backbone, self.guidance_scale = backbone, guidance_scale
         unet, widths = backbone.denoiser, backbone.denoiser.config.block_out_channels
-        unet.up_blocks, unet.conv_norm_out, unet.conv_out = nn.ModuleList(), None, nn.Identity()  # ends in the middle
+        unet.up_blocks, unet.conv_norm_out, unet.conv_out = nn.ModuleList(), None, nn.Identity()  # ends at the middle
         self.features: list[Tensor] = []
         for block in unet.down_blocks:
             last = len(block.resnets) - 1
@@ -73,6 +73,6 @@ class LatentReward(StepReward):
         self.features.clear()
         cond = {k: v[rows] for k, v in cond.items()}
         middle = self.backbone.denoise(x_t, t.clamp(min=0), cond, self.guidance_scale)
-        stages = [*(f[-len(x_t) :].float() for f in self.features), middle]  # conditional ones alone
+        stages = [*(f[-len(x_t) :].float() for f in self.features), middle]  # conditional half only
         image = self.visual_projection(torch.cat([f.mean((2, 3)) for f in stages], 1))
         return self.logit_scale.exp() * F.cosine_similarity(image, text)

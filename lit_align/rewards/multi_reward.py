@@ -1,4 +1,4 @@
-"""Several rewards: side by side, or as one weighted sum."""
+"""Several rewards: stacked, or as one weighted sum."""
 
 import torch
 from torch import Tensor, nn
@@ -7,19 +7,19 @@ from lit_align.rewards.reward import Reward, checked
 
 
 def moments(r: Tensor) -> Tensor:
-    """Count, sum and sum of squares of rewards (N, R), in double precision: (3, R). Moments of two sets add up."""
+    """(3, R) count, sum and sum of squares of rewards (N, R), in double precision. Moments of two sets add up."""
     r = r.detach().double()
     return torch.stack([torch.ones_like(r), r, r.square()]).sum(1)
 
 
 def mean_and_std(moments: Tensor) -> tuple[Tensor, Tensor]:
-    """(R,) each, from moments (3, R)."""
+    """Mean and standard deviation, (R,) each, from moments (3, R)."""
     n, total, squares = moments
     return total / n, (squares / n - (total / n).square()).clamp(min=0).sqrt()
 
 
 class MultiReward(Reward):
-    """Stacks R rewards to (N, R), for methods that need them apart.
+    """Stacks R rewards to (N, R), for methods that need them separately.
 
     Args:
         rewards: name -> reward.
@@ -34,10 +34,10 @@ class MultiReward(Reward):
 
     @property
     def columns(self) -> dict[str, bool]:
-        found: dict[str, bool] = {}
+        merged: dict[str, bool] = {}
         for reward in self.parts.values():
-            found |= {name: needed or found.get(name, False) for name, needed in reward.columns.items()}
-        return found
+            merged |= {name: needed or merged.get(name, False) for name, needed in reward.columns.items()}
+        return merged
 
     def forward(self, images: Tensor, prompts: list[str], **columns: list) -> Tensor:
         scores = []
@@ -48,15 +48,15 @@ class MultiReward(Reward):
 
 
 class WeightedSum(Reward):
-    """sum_i w_i (r_i - mean_i) / std_i: a weight then says how much a reward counts, whatever its unit.
+    """sum_i w_i (r_i - mean_i) / std_i: weights are independent of the rewards' units.
 
-    Mean and standard deviation are those of all scores of r_i so far, this call included, on all ranks; they carry no
-    gradient and are stored in the checkpoint. A training run logs each r_i, in its own unit, as `train/reward/<name>`.
+    Mean and standard deviation are over all scores of r_i so far, this call included, on all ranks; they have no
+    gradient and are in the checkpoint. A training run logs each r_i, in its own unit, as `train/reward/<name>`.
 
     Args:
         rewards: name -> reward.
         weights: name -> w (default: 1 for each).
-        normalise: false leaves the rewards in their units: sum_i w_i r_i.
+        normalise: false keeps the rewards in their units: sum_i w_i r_i.
     """
 
     name = "weighted_sum"
@@ -70,7 +70,7 @@ class WeightedSum(Reward):
             raise ValueError(
                 f"weights names {', '.join(self.weights)}; rewards are {', '.join(rewards)}: name the same."
             )
-        self.moments = torch.zeros(3, len(rewards), dtype=torch.double)  # count, sum, squares of each
+        self.moments = torch.zeros(3, len(rewards), dtype=torch.double)  # count, sum, sum of squares of each
         self.latest: dict[str, Tensor] = {}  # name -> (N,), the scores of the last call
 
     @property

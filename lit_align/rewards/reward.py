@@ -16,8 +16,8 @@ from lit_align.diffusion.state import select_rows
 class Reward(nn.Module):
     """A reward model or rule.
 
-    Attributes: `name` labels it in logs (`val/reward/<name>`), `differentiable` says whether gradients reach the
-    images, `names` labels the R numbers of a reward that gives several.
+    Attributes: `name` labels it in logs (`val/reward/<name>`); `differentiable` is True if gradients reach the images;
+    `names` labels the R numbers of a reward that gives several.
     """
 
     name: str
@@ -34,16 +34,16 @@ class Reward(nn.Module):
 
     @property
     def columns(self) -> dict[str, bool]:
-        """The columns of the data that `forward` takes, and whether it needs them (no default)."""
-        given = list(signature(self.forward).parameters.values())[2:]
-        return {p.name: p.default is Parameter.empty for p in given if p.kind is not Parameter.VAR_KEYWORD}
+        """Columns of the data that `forward` takes -> True if required (no default)."""
+        parameters = list(signature(self.forward).parameters.values())[2:]
+        return {p.name: p.default is Parameter.empty for p in parameters if p.kind is not Parameter.VAR_KEYWORD}
 
     def components(self, images: Tensor, prompts: list[str], **columns: list) -> Tensor:
-        """What can be computed image by image, (N,) or (N, R); `combine` makes the reward of it."""
+        """Per-image scores, (N,) or (N, R), from which `combine` computes the reward."""
         return self(images, prompts, **columns)
 
     def combine(self, components: Tensor) -> Tensor:
-        """The reward from the components of all images that are compared with one another."""
+        """The reward from the components of all images that are compared."""
         return components
 
     def embed(self, images: Tensor) -> Tensor:
@@ -57,10 +57,10 @@ def components(reward: Reward, images: Tensor, rows: dict) -> Tensor:
 
     Raises ValueError if the rows lack a column, or if the reward does not give one number (or R numbers) per image.
     """
-    given = rows.get("columns", {})
-    if missing := [name for name, needed in reward.columns.items() if needed and name not in given]:
-        raise ValueError(missing_column(reward, missing[0], given))
-    columns = {name: given[name] for name in reward.columns if name in given}
+    available = rows.get("columns", {})
+    if missing := [name for name, needed in reward.columns.items() if needed and name not in available]:
+        raise ValueError(missing_column(reward, missing[0], available))
+    columns = {name: available[name] for name in reward.columns if name in available}
     return checked(reward, reward.components(images, rows["prompt"], **columns), len(images), len(reward.names))
 
 
@@ -81,15 +81,15 @@ def checked(reward: Reward, score: Any, n: int, several: int = 0) -> Tensor:
     raise ValueError(f"the reward {reward.name} must give {wanted}; it gave {gave}.")
 
 
-def missing_column(reward: Reward, name: str, given) -> str:
-    """What a user is told whose data lacks a column."""
-    there = ", ".join(given) or "none besides the prompt"
-    return f"the reward {reward.name} needs the column `{name}`; the data has {there}: add it to the file of prompts."
+def missing_column(reward: Reward, name: str, available) -> str:
+    """Error message for data that lacks a column."""
+    names = ", ".join(available) or "none besides the prompt"
+    return f"the reward {reward.name} needs the column `{name}`; the data has {names}: add it to the file of prompts."
 
 
 def judge(reward: Reward, policy, latents: Tensor, rows: dict, size: int | None = None) -> Tensor:
-    """Decodes latents (N, ...) and scores the images against their rows, `size` at a time (None: all at once): (N,) or
-    (N, R), float32."""
+    """Decodes latents (N, ...) and scores the images with their rows, `size` at a time (None: all at once): (N,) or (N,
+    R), float32."""
     parts = torch.arange(len(latents)).split(size or len(latents))
     scores = [components(reward, policy.decode(latents[p]), select_rows(rows, p.tolist())) for p in parts]
     return reward.combine(torch.cat(scores))

@@ -1,4 +1,4 @@
-"""SPO's step-aware preference model: a CLIP score that knows how noisy the sample was."""
+"""SPO's step-aware preference model: a CLIP score that is conditioned on the timestep."""
 
 import math
 import os
@@ -24,13 +24,12 @@ class StepAwarePreference(StepReward):
     """Liang et al. 2024, arXiv 2406.04314, section 3.2: logit_scale x cosine of CLIP's text and image features; the
     image is the decoded estimate of x_0, and every layer of the image tower is modulated by the timestep (adaLN).
 
-    Untrained modulation changes nothing: the score is then CLIP's. Names of the weights are those of the released
-    models, which load as they are.
+    Untrained modulation is the identity: the score is then CLIP's. Weights have the released models' names, so those
+    load unchanged.
 
     Args:
         pretrained: hub id or folder of a transformers CLIPModel.
-        checkpoint: a file of the released format, local or `<owner>/<name>/<file>` on the hub, or one that `save`
-            wrote.
+        checkpoint: a file of the released format or written by `save`, local or `<owner>/<name>/<file>` on the hub.
     """
 
     needs_x0 = True
@@ -44,10 +43,10 @@ class StepAwarePreference(StepReward):
         vision.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(d, 2 * d))  # shift, scale
         nn.init.zeros_(vision.adaLN_modulation[1].weight)
         nn.init.zeros_(vision.adaLN_modulation[1].bias)
-        vision.post_layernorm.register_forward_hook(lambda _, __, x: self._modulated(x, *self.shifts[-1]))
+        vision.post_layernorm.register_forward_hook(lambda _, __, x: self._modulated(x, *self.modulation[-1]))
         for i, layer in enumerate(vision.encoder.layers):
             self._condition(i, layer, d)
-        self.shifts: list[tuple[Tensor, ...]] = []  # of the present forward: each layer's, then the last two
+        self.modulation: list[tuple[Tensor, ...]] = []  # of the current forward, per layer; last: final
         if checkpoint:
             self._load(fetch(checkpoint))
 
@@ -58,10 +57,10 @@ class StepAwarePreference(StepReward):
         nn.init.zeros_(layer.adaLN_modulation[1].bias)
         with torch.no_grad():
             layer.adaLN_modulation[1].bias.view(6, d)[[2, 5]] = 1  # gates open
-        layer.layer_norm1.register_forward_hook(lambda _, __, x: self._modulated(x, *self.shifts[i][:2]))
-        layer.self_attn.register_forward_hook(lambda _, __, out: (out[0] * self.shifts[i][2][:, None], *out[1:]))
-        layer.layer_norm2.register_forward_hook(lambda _, __, x: self._modulated(x, *self.shifts[i][3:5]))
-        layer.mlp.register_forward_hook(lambda _, __, x: x * self.shifts[i][5][:, None])
+        layer.layer_norm1.register_forward_hook(lambda _, __, x: self._modulated(x, *self.modulation[i][:2]))
+        layer.self_attn.register_forward_hook(lambda _, __, out: (out[0] * self.modulation[i][2][:, None], *out[1:]))
+        layer.layer_norm2.register_forward_hook(lambda _, __, x: self._modulated(x, *self.modulation[i][3:5]))
+        layer.mlp.register_forward_hook(lambda _, __, x: x * self.modulation[i][5][:, None])
 
     @staticmethod
     def _modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -89,8 +88,8 @@ class StepAwarePreference(StepReward):
         time = t.float() * (policy.process.num_train_timesteps if policy.process.prediction == "flow" else 1)
         e = model.t_embedder.mlp(sinusoids(time.clamp(min=0), 256))  # (B, D)
         vision = model.vision_model
-        self.shifts = [layer.adaLN_modulation(e).chunk(6, 1) for layer in vision.encoder.layers]
-        self.shifts.append(vision.adaLN_modulation(e).chunk(2, 1))
+        self.modulation = [layer.adaLN_modulation(e).chunk(6, 1) for layer in vision.encoder.layers]
+        self.modulation.append(vision.adaLN_modulation(e).chunk(2, 1))
         image = model.get_image_features(pixel_values=pixels(model, policy.decode(x_0))).pooler_output
         text = text_features(model, self.tokenizer, prompts)
         return model.logit_scale.exp() * F.cosine_similarity(image, text)

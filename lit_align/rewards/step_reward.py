@@ -1,4 +1,4 @@
-"""Rewards of single denoising steps."""
+"""Rewards of noisy samples at single denoising steps."""
 
 from abc import abstractmethod
 
@@ -8,23 +8,23 @@ from lit_align.rewards.reward import Reward
 
 
 class StepReward(nn.Module):
-    """r(c, x_t, t): how good a noisy sample is on its way; higher is better.
+    """r(c, x_t, t): the reward of a noisy sample during sampling; higher is better.
 
-    Attributes: `needs_x0` says whether it looks at the policy's estimate of x_0 or at the noisy latents.
+    Attributes: `needs_x0` is True if it scores the policy's estimate of x_0, False if it scores the noisy latents.
     """
 
     needs_x0: bool
 
     @abstractmethod
     def forward(self, policy, x_t: Tensor, x_0: Tensor | None, t: Tensor, prompts: list[str]) -> Tensor:
-        """Scores of noisy latents x_t (B, C, h, w) at times t (B,), of which x_0 is the estimate: (B,).
+        """Scores (B,) of noisy latents x_t (B, C, h, w) at times t (B,); x_0 is the policy's estimate, or None.
 
         At the end of sampling x_t and x_0 are the same.
         """
 
 
 class OneStep(StepReward):
-    """A reward of images, given the decoded estimate of x_0: blind to how noisy the sample was.
+    """An image reward on the decoded estimate of x_0; ignores the timestep.
 
     Args:
         reward: of images.

@@ -15,14 +15,14 @@ from lit_align.steering.outer_sampler import OuterSampler
 
 
 class BestOfN(OuterSampler):
-    """Draws N samples per prompt, one after the other, and returns the one with the highest reward.
+    """Draws N samples per prompt, in N runs of the sampler, and returns the one with the highest reward.
 
-    With seeds, the first sample is the one that plain sampling draws.
+    With seeds, the first sample is that of plain sampling.
 
     Args:
-        reward: what decides.
+        reward: ranks the samples.
         n: N.
-        sampler: what draws the samples (default: 50 DDIM steps, guidance 7.5).
+        sampler: draws the samples (default: 50 DDIM steps, guidance 7.5).
         decode_size: images decoded and scored at once.
     """
 
@@ -35,11 +35,11 @@ class BestOfN(OuterSampler):
     def search(
         self, policy, cond: dict, rows: dict, seeds: list[int] | None, hooks: Sequence[Hook], x: Tensor | None
     ) -> State:
-        best, calls = None, Counter()
+        best, calls, columns = None, Counter(), rows["columns"]
         for k in range(self.n):
-            own = None if seeds is None else [derived_seed(seed, k) for seed in seeds]
+            run_seeds = None if seeds is None else [derived_seed(seed, k) for seed in seeds]
             state = self.sampler(
-                policy, rows["prompt"], cond=cond, columns=rows["columns"], x=None if k else x, seeds=own, hooks=hooks
+                policy, rows["prompt"], cond=cond, columns=columns, x=None if k else x, seeds=run_seeds, hooks=hooks
             )
             calls += state.calls
             reward = judge(self.reward, policy, state.x, rows, self.decode_size)

@@ -1,4 +1,4 @@
-"""FK steering: particles are resampled on the way, in proportion to potentials of the reward of their predicted x_0."""
+"""FK steering: resamples particles during sampling by potentials of the reward of their estimated x_0."""
 
 from typing import Literal
 
@@ -13,7 +13,7 @@ from lit_align.rewards.reward import Reward, judge
 
 
 def systematic(log_w: Tensor) -> Tensor:
-    """Systematic resampling of each row of log-weights (G, K): ancestors (G, K), floor(K w) or ceil(K w) copies of
+    """Systematic resampling of each row of log-weights (G, K): ancestors (G, K), with floor(K w) or ceil(K w) copies of
     each."""
     w = log_w.softmax(1)
     points = (torch.arange(w.shape[1], device=w.device) + torch.rand(len(w), 1, device=w.device)) / w.shape[1]
@@ -25,17 +25,17 @@ class FKSteering(Hook):
     prompt's particles are resampled when their weights degenerate; the best one by r is returned.
 
     Weights that did not lead to resampling multiply the next ones (released: they are dropped). At the last step the
-    potentials are completed so that their product is exp(lambda r(c, x_0)): as K grows, particles follow
-    p(x_0 | c) exp(lambda r). Steps need noise, or copies of a particle stay copies.
+    potentials are completed so that their product is exp(lambda r(c, x_0)): as K grows, particles follow p(x_0 | c)
+    exp(lambda r). Steps need noise, or copies of a particle stay identical.
 
     Args:
         reward: r.
         particles: K.
         lmbda: lambda, the inverse temperature, in 1/reward.
         potential: difference (r - previous r), max (largest r so far) or sum (sum of r so far).
-        start, end, every: when particles are resampled, as fractions of the run: at `start`, then each `every`, up to
-            `end`, and at the last step. (The paper's 20, 80 and 20 of 100 steps.)
-        ess: resample a prompt's particles when their effective sample size is below this share of K.
+        start, end, every: resampling times, as fractions of the run: at `start`, then each `every` up to `end`, and at
+            the last step. (The paper: steps 20 to 80, every 20, of 100.)
+        ess: a prompt's particles are resampled when their effective sample size is below this fraction of K.
         decode_size: images decoded and scored at once.
     """
 
@@ -58,7 +58,7 @@ class FKSteering(Hook):
             raise ValueError(f"FKSteering: 0 <= start <= end <= 1 and every > 0; got {start}, {end} and {every}.")
 
     def schedule(self, steps: int) -> set[int]:
-        """The steps of a run after which particles are resampled, the last one included."""
+        """Steps of a run after which particles are resampled, the last one included."""
         count = int((self.end - self.start) / self.every + 1e-6) + 1
         return {min(round((self.start + k * self.every) * steps), steps - 1) for k in range(count)} | {steps - 1}
 
@@ -66,53 +66,54 @@ class FKSteering(Hook):
         if sum(isinstance(hook, FKSteering) for hook in sampler.steering) > 1:
             raise ValueError("FKSteering stands twice in steering; their particles cannot be told apart: keep one.")
         noisy = (sampler.step_std(policy) > 0).tolist()
-        when = self.schedule(sampler.steps) - {sampler.steps - 1}
-        if not any(noisy[i + 1] for i in when):
+        steps = self.schedule(sampler.steps) - {sampler.steps - 1}
+        if not any(noisy[i + 1] for i in steps):
             raise ValueError(
                 "FKSteering resamples particles before a noisy step, and this sampler has none after its schedule "
-                f"(steps {sorted(when)} of {sampler.steps}): it would only take the best of {self.particles} samples. "
+                f"(steps {sorted(steps)} of {sampler.steps}): it would only take the best of {self.particles} samples. "
                 "Give the sampler a transition with noise (DDIM with eta 1, FlowSDE), or use BestOfN."
             )
 
     def on_init(self, policy, state: State) -> None:
-        """Makes K particles of each sample; the first keeps its noise, the others draw their own."""
+        """Makes K particles of each sample; the first keeps its noise, the others draw new noise."""
         n, k = len(state.x), self.particles
         state.reindex(torch.arange(n).repeat_interleave(k))
         if k > 1:
             first = torch.arange(n * k, device=state.x.device) % k == 0
             state.x = torch.where(append_dims(first, state.x), state.x, randn_like(state.x, state.generators))
         zero = torch.zeros(n * k, device=state.x.device)
-        # reward: r of the potential; log_product: log of the potentials so far; logw: of those not yet resampled by
-        state.extras[self] = {"reward": zero, "log_product": zero.clone(), "logw": zero.clone()}
+        before = torch.full_like(zero, -torch.inf) if self.potential == "max" else zero
+        # reward: r of the potential; log_product: sum of log potentials; logw: of those since the last resampling
+        state.extras[self] = {"reward": before, "log_product": zero.clone(), "logw": zero.clone()}
         super().on_init(policy, state)
 
     def after_step(self, policy, state: State) -> None:
         super().after_step(policy, state)
         if state.i not in self.schedule(state.steps):
             return
-        mine, last = state.extras[self], state.i == state.steps - 1
+        extras, last = state.extras[self], state.i == state.steps - 1
         with torch.no_grad():
             reward = judge(self.reward, policy, state.x if last else state.x0, state.rows, self.decode_size)
         if last:
-            log_g = self.lmbda * reward - mine["log_product"]
+            log_g = self.lmbda * reward - extras["log_product"]
         elif self.potential == "difference":
-            log_g = self.lmbda * (reward - mine["reward"])
+            log_g = self.lmbda * (reward - extras["reward"])
         else:
-            past = mine["reward"]
-            reward = torch.maximum(reward, past) if self.potential == "max" else reward + past
+            previous = extras["reward"]
+            reward = torch.maximum(reward, previous) if self.potential == "max" else reward + previous
             log_g = self.lmbda * reward
-        mine |= {"reward": reward, "log_product": mine["log_product"] + log_g, "logw": mine["logw"] + log_g}
+        extras |= {"reward": reward, "log_product": extras["log_product"] + log_g, "logw": extras["logw"] + log_g}
         self.resample(state)
 
     def resample(self, state: State) -> None:
-        """Resamples the particles of each sample whose weights have degenerated."""
-        mine, k = state.extras[self], self.particles
-        log_w = mine["logw"].view(-1, k)  # (G, K)
+        """Resamples the particles of samples whose weights have degenerated."""
+        extras, k = state.extras[self], self.particles
+        log_w = extras["logw"].view(-1, k)  # (G, K)
         w = log_w.softmax(1)
-        poor = 1 / w.square().sum(1) < self.ess * k  # (G,)
-        stay = torch.arange(k, device=w.device).expand_as(w)
-        ancestors = torch.where(poor[:, None], systematic(log_w), stay)
-        mine["logw"] = torch.where(poor[:, None], 0.0, log_w).flatten()
+        degenerate = 1 / w.square().sum(1) < self.ess * k  # (G,)
+        identity = torch.arange(k, device=w.device).expand_as(w)
+        ancestors = torch.where(degenerate[:, None], systematic(log_w), identity)
+        extras["logw"] = torch.where(degenerate[:, None], 0.0, log_w).flatten()
         first = torch.arange(0, len(state.x), k, device=w.device)[:, None]
         state.reindex((ancestors + first).flatten())
 

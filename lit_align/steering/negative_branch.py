@@ -1,4 +1,4 @@
-"""Diffusion-NPO's guidance: a policy trained on reversed preferences is what guidance leads away from."""
+"""Diffusion-NPO's guidance: away from a policy trained on reversed preferences."""
 
 from lit_align.diffusion.hook import Hook
 

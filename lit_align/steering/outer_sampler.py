@@ -11,11 +11,11 @@ from lit_align.diffusion.state import State
 
 
 class OuterSampler(Sampler):
-    """Base of the methods that search over samples of another sampler, which may itself be one of these. A method
+    """Base of the methods that search over samples of another sampler, which may itself be an OuterSampler. A method
     overrides `search`.
 
     Args:
-        sampler: the one inside (default: 50 DDIM steps, guidance 7.5).
+        sampler: the inner sampler (default: 50 DDIM steps, guidance 7.5).
     """
 
     def __init__(self, sampler: Sampler | None = None):
@@ -28,7 +28,7 @@ class OuterSampler(Sampler):
     def search(
         self, policy, cond: dict, rows: dict, seeds: list[int] | None, hooks: Sequence[Hook], x: Tensor | None
     ) -> State:
-        """The last state of the search: one sample per prompt."""
+        """Final state of the search: one sample per prompt."""
 
     def plain(self) -> Sampler:
         return self.sampler.plain()

@@ -3,11 +3,13 @@
 `python -m lit_align.studies.methods`
 """
 
+import argparse
 import inspect
 import re
 from pathlib import Path
 
-from lit_align.cli import import_all, subclasses
+from lit_align.cli import import_all
+from lit_align.cli_errors import subclasses
 from lit_align.configs import CONFIGS, load_config
 from lit_align.paths import ROOT
 from lit_align.studies.runs import markdown
@@ -108,6 +110,11 @@ def page() -> str:
     return "\n".join([INTRO, *sections, STEERING + markdown(["class", "paper", "how"], map(steering_row, steering()))])
 
 
-if __name__ == "__main__":
+def main(args: list[str] | None = None) -> None:
+    argparse.ArgumentParser(prog="python -m lit_align.studies.methods", description=__doc__).parse_args(args)
     PAGE.write_text(page())
-    print(page())
+    print(PAGE.read_text())
+
+
+if __name__ == "__main__":
+    main()

@@ -11,8 +11,7 @@ import lightning as L
 import pytest
 import torch
 from datasets import Dataset
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lit_align.callbacks import EMA
+from interrupted import run
 from parts import Darkness, prompts, trainer
 
 from lit_align.algorithms.parts.advantages import PerPrompt
@@ -25,8 +24,6 @@ from lit_align.algorithms.preference.dpo import DiffusionDPO
 from lit_align.algorithms.reward_weighted.bond import BOND
 from lit_align.algorithms.reward_weighted.max_min import MaxMin
 from lit_align.algorithms.reward_weighted.rewards_in_context import RewardsInContext
-from lit_align.checkpoint import AtomicCheckpointIO
-from lit_align.data.pick_a_pic import PickAPic
 from lit_align.diffusion.sampler import Sampler
 from lit_align.diffusion.transition import DDIM, FlowSDE
 from lit_align.policies.adapters import Full, LoRA
@@ -47,19 +44,6 @@ def pairs(tmp_path_factory):
     path = tmp_path_factory.mktemp("pairs") / "train.parquet"
     Dataset.from_list(rows).to_parquet(str(path))
     return str(path)
-
-
-def run(folder, pairs, steps, adapter, ckpt_path=None, every=3):
-    L.seed_everything(7, verbose=False)
-    ema = EMA(0.9)
-    module = DiffusionDPO(policy=StableDiffusion("tiny", adapter()), beta=100.0, caption_dropout=0.3, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3))
-    trainer = L.Trainer(
-        accelerator="cpu", default_root_dir=folder, max_steps=steps, max_epochs=-1, logger=False, enable_progress_bar=False,
-        enable_model_summary=False, accumulate_grad_batches=2, plugins=[AtomicCheckpointIO()],
-        callbacks=[ema, ModelCheckpoint(Path(folder, "checkpoints"), save_last=True, every_n_train_steps=every)],
-    )  # fmt: skip
-    trainer.fit(module, PickAPic(pairs, resolution=16, batch_size=2), ckpt_path=ckpt_path, weights_only=False)
-    return module, ema, trainer
 
 
 @pytest.mark.parametrize("given", ["reads", "nothing"])
@@ -129,7 +113,7 @@ REWARDED = {  # what lives across steps besides weights and optimizer
 
 @pytest.mark.parametrize("kept", REWARDED)
 def test_what_lives_across_steps_is_in_the_checkpoint(kept, tmp_path):
-    def run(epochs, ckpt_path=None):
+    def train(epochs, ckpt_path=None):
         L.seed_everything(3, verbose=False)
         method = REWARDED[kept]()
         method.optimizer = lambda p: torch.optim.AdamW(p, lr=1e-2)
@@ -137,9 +121,9 @@ def test_what_lives_across_steps_is_in_the_checkpoint(kept, tmp_path):
         fit.fit(method, prompts(2, 2), ckpt_path=ckpt_path, weights_only=False)
         return method, fit
 
-    whole, fit = run(2)
-    run(1)[1].save_checkpoint(tmp_path / "half.ckpt")
-    parts, again = run(2, tmp_path / "half.ckpt")
+    whole, fit = train(2)
+    train(1)[1].save_checkpoint(tmp_path / "half.ckpt")
+    parts, again = train(2, tmp_path / "half.ckpt")
     assert fit.global_step == again.global_step == 4
     assert same(whole.state_dict(), parts.state_dict())
     assert same(whole.optimizers().optimizer.state_dict(), parts.optimizers().optimizer.state_dict())
@@ -175,20 +159,12 @@ def test_init_from_reaches_what_a_method_trains_beside_the_policy(tmp_path):
     assert not same(first.value.state_dict(), make().value.state_dict())
 
 
-SCRIPT = """
-import sys; sys.path[:0] = {paths!r}
-import test_resume as t
-from lit_align.policies.adapters import LoRA
-t.run({folder!r}, {pairs!r}, {steps}, lambda: LoRA(rank=2), ckpt_path={ckpt!r}, every=2)
-"""
-
-
 @pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, pairs):
     adapter = lambda: LoRA(rank=2)
     run(tmp_path / "whole", pairs, 8, adapter, every=2)
-    code = SCRIPT.format(paths=[str(Path(__file__).parent), str(ROOT / "tests"), str(ROOT)], folder=str(tmp_path / "killed"), pairs=pairs, steps=10_000, ckpt=None)
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "interrupted", str(tmp_path / "killed"), pairs, "10000"]
+    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     last = tmp_path / "killed/checkpoints/last.ckpt"
     until = time.time() + 120
     while not last.exists() and time.time() < until:

@@ -1,14 +1,15 @@
-from collections import Counter
+import json
 
 import pytest
 import torch
-from data_parts import BLUE, RED, Watcher, fit, pick_a_pic, trainer
+from data_parts import BLUE, RED, Encoding, fit, pick_a_pic, trainer
 from datasets import Dataset
 
 from lit_align.algorithms.preference.lipo import LiPO
 from lit_align.data.pick_a_pic import PickAPic
+from lit_align.data.preference_pairs import PreferencePairs
 from lit_align.data.rankings import Rankings
-from lit_align.policies.adapters import LoRA
+from lit_align.policies.adapters import Full, LoRA
 from lit_align.policies.stable_diffusion import StableDiffusion
 
 
@@ -23,32 +24,6 @@ def test_lists_are_encoded_once(tmp_path):
     assert (
         batch["images_latents"].shape == (2, 2, *policy.latent_shape) and batch["scores"].tolist() == [[[1], [0]]] * 2
     )
-
-
-class Encoding(Watcher):
-    """Counts what it encodes and keeps its batches."""
-
-    def __init__(self, resolution=16):
-        super().__init__()
-        from lit_align.policies.sdxl import StableDiffusionXL
-
-        self.policy, self.calls, self.batches = StableDiffusionXL("tiny", resolution=resolution), Counter(), {}
-        for name in ("encode", "condition"):
-            setattr(self.policy, name, self.counted(name, getattr(self.policy, name)))
-
-    def counted(self, name, function):
-        def call(rows):
-            self.calls[name] += len(rows)
-            return function(rows)
-
-        return call
-
-    def training_step(self, batch, batch_idx):
-        self.batches["train"] = batch
-        return super().training_step(batch, batch_idx)
-
-    def validation_step(self, batch, batch_idx, dataloader_idx=0):
-        self.batches["val"] = batch
 
 
 @pytest.mark.parametrize("samples_online", [False, True])
@@ -101,3 +76,71 @@ def test_a_stream_has_no_table_to_cache(tmp_path):
     path = pick_a_pic(tmp_path / "train.parquet", [1.0, 0.0])
     with pytest.raises(ValueError, match="encode_once false"):
         fit(PickAPic(path, streaming=True, encode_once=True), tmp_path, Encoding())
+
+
+def own_pairs(folder, color):
+    from data_parts import picture
+
+    for name in ("a", "b", "c", "d"):
+        (folder / f"{name}.png").write_bytes(picture(color))
+    rows = [{"prompt": "p", "win": f"{w}.png", "lose": f"{x}.png"} for w, x in ("ab", "cd")]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return str(folder / "pairs.jsonl")
+
+
+def encoded(folder, tmp_path, change=None, **options):
+    """A run over own pairs: what it encoded, and its training batch."""
+    module = Encoding()
+    if change:
+        change(module.policy)
+    fit(PreferencePairs(folder, batch_size=2, encode_once=True, **options), tmp_path, module)
+    return module.calls["encode"], module.batches["train"]
+
+
+def test_what_a_cached_row_depends_on_makes_it_anew(tmp_path, caplog):
+    def vae(policy):
+        with torch.no_grad():
+            next(policy.pipe.vae.encoder.parameters()).mul_(1.01)
+
+    def text_encoder(policy):
+        with torch.no_grad():
+            list(policy.pipe.text_encoder_2.parameters())[-1].add_(0.01)
+
+    path = own_pairs(tmp_path, (255, 0, 0))
+    first, batch = encoded(path, tmp_path)
+    with caplog.at_level("INFO"):
+        again, same = encoded(path, tmp_path)
+    assert (first, again) == (4, 0) and torch.equal(batch["win_latents"], same["win_latents"])
+    assert "latents and captions of 2 rows are read from" in caplog.text and "encode_once-" in caplog.text
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes())  # the same pixels, a new time
+    assert encoded(path, tmp_path)[0] == 4
+    own_pairs(tmp_path, (0, 0, 255))  # other pixels under the same names
+    changed, other = encoded(path, tmp_path)
+    assert changed == 4 and not torch.equal(batch["win_latents"], other["win_latents"])
+    for change in (vae, text_encoder):
+        assert [encoded(path, tmp_path, change)[0], encoded(path, tmp_path, change)[0]] == [4, 0]
+    assert encoded(path, tmp_path, seed=1)[0] == 4
+
+
+def test_captions_are_not_cached_where_a_text_encoder_is_trained(tmp_path):
+    path = own_pairs(tmp_path, (255, 0, 0))
+    encoded(path, tmp_path)
+
+    def train_text(policy):
+        policy.adapter = Full(text_encoder=True)
+
+    assert "cond" not in encoded(path, tmp_path, train_text)[1]
+
+
+@pytest.mark.parametrize("given, due", [(None, 16), (16, 16)])
+def test_images_have_the_policys_resolution(tmp_path, given, due):
+    data = PickAPic(pick_a_pic(tmp_path / "a.parquet", [1.0, 0.0]), batch_size=2, resolution=given)
+    module = Encoding()
+    fit(data, tmp_path, module)
+    assert module.batches["train"]["win"].shape[-1] == due
+
+
+def test_two_resolutions_that_differ_are_an_error(tmp_path):
+    data = PickAPic(pick_a_pic(tmp_path / "a.parquet", [1.0, 0.0]), resolution=24)
+    with pytest.raises(ValueError, match="data.resolution is 24 and the policy's resolution is 16: leave --data.resol"):
+        fit(data, tmp_path, Encoding())

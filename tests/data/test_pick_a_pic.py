@@ -98,3 +98,8 @@ def test_a_missing_column_is_named_with_those_found(tmp_path):
     Dataset.from_dict({"caption": ["a"], "label_0": [1.0]}).to_parquet(str(tmp_path / "x.parquet"))
     with pytest.raises(ValueError, match="column `jpg_0` not found .* columns are caption, label_0"):
         PickAPic(str(tmp_path / "x.parquet")).load("train")
+
+
+def test_a_dataset_that_was_removed_is_said_with_its_copies():
+    with pytest.raises(FileNotFoundError, match="copies are liuhuohuo2/pick-a-pic-v2 .* set --data.path"):
+        PickAPic().load("train")

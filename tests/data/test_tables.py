@@ -84,3 +84,10 @@ def test_utf_16_is_named(tmp_path):
     (tmp_path / "p.csv").write_bytes("prompt\na\n".encode("utf-16"))
     with pytest.raises(ValueError, match="p.csv is UTF-16: save it as UTF-8"):
         read_table(str(tmp_path / "p.csv"))
+
+
+def test_a_path_that_is_nothing_is_one_sentence(tmp_path):
+    (tmp_path / "folder").mkdir()
+    for path in (str(tmp_path / "folder"), "nobody/nothing"):
+        with pytest.raises(FileNotFoundError, match=f"{path} is neither a file, nor a folder with data, nor a dataset"):
+            read_table(path)

@@ -97,3 +97,23 @@ def test_reindex_moves_everything_and_clones_part_ways():
     assert state.history[0]["x_t"].tolist() == [2, 2, 0, 1]
     noise = [torch.randn(4, generator=g) for g in state.generators]
     assert not torch.equal(noise[0], noise[1])
+
+
+def test_copies_of_neighbouring_seeds_go_different_ways():
+    """Four copies of each of the prompts seeded 0, 1, 2: twelve noise streams, the first of each the seed's own."""
+    state = State(torch.zeros(3, 1), {}, generators=[torch.Generator().manual_seed(i) for i in range(3)])
+    state.reindex(torch.arange(3).repeat_interleave(4))
+    noise = [torch.randn(4, generator=g) for g in state.generators]
+    assert len({tuple(n.tolist()) for n in noise}) == 12
+    for i in range(3):
+        own = torch.Generator().manual_seed(i)
+        torch.randint(2**62, (3,), generator=own)  # a number for each further copy
+        assert torch.equal(noise[4 * i], torch.randn(4, generator=own))
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_neighbouring_seeds_share_nothing(eta):
+    trajectory = Sampler(5, 1.0, DDIM(eta))(Analytic(), [""] * 8, seeds=list(range(8)), record=True).trajectory
+    noise = torch.cat([trajectory.x_t[:, 0], *([(trajectory.x_s - trajectory.mean)[:, i] for i in range(4)] if eta else [])])
+    values = noise.flatten().round(decimals=5)
+    assert len(values.unique()) > 0.99 * len(values)

@@ -6,7 +6,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch.distributions import Normal, kl_divergence
 
 from lit_align.diffusion.process import Flow, Process
-from lit_align.diffusion.transition import CPS, DDIM, DanceSDE, FlowSDE, Gaussian
+from lit_align.diffusion.transition import CPS, DDIM, DanceSDE, FlowSDE, Gaussian, Windowed
 
 SD = {"_class_name": "DDIMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1,
       "set_alpha_to_one": False, "clip_sample": False}  # fmt: skip
@@ -185,3 +185,16 @@ def test_the_drawn_sample_carries_no_gradient():
 def test_a_deterministic_step_has_no_likelihood():
     with pytest.raises(ValueError, match="eta > 0"):
         Gaussian(torch.zeros(1, 2), torch.zeros(1, 1)).log_prob(torch.zeros(1, 2))
+
+
+def test_outside_its_window_the_step_is_the_odes():
+    process, rule = Flow(3.0), Windowed(FlowSDE(0.7))
+    x_t, x_0, eps = torch.randn(3, 2, 3, 4, 4).unbind(0)
+    t, s = torch.tensor([0.8, 0.3]), torch.tensor([0.7, 0.2])
+    everywhere = rule(process, x_t, x_0, eps, t, s)
+    torch.testing.assert_close(everywhere.mean, FlowSDE(0.7)(process, x_t, x_0, eps, t, s).mean)
+    rule.low, rule.high = 0.5, 0.9
+    got, ode = rule(process, x_t, x_0, eps, t, s), DDIM(0.0)(process, x_t, x_0, eps, t, s)
+    torch.testing.assert_close(got.mean[0], everywhere.mean[0])
+    torch.testing.assert_close(got.mean[1], ode.mean[1])
+    assert got.std[0] > 0 and got.std[1] == 0

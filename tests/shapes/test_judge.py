@@ -58,7 +58,7 @@ def test_the_judge_reads_back_ten_thousand_scenes():
     ("8 bits", lambda x: (x * 255).round() / 255, 1.0),
 ])  # fmt: skip
 def test_the_judge_withstands(name, spoil, least):
-    _, scenes = draw(600, 11)
+    _, scenes = draw(300, 11)
     assert agreement(scenes, spoil(render(scenes))) >= least
 
 

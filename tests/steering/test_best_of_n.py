@@ -34,6 +34,19 @@ def test_the_best_of_n_samples_is_returned_and_the_first_is_the_plain_one():
     assert best.calls["denoise"] == 20
 
 
+def test_neighbouring_prompts_have_candidates_of_their_own():
+    """Seeds 0, 1, 2, ..., as prompt files give them: no candidate of a prompt is one of another."""
+    seen = []
+
+    class Noted(Level):
+        def forward(self, images, prompts):
+            seen.append(images.flatten(1))
+            return super().forward(images, prompts)
+
+    BestOfN(Noted(), 6, INSIDE)(Analytic(), [""] * 4, seeds=[0, 1, 2, 3])
+    assert len(torch.cat(seen).unique(dim=0)) == 24
+
+
 def test_rewards_see_the_columns_of_the_rows():
     columns = {"target": [0.0, 1.5, 3.0], "unused": ["a", "b", "c"]}
     state = BestOfN(Wanted(), 32, INSIDE)(Analytic(), [""] * 3, columns=columns, seeds=SEEDS)

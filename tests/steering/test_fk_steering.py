@@ -61,6 +61,38 @@ def test_without_tilt_one_particle_is_a_plain_sample_to_the_last_bit():
     assert torch.equal(steered(bell(), ["x"] * 2, seeds=seeds).x, sampler(bell(), ["x"] * 2, seeds=seeds).x)
 
 
+class Weights(Hook):
+    """Notes the rewards of the estimates x_0-hat, and the weights that an FKSteering inside makes of them."""
+
+    def __init__(self, inner):
+        self.inner, self.rewards, self.logw = inner, [], []
+
+    def after_step(self, policy, state):
+        super().after_step(policy, state)
+        if state.i in self.inner.schedule(state.steps):
+            self.rewards.append(self.inner.reward(state.x if state.i == state.steps - 1 else state.x0, state.prompts))
+            self.logw.append(state.extras[self.inner]["logw"])
+
+
+@pytest.mark.parametrize("potential", ["difference", "max", "sum"])
+def test_weights_are_the_products_of_the_potentials(potential):
+    """Without resampling, and with rewards below 0: of lambda (r - previous r), lambda times the largest r so far, or
+    lambda times the sum of r so far; at the end exp(lambda r(x_0))."""
+
+    class Below(Level):
+        def forward(self, images, prompts):
+            return super().forward(images, prompts) - 5
+
+    inner = All(Below(), 4, 3.0, potential=potential, ess=0.0)
+    outer = Weights(inner)
+    Sampler(10, 1.0, DDIM(1.0), [outer, inner])(bell(), ["x"] * 5, seeds=list(range(5)))
+    r, got = torch.stack(outer.rewards), torch.stack(outer.logw)  # (5, 20) each
+    one = {"difference": r.diff(dim=0, prepend=torch.zeros(1, 20)), "max": r.cummax(0).values, "sum": r.cumsum(0)}[potential]
+    assert r.max() < 0
+    torch.testing.assert_close(got[:-1], 3 * one.cumsum(0)[:-1])
+    torch.testing.assert_close(got[-1], 3 * r[-1])
+
+
 @pytest.mark.parametrize("potential,when", [
     ("difference", {}), ("max", {}), ("sum", {"start": 0.5, "every": 0.4}),  # sums tilt too far until the last step
 ])  # fmt: skip

@@ -88,7 +88,7 @@ def test_two_methods_end_to_end():
     runs = json.loads(results.RECORDS.read_text())["4 s"]
     assert set(runs) == {"ipo", "online_dpo"}
     for seeds in runs.values():
-        assert seeds["1"]["exact"]["all"]["n"] == 32 and 4 <= seeds["1"]["fit_seconds"] < 60
+        assert seeds["1"]["exact"]["all"]["n"] == 32 and 4 <= seeds["1"]["fit_seconds"] < 300
         assert seeds["1"]["batches"] >= 1
     assert runs["ipo"]["1"]["exact"]["all"]["before"] == runs["online_dpo"]["1"]["exact"]["all"]["before"]
     assert runs["online_dpo"]["1"]["train/reward"][0] is not None and runs["ipo"]["1"]["train/reward"] == [None, None]

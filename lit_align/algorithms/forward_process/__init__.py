@@ -1,1 +1,1 @@
-"""Online rewards without likelihoods: own samples, noised again, are learnt from or unlearnt."""
+"""Reward methods without likelihoods: the denoising loss of own samples, weighted by advantages of either sign."""

@@ -1,4 +1,4 @@
-"""AWM: the policy gradient, with the denoising loss as minus the log-likelihood."""
+"""AWM: policy gradient with the denoising loss as negative log-likelihood."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
@@ -17,23 +17,23 @@ class AWM(ForwardProcess):
         L = max(-A rho, -A clip(rho, 1 - e, 1 + e)) + beta mean |v_theta - v_ref|^2 + beta_ema mean |v_theta - v_old|^2,
         rho = exp(log p_theta - log p_act),    log p = -w(l, t),    A = advantage / max_advantage,
 
-    both log p at the same (t, eps); w is l itself (plain), or sigma_t ((l + d)^p - d^p) / p, d = 1e-10 (ghuber; the
-    paper's t is the flow's sigma_t). The policy acts itself (on-policy: rho is 1 in value) and the old one is a moving
-    average to stay close to; with `off_policy` the old one acts. Prediction types other than a flow's are our port.
+    both log p at the same (t, eps). w is l itself (plain), or sigma_t ((l + d)^p - d^p) / p, d = 1e-10 (ghuber; the
+    paper's t is the flow's sigma_t). The behaviour policy p_act is the current one (on-policy: rho is 1 in value), or
+    with `off_policy` the old one, a moving average. Prediction types other than a flow's are our port.
 
-    A sample is visited once in each of `strata` equal spans of the rollout's steps; the released code draws these steps
-    for a minibatch, here each sample draws its own. Also logs `train/ratio`.
+    A sample is trained at one time from each of `strata` equal intervals of the rollout's steps, drawn for each sample
+    (released: for a minibatch). Also logs `train/ratio`.
 
     Args:
-        beta: 0.001 for GenEval, 0.003 for OCR, 0.0001 for PickScore; 0: no reference.
+        beta: of the distance from the reference: 1e-3 for GenEval, 3e-3 for OCR, 1e-4 for PickScore; 0: no reference.
         beta_ema: of the distance from the old policy; 0: none.
         w: plain or ghuber.
         power: p of ghuber.
-        clip_range: e; nothing is clipped on-policy.
-        strata: times a sample is visited at.
-        min_step: the earliest of the rollout's steps that is learnt from; 0 for PickScore.
-        off_policy: whether samples are the old policy's, as more than one update asks for.
-        fraction: of the rollout's steps, from noise, where they end.
+        clip_range: e; has no effect on-policy.
+        strata: times per sample.
+        min_step: first of the rollout's steps that is trained; 0 for PickScore.
+        off_policy: sample from the old policy; required for more than one update.
+        fraction: of the rollout's steps, from noise, that is trained.
     """
 
     uses_reference, ranges = True, {"beta": NOT_NEGATIVE}
@@ -55,7 +55,7 @@ class AWM(ForwardProcess):
         super().__init__(fraction=fraction, decay=decay, **kwargs)
         if self.updates > 1 and not off_policy:
             raise ValueError(
-                f"updates is {self.updates}, and the policy that drew the samples is kept for one: "
+                f"updates is {self.updates}, and the behaviour policy is kept for one: "
                 "set updates: 1 or off_policy: true."
             )
         self.beta, self.beta_ema, self.w, self.power = beta, beta_ema, w, power
@@ -73,19 +73,19 @@ class AWM(ForwardProcess):
         low, width = edges[:-1], edges[1:] - edges[:-1]
         return grid[low + (torch.rand(n, self.strata, device=grid.device) * width).long()]
 
-    def log_prob(self, pred: Tensor, v: NoisedBatch) -> Tensor:
-        """-w(l, t): (M,)."""
-        error, p = self.policy.error(pred, v.target), self.power
+    def log_prob(self, pred: Tensor, b: NoisedBatch) -> Tensor:
+        """log p = -w(l, t): (M,)."""
+        error, p = self.policy.error(pred, b.target), self.power
         if self.w == "plain":
             return -error
-        return -self.policy.process.sigma(v.t) * ((error + 1e-10) ** p - 1e-10**p) / p
+        return -self.policy.process.sigma(b.t) * ((error + 1e-10) ** p - 1e-10**p) / p
 
-    def loss(self, v: NoisedBatch) -> Tensor:
-        log_prob = self.log_prob(v.pred, v)
-        acted = self.log_prob(v.old, v) if self.off_policy else log_prob.detach()
-        rho = (log_prob - acted).exp()
+    def loss(self, b: NoisedBatch) -> Tensor:
+        log_prob = self.log_prob(b.pred, b)
+        log_prob_act = self.log_prob(b.old, b) if self.off_policy else log_prob.detach()
+        rho = (log_prob - log_prob_act).exp()
         self.log_mean("train/ratio", rho.detach().mean(), len(rho))
-        loss = clipped_surrogate(rho, v.advantage / self.max_advantage, self.clip_range)
+        loss = clipped_surrogate(rho, b.advantage / self.max_advantage, self.clip_range)
         if self.beta:
-            loss = loss + self.beta * self.policy.error(v.pred, v.ref)
-        return loss + self.beta_ema * self.policy.error(v.pred, v.old) if self.beta_ema else loss
+            loss = loss + self.beta * self.policy.error(b.pred, b.ref)
+        return loss + self.beta_ema * self.policy.error(b.pred, b.old) if self.beta_ema else loss

@@ -1,4 +1,4 @@
-"""CRD: the policy's implicit reward is regressed on the given one, both relative to their prompt's mean."""
+"""CRD: regresses the policy's implicit reward on the given reward, both relative to their prompt's mean."""
 
 from contextlib import AbstractContextManager
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 from lit_align.algorithms.forward_process.forward_process import ForwardProcess, NoisedBatch
 
-SAMPLING = "sampling"  # the policy that draws
+SAMPLING = "sampling"  # name of the behaviour policy's weights
 
 
 class CRD(ForwardProcess):
@@ -16,17 +16,17 @@ class CRD(ForwardProcess):
         R_theta = l(v_old) - l(v_theta),
         L = (A_max / beta) (beta (R_theta - mean R_theta) - (r - mean r))^2 + k(r) mean |v_theta - v_ref|^2,
 
-    the means over a prompt's samples, where the partition function cancels; they share t. The reference is guided, so
-    that the policy learns to do without. k grows with the reward, from `kl_floor` to `kl_weight`. Samples are drawn by
-    a third policy, with a decay of its own, so that the old one can stay behind the policy while samples are fresh.
-    The means there can be weighted by a softmax of r; here they are plain, as is the default there.
+    the means over a prompt's samples, which share t, so the partition function cancels. The reference is guided, so the
+    policy learns to sample without guidance. k grows with the reward, from `kl_floor` to `kl_weight`. The behaviour
+    policy is a third copy with its own decay: the old policy can lag behind while samples stay fresh. (Flow-Factory can
+    weight the means by a softmax of r; here they are plain, its default.)
 
     Args:
         beta: of the implicit reward.
         kl_weight: k(1).
         kl_floor: k(0).
-        reference_guidance: of the reference.
-        sampling_decay: of the policy that draws, like `decay`.
+        reference_guidance: guidance scale of the reference.
+        sampling_decay: of the behaviour policy, like `decay`.
     """
 
     grouped, uses_reference = True, True
@@ -54,9 +54,9 @@ class CRD(ForwardProcess):
         x = x.view(-1, self.group_size)
         return (x - x.mean(1, keepdim=True)).flatten()
 
-    def loss(self, v: NoisedBatch) -> Tensor:
-        r = v.advantage / (2 * self.max_advantage) + 0.5
-        implicit = self.normalised_error(v.old, v.target) - self.normalised_error(v.pred, v.target)
+    def loss(self, b: NoisedBatch) -> Tensor:
+        r = b.advantage / (2 * self.max_advantage) + 0.5
+        implicit = self.normalised_error(b.old, b.target) - self.normalised_error(b.pred, b.target)
         gap = self.beta * self.centred(implicit) - self.centred(r)
         k = self.kl_floor + r * (self.kl_weight - self.kl_floor)
-        return self.max_advantage / self.beta * gap.square() + k * self.policy.error(v.pred, v.ref)
+        return self.max_advantage / self.beta * gap.square() + k * self.policy.error(b.pred, b.ref)

@@ -1,4 +1,4 @@
-"""The forward-process family: prompts -> samples -> rewards -> advantages -> samples noised again -> `loss(visit)`."""
+"""The forward-process family: prompts -> samples -> rewards -> advantages -> noised samples -> `loss(batch)`."""
 
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -17,51 +17,51 @@ from lit_align.rewards.reward import Reward
 
 
 class NoisedBatch(NamedTuple):
-    """M samples noised again, and what is predicted there: all of the policy's own prediction type, unguided."""
+    """M noised samples and the predictions there, all of the policy's own prediction type."""
 
     x_0: Tensor  # (M, ...)
     x_t: Tensor  # (M, ...)
     t: Tensor  # (M,)
-    target: Tensor  # (M, ...), a perfect prediction
-    pred: Tensor  # the policy's
+    target: Tensor  # (M, ...) of the prediction
+    pred: Tensor  # (M, ...) of the policy
     advantage: Tensor  # (M,)
-    old: Tensor | None = None  # the old policy's, without gradient, for a method that uses it
-    ref: Tensor | None = None  # the reference's, likewise
+    old: Tensor | None = None  # (M, ...) of the old policy, without gradient; None if unused
+    ref: Tensor | None = None  # (M, ...) of the reference, without gradient; None if unused
 
 
 def ramp(step: int, first: float, slope: float, last: float, after: int = 0) -> float:
-    """`first` until step `after`, from there on with a slope up to `last`."""
+    """A decay that is `first` until step `after`, then grows by `slope` per step up to `last`."""
     return min(first + slope * max(step - after, 0), last)
 
 
 class ForwardProcess(Online):
-    """Base of the methods that weigh the denoising loss of their own samples by advantages, of either sign. A method
+    """Base of the methods that weight the denoising loss of their own samples by advantages of either sign. A method
     overrides `loss`.
 
-    A training step draws K samples for each prompt of the batch by any sampler, without likelihoods, and makes
-    `updates` optimizer steps, each on its share of the samples at all their training times, with fresh noise at every
-    visit. Then the old policy, a moving average of the trained parameters, goes on.
+    A training step samples K images for each prompt of the batch with any sampler, without likelihoods, and makes
+    `updates` optimizer steps, each on its share of the samples at all their training times, with fresh noise each time.
+    Then the old policy, a moving average of the trained parameters, is updated.
 
     Logs `train/reward` (mean) and `train/reference_error` (mean squared distance of the policy's prediction from the
     reference's).
 
     Args:
-        reward: what is maximised.
-        rollout: the sampler that draws (default: 10 deterministic steps without guidance).
-        advantage: turns gathered rewards into advantages (default: the group's, with the epoch's deviation).
+        reward: the reward to maximise.
+        rollout: sampler of the training samples (default: 10 deterministic steps without guidance).
+        advantage: turns the rewards of all ranks into advantages (default: the group's, with the global std).
         samples_per_prompt: K.
-        updates: optimizer steps on a collection.
-        minibatch: samples x times in one forward; where a prompt's samples are compared, at least all K of them.
-        fraction: of the rollout's times that a sample is visited at, drawn at random.
+        updates: optimizer steps per training step.
+        minibatch: rows (sample, time) per forward; at least K if a prompt's samples are compared.
+        fraction: of the rollout's times, drawn at random, at which a sample is trained.
         decay: of the old policy after optimizer step i, as (first, slope, last, after): min(first + slope max(i -
             after, 0), last).
         max_advantage: advantages are clipped to +- this.
     """
 
     feedback = ("prompt",)
-    grouped = False  # whether `loss` compares a prompt's samples: they then share t and come together, K in a row
-    uses_old = True  # whether `loss` does
-    reference_guidance = 1.0  # guidance of the reference's prediction
+    grouped = False  # True if `loss` compares a prompt's samples: they share t and are consecutive
+    uses_old = True  # True if `loss` reads NoisedBatch.old
+    reference_guidance = 1.0  # guidance scale of the reference's prediction
 
     def __init__(
         self,
@@ -84,8 +84,8 @@ class ForwardProcess(Online):
         self.decays, self.max_advantage = {OLD: decay}, max_advantage
 
     @abstractmethod
-    def loss(self, v: NoisedBatch) -> Tensor:
-        """The method's equation: (M,) from M visits, or one value for each group of K."""
+    def loss(self, b: NoisedBatch) -> Tensor:
+        """The method's equation: (M,) from M noised samples, or one value per group of K."""
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -94,7 +94,7 @@ class ForwardProcess(Online):
                 self.policy.add_old(name)
 
     def sampling_policy(self) -> AbstractContextManager:
-        """Context in which the policy is the one that draws the samples."""
+        """Context in which the active weights are those of the behaviour policy."""
         return self.policy.old()
 
     @property
@@ -103,7 +103,7 @@ class ForwardProcess(Online):
         return self.samples_per_prompt if self.grouped else 1
 
     def times(self, n: int) -> Tensor:
-        """Training times (n, T) of n samples: a share of the rollout's, in random order."""
+        """Training times (n, T) of n samples: a random subset of the rollout's."""
         grid = self.rollout.timesteps(self.policy)[:-1]
         order = torch.rand(n // self.group_size, len(grid), device=grid.device).argsort(1)
         return grid[order[:, : max(1, int(self.fraction * len(grid)))]].repeat_interleave(self.group_size, 0)
@@ -114,8 +114,8 @@ class ForwardProcess(Online):
 
     @torch.no_grad()
     def collect(self, batch: dict) -> dict:
-        """{"x_0" (N, ...), "t" (N, T), "advantage" (N,), "cond" of each prompt} of N = B K samples, a prompt's K in a
-        row."""
+        """{"x_0" (N, ...), "t" (N, T), "advantage" (N,), "cond" of each prompt} of N = B K samples; a prompt's K
+        samples are consecutive."""
         k = self.samples_per_prompt
         rows = repeat_rows(batch, k)
         with self.sampling_policy():
@@ -126,7 +126,7 @@ class ForwardProcess(Online):
         return {"x_0": x_0, "t": self.times(len(x_0)), "advantage": advantage, "cond": self.cond(batch)}
 
     def optimizer_steps(self, collected: dict) -> Iterator[list[dict]]:
-        """The minibatches of each update: the collection, and which of its rows at which of their times."""
+        """Minibatches of each update: everything collected, with the rows and the indices of their times."""
         n, steps = collected["t"].shape
         groups = torch.arange(n).view(-1, self.group_size)
         for part in torch.randperm(len(groups)).chunk(self.updates):
@@ -134,8 +134,8 @@ class ForwardProcess(Online):
             count = len(cells) * self.group_size
             cells = cells[torch.randperm(len(cells))].split(max(1, self.minibatch // self.group_size))
             minibatches = []
-            for c in cells:
-                rows, step = groups[c[:, 0]].flatten(), c[:, 1].repeat_interleave(self.group_size)
+            for cell in cells:
+                rows, step = groups[cell[:, 0]].flatten(), cell[:, 1].repeat_interleave(self.group_size)
                 minibatches.append(collected | {"row": rows, "step": step, "share": len(rows) / count})
             yield minibatches
 
@@ -143,7 +143,7 @@ class ForwardProcess(Online):
         return m["share"] * self.loss(self.noised_batch(m)).mean()
 
     def noised_batch(self, m: dict) -> NoisedBatch:
-        """Noises a minibatch's samples and predicts there, with everything the method compares."""
+        """Noises a minibatch's samples and evaluates the policy, and the old policy and the reference if used."""
         process, row = self.policy.process, m["row"]
         x_0, t = m["x_0"][row], m["t"][row, m["step"]]
         eps, cond = self.noise(x_0), select_rows(m["cond"], (row // self.samples_per_prompt).tolist())
@@ -162,8 +162,8 @@ class ForwardProcess(Online):
 
     def normalised_error(self, x: Tensor, y: Tensor) -> Tensor:
         """mean (x - y)^2 / sg(mean |x - y|) of each sample, the divisor at least 1e-5: (M,)."""
-        size = self.policy.error((x - y).detach().abs().sqrt(), torch.zeros_like(y))  # mean |x - y|
-        return self.policy.error(x, y) / size.clamp(min=1e-5)
+        scale = self.policy.error((x - y).detach().abs().sqrt(), torch.zeros_like(y))  # mean |x - y|
+        return self.policy.error(x, y) / scale.clamp(min=1e-5)
 
     def training_step(self, batch: dict, batch_idx: int) -> None:
         super().training_step(batch, batch_idx)

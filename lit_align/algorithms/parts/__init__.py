@@ -1,1 +1,1 @@
-"""What several methods share: advantages, critics, surrogates, replay, path KL, denoising errors."""
+"""Parts shared by methods: advantages, critics, surrogates, replay, path KL, denoising errors."""

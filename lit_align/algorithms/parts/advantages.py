@@ -1,4 +1,4 @@
-"""Advantages: how much better a sample's reward is than what its prompt, its group or its batch usually gets."""
+"""Advantages: a sample's reward relative to a baseline from its prompt, its group or the whole batch."""
 
 import zlib
 from collections import defaultdict, deque
@@ -9,18 +9,18 @@ from torch import Tensor, nn
 
 
 def local_advantages(method: L.LightningModule, prompts: list[str], reward: Tensor) -> Tensor:
-    """This rank's advantages (N,) of rewards (N,): what `method.advantage` makes of all ranks' samples, clipped to
-    +- `method.max_advantage`."""
+    """This rank's advantages (N,) of rewards (N,): `method.advantage` over all ranks' samples, clipped to +-
+    `method.max_advantage`."""
     prompt_id = torch.tensor([zlib.crc32(p.encode()) for p in prompts], device=reward.device)
     gathered = [method.all_gather(x).flatten() for x in (prompt_id, reward)]  # (ranks * N,)
     rank = method.global_rank if method.trainer.world_size > 1 else 0
-    mine = method.advantage(*gathered).view(-1, len(prompts))[rank]
-    return mine.clamp(-method.max_advantage, method.max_advantage)
+    local = method.advantage(*gathered).view(-1, len(prompts))[rank]
+    return local.clamp(-method.max_advantage, method.max_advantage)
 
 
 def group_of(prompt_id: Tensor) -> tuple[Tensor, Tensor]:
-    """The number (N,) of each sample's prompt, and how many samples each prompt has (G,). Raises ValueError if every
-    prompt has one: nothing could be compared."""
+    """Index (N,) of each sample's prompt, and number of samples of each prompt (G,). Raises ValueError if every prompt
+    has one sample."""
     _, group = prompt_id.unique(return_inverse=True)
     count = torch.bincount(group)
     if (count == 1).all():
@@ -35,12 +35,12 @@ class PerPrompt(nn.Module):
     """DDPO's per-prompt statistics (arXiv 2305.13301, section 4.3): A = (r - mean) / (std + 1e-6) over the prompt's
     last rewards.
 
-    The new rewards are appended first; a prompt with fewer than `min_count` remembered rewards is normalised by the
-    whole batch instead. The memory lives across steps and in the checkpoint.
+    New rewards are appended first. A prompt with fewer than `min_count` stored rewards is normalised by the whole
+    batch's statistics. The stored rewards persist across steps and are in the checkpoint.
 
     Args:
-        buffer_size: rewards remembered per prompt.
-        min_count: below this many, the batch's statistics are used.
+        buffer_size: rewards stored per prompt.
+        min_count: smallest number of stored rewards for statistics of the prompt's own.
     """
 
     def __init__(self, buffer_size: int = 32, min_count: int = 16):
@@ -49,19 +49,18 @@ class PerPrompt(nn.Module):
         self.memory: dict[int, deque] = defaultdict(lambda: deque(maxlen=buffer_size))
 
     def forward(self, prompt_id: Tensor, reward: Tensor) -> Tensor:
-        """Advantages (N,) of all samples of an epoch, from their prompts' ids (N,) and rewards (N,), gathered from
-        all ranks."""
+        """Advantages (N,) from prompt ids (N,) and rewards (N,), gathered from all ranks."""
         advantage = torch.empty_like(reward)
         for prompt in prompt_id.unique().tolist():
             rows = prompt_id == prompt
             past = self.memory[prompt]
             past.extend(reward[rows].tolist())
-            known = reward if len(past) < self.min_count else reward.new_tensor(list(past))
-            advantage[rows] = (reward[rows] - known.mean()) / (known.std(correction=0) + 1e-6)
+            pool = reward if len(past) < self.min_count else reward.new_tensor(list(past))
+            advantage[rows] = (reward[rows] - pool.mean()) / (pool.std(correction=0) + 1e-6)
         return advantage
 
     def get_extra_state(self) -> tuple:
-        return tuple((prompt, tuple(past)) for prompt, past in self.memory.items())  # a leaf to a sharded checkpoint
+        return tuple((prompt, tuple(past)) for prompt, past in self.memory.items())  # one leaf of a sharded checkpoint
 
     def set_extra_state(self, state: tuple) -> None:
         self.memory.clear()
@@ -70,10 +69,10 @@ class PerPrompt(nn.Module):
 
 
 class Group(nn.Module):
-    """GRPO's advantage: A = (r - group mean) / (std + 1e-4), the group being the epoch's samples of one prompt.
+    """GRPO's advantage: A = (r - group mean) / (std + 1e-4); a group is one prompt's samples of the current rollout.
 
     Args:
-        global_std: divide by the standard deviation of the whole epoch (Flow-GRPO, arXiv 2505.05470) or of the group.
+        global_std: divide by the standard deviation of all rewards (Flow-GRPO, arXiv 2505.05470), not of the group's.
     """
 
     def __init__(self, global_std: bool = True):
@@ -92,7 +91,7 @@ class Group(nn.Module):
 
 
 class LeaveOneOut(nn.Module):
-    """RLOO's advantage (arXiv 2402.14740, eq. 7): A = r - mean reward of the prompt's other samples of the epoch."""
+    """RLOO's advantage (arXiv 2402.14740, eq. 7): A = r - mean reward of the prompt's other samples of the rollout."""
 
     def forward(self, prompt_id: Tensor, reward: Tensor) -> Tensor:
         """Advantages (N,) from prompt ids (N,) and rewards (N,), gathered from all ranks; 0 for a lone sample."""
@@ -103,8 +102,8 @@ class LeaveOneOut(nn.Module):
 
 
 class WinRate(nn.Module):
-    """Pref-GRPO's advantage (arXiv 2508.20751): a sample's reward is the share of its prompt's other samples that it
-    beats, ties half; then GRPO's advantage. Small differences in reward are not blown up.
+    """Pref-GRPO's advantage (arXiv 2508.20751): a sample's reward becomes its win rate against the prompt's other
+    samples (ties count half), then GRPO's advantage follows. Small differences in reward are not amplified.
 
     Args:
         global_std: as in Group.

@@ -1,4 +1,4 @@
-"""Clipping: of gradients, and PPO's of likelihood ratios."""
+"""Clipping of gradients, and PPO's clipping of likelihood ratios."""
 
 import torch
 from torch import Tensor
@@ -6,7 +6,7 @@ from torch.distributed.tensor import DTensor
 
 
 def clip_gradients(parameters: list, max_norm: float | None) -> Tensor:
-    """Clips the gradients of parameters to a norm (None: not at all), and returns the norm they had: ()."""
+    """Clips gradients to a total norm (None: no clipping) and returns their norm before clipping, ()."""
     if max_norm:
         norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
     else:

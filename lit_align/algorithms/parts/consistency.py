@@ -1,4 +1,4 @@
-"""How far a policy's estimates of x_0 along one path lie apart."""
+"""Consistency of a policy's estimates of x_0 along one path."""
 
 import torch
 from torch import Tensor
@@ -8,9 +8,9 @@ from lit_align.policies.policy import Policy
 
 
 def consistency_loss(policy: Policy, sampler: Sampler, x_0: Tensor, cond: dict, grid: int = 50) -> Tensor:
-    """Latent consistency distillation (LCM, arXiv 2310.04378), with the reference as teacher: the squared distance of
-    the policy's x_0-hat at x_t and, without gradient, at the x_s that a deterministic step of the reference leads to;
-    t and s neighbours on a grid, (B,) from latents (B, ...)."""
+    """Latent consistency distillation (LCM, arXiv 2310.04378) with the reference as teacher, (B,) from latents x_0 (B,
+    ...): squared distance between the policy's x_0-hat at x_t and, without gradient, at x_s, the result of the
+    reference's deterministic step from x_t; t and s are neighbours on the grid."""
     process = policy.process
     times = process.timesteps(grid)
     i = torch.randint(grid, (len(x_0),), device=times.device)

@@ -1,4 +1,4 @@
-"""The estimates of x_0 along a rollout."""
+"""Estimates of x_0 during a rollout."""
 
 import torch
 from torch import Tensor
@@ -19,5 +19,5 @@ class Estimates(Hook):
         super().after_step(policy, state)
 
     def x_0(self, state: State) -> Tensor:
-        """The estimates (P, T, ...) of a finished run."""
+        """Estimates (P, T, ...) of a finished run."""
         return torch.stack(list(state.extras[self].values()), 1)

@@ -1,4 +1,4 @@
-"""A critic of images whose neurons can be reset."""
+"""A critic of image embeddings whose neurons can be reset."""
 
 import torch
 import torch.nn.functional as F
@@ -8,8 +8,8 @@ WIDTHS, DROPOUT = (1024, 128, 64, 16), (0.2, 0.2, 0.1, 0.0)  # the head of LAION
 
 
 class Critic(nn.Module):
-    """TDPO-R's critic C(e) of image embeddings e (arXiv 2402.08552): four hidden layers, linear, with dropout and
-    without activations, as released. Weights are drawn from N(0, 1 / (D + 1)^2) in every layer.
+    """TDPO-R's critic C(e) of image embeddings e (arXiv 2402.08552), as released: four linear hidden layers with
+    dropout and no activations. Every layer's weights start at N(0, 1 / (D + 1)^2).
 
     Args:
         size: D.
@@ -24,7 +24,7 @@ class Critic(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def hidden(self, e: Tensor) -> list[Tensor]:
-        """The hidden layers' outputs (..., width)."""
+        """Outputs (..., width) of the hidden layers."""
         outputs = [e]
         for layer, p in zip(self.layers, DROPOUT):
             outputs.append(F.dropout(layer(outputs[-1]), p, self.training))
@@ -36,14 +36,14 @@ class Critic(nn.Module):
 
     @torch.no_grad()
     def scores(self, e: Tensor) -> list[Tensor]:
-        """How active each hidden neuron is: its mean relu over embeddings e (M, D), over its layer's mean: (width,)."""
+        """Activity (width,) of each layer's neurons: mean relu over embeddings e (M, D), over the layer's mean."""
         means = [out.relu().mean(0) for out in self.hidden(e)]
         return [mean / (mean.mean() + 1e-9) for mean in means]
 
     @torch.no_grad()
     def reset(self, masks: list[Tensor], state: dict, generator: torch.Generator) -> None:
-        """Draws the weights into and out of the masked neurons anew, and zeroes their biases and what the optimizer's
-        `state` holds of all these entries."""
+        """Redraws the weights into and out of the masked neurons; zeroes their biases and the optimizer `state` of all
+        these entries."""
         for mask, inward, outward in zip(masks, self.layers, self.layers[1:]):
             for p, where in ((inward.weight, mask), (inward.bias, mask), (outward.weight, (slice(None), mask))):
                 std = self.std if p.ndim > 1 else 0.0

@@ -1,4 +1,4 @@
-"""A learnt law of the initial noise."""
+"""A learnt distribution of the initial noise."""
 
 import math
 
@@ -11,17 +11,17 @@ from lit_align.policies.policy import Policy
 
 
 class InitialDistribution(nn.Module, Hook):
-    """ELEGANT's nu(x_T | c) (arXiv 2402.15194): the end of a Brownian motion from 0 with a learnt drift, in n steps
+    """ELEGANT's nu(x_T | c) (arXiv 2402.15194): the end of a Brownian motion from 0 with learnt drift q, in n steps
 
         y_{k+1} = y_k + q(y_k, c, k) / n + xi_k / sqrt(n).
 
-    The drift starts at 0 and nu at N(0, I): the increments are drawn given their sum, which is the initial noise that
-    is moved. As a sampler's hook it moves that of the rollout.
+    q starts at 0, so nu starts at N(0, I): the increments are drawn given their sum, the initial noise x. As a Hook it
+    replaces the rollout's initial noise.
 
     Args:
-        policy: whose latents and captions it sees.
+        policy: gives the latent shape and the caption embeddings.
         steps: n.
-        width: of q's hidden layers, on the flattened latent, the caption's mean embedding and the time.
+        width: of q's hidden layers; q sees the flattened latent, the caption's mean embedding and the time.
     """
 
     def __init__(self, policy: Policy, steps: int = 8, width: int = 256):
@@ -34,11 +34,11 @@ class InitialDistribution(nn.Module, Hook):
         nn.init.zeros_(last.bias)
 
     def forward(self, x: Tensor, text: Tensor, generators: list | None = None) -> tuple[Tensor, Tensor]:
-        """x_T (B, ...) from standard noise x (B, ...) and caption vectors (B, D); KL of the path to that of
+        """x_T (B, ...) from standard noise x (B, ...) and caption vectors (B, D); and the KL of its path to that of
         N(0, I), sum_k |q|^2 / 2n: (B,), in nats."""
         n, context = self.steps, text.float()
         z = torch.stack([randn_like(x, generators) for _ in range(n)])
-        xi = z - z.mean(0) + x / math.sqrt(n)  # standard, and sum xi / sqrt(n) = x
+        xi = z - z.mean(0) + x / math.sqrt(n)  # standard normal, with sum xi / sqrt(n) = x
         y, kl = torch.zeros_like(x), torch.zeros(len(x), device=x.device)
         for k in range(n):
             time = torch.full((len(x), 1), k / n, device=x.device)
@@ -48,7 +48,7 @@ class InitialDistribution(nn.Module, Hook):
         return y, kl
 
     def on_init(self, policy, state):
-        own = state.generators  # a seed's steps draw what they would without this law
-        own = own and [torch.Generator().manual_seed(derived_seed(g.initial_seed(), 1)) for g in own]
-        state.x, _ = self(state.x, policy.summary(state.cond), own)
+        streams = state.generators  # separate streams: the steps draw the same noise as without this hook
+        streams = streams and [torch.Generator().manual_seed(derived_seed(g.initial_seed(), 1)) for g in streams]
+        state.x, _ = self(state.x, policy.summary(state.cond), streams)
         super().on_init(policy, state)

@@ -9,11 +9,11 @@ from lit_align.policies.policy import Policy
 
 
 class Value(nn.Module):
-    """V(x_t, c, t): three layers of which each is scaled by a learnt vector per time, on the flattened latent and the
-    caption's mean embedding (DPOK, arXiv 2305.16381, appendix).
+    """V(x_t, c, t): three layers on the flattened latent and the caption's mean embedding, each scaled by a learnt
+    vector per time (DPOK, arXiv 2305.16381, appendix).
 
     Args:
-        policy: whose latents and captions it sees.
+        policy: gives the latent shape and the caption embeddings.
         times: the sampling grid.
         width: of the hidden layers.
     """
@@ -31,14 +31,14 @@ class Value(nn.Module):
 
     def forward(self, x_t: Tensor, text: Tensor, t: Tensor) -> Tensor:
         """(B,) from latents (B, ...), caption vectors (B, D) and times (B,) of the grid."""
-        place = (self.times - t.float()[:, None]).abs().argmin(1)
+        index = (self.times - t.float()[:, None]).abs().argmin(1)
         h = torch.cat([x_t.float().flatten(1), text.float()], 1)
         for layer, scale in zip(self.layers, self.scales):
-            h = torch.relu(layer(h) * scale(place))
+            h = torch.relu(layer(h) * scale(index))
         return self.head(h).flatten()
 
 
-def groups(policy: Policy, value: Value, value_lr: float) -> list[dict]:
-    """Parameter groups of an optimizer that trains both, V at a rate of its own."""
+def param_groups(policy: Policy, value: Value, value_lr: float) -> list[dict]:
+    """Parameter groups of an optimizer that trains policy and V, V with its own learning rate."""
     trained = [p for p in policy.parameters() if p.requires_grad]
     return [{"params": trained}, {"params": list(value.parameters()), "lr": value_lr}]

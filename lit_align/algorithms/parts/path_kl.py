@@ -1,4 +1,4 @@
-"""The KL divergence of a sampled path from the reference's."""
+"""KL divergence of the policy's sampled path from the reference's."""
 
 import torch
 from torch import Tensor
@@ -11,12 +11,12 @@ from lit_align.diffusion.transition import Gaussian, Reduction
 
 
 class PathKL(Hook):
-    """Adds up KL(p_theta(x_s | x_t, c) || p_ref(x_s | x_t, c)) over the steps of a rollout: `kl(state)` (P,), an
-    estimate of the KL between the two distributions of paths, with gradient through theta and through x_t into both
-    networks. As the standard deviations agree, a step's KL is |mu_theta - mu_ref|^2 / (2 sigma^2).
+    """Adds up KL(p_theta(x_s | x_t, c) || p_ref(x_s | x_t, c)) over the steps of a rollout: `kl(state)` (P,) estimates
+    the KL between the two distributions of paths, with gradient through theta, and through x_t into both networks. Both
+    have the same standard deviation, so a step's KL is |mu_theta - mu_ref|^2 / (2 sigma^2).
 
-    The reference is recomputed in backward, like the policy. A step whose prediction keeps no gradient is a constant. A
-    step without noise is left out.
+    The reference is recomputed in backward, like the policy. A step without gradient adds a constant; a deterministic
+    step adds nothing.
 
     Args:
         sampler: of the rollout.
@@ -28,7 +28,7 @@ class PathKL(Hook):
 
     def check(self, policy, sampler):
         if not (sampler.step_std(policy) > 0).any():
-            raise ValueError("the rollout has no noise, and its path no KL: give it a transition such as DDIM(eta=1).")
+            raise ValueError("the rollout has no noise, so no path KL: give it a transition such as DDIM(eta=1).")
 
     def on_init(self, policy, state):
         state.extras[self] = {"kl": torch.zeros(len(state.x), device=state.x.device)}
@@ -36,12 +36,12 @@ class PathKL(Hook):
 
     def propose(self, policy, state, gaussian):
         if (gaussian.std > 0).all():
-            at = (policy, state.x, state.t, state.s, state.cond)
+            inputs = (policy, state.x, state.t, state.s, state.cond)
             with torch.set_grad_enabled(state.needs_grad):
-                mean, std = checkpoint(self.reference, *at, use_reentrant=False)
-            now = gaussian if state.needs_grad else Gaussian(gaussian.mean.detach(), gaussian.std)
-            mine = state.extras[self]
-            mine["kl"] = mine["kl"] + now.kl(Gaussian(mean, std), self.reduction)
+                mean, std = checkpoint(self.reference, *inputs, use_reentrant=False)
+            current = gaussian if state.needs_grad else Gaussian(gaussian.mean.detach(), gaussian.std)
+            extras = state.extras[self]
+            extras["kl"] = extras["kl"] + current.kl(Gaussian(mean, std), self.reduction)
         return super().propose(policy, state, gaussian)
 
     def reference(self, policy, x_t, t, s, cond) -> tuple:

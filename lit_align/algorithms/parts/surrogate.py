@@ -1,4 +1,4 @@
-"""A reward learnt from queries of another one, and how little is known of it."""
+"""A reward model fitted to queries of a black-box reward, with a bonus for uncertainty."""
 
 from typing import Literal
 
@@ -10,7 +10,7 @@ from lit_align.rewards.reward import Reward
 
 
 def head(size: int) -> nn.Sequential:
-    """The widths of LAION's aesthetic predictor, with a relu after each of them; 16 features before the last layer."""
+    """LAION's aesthetic predictor with a relu after each hidden layer: (B, size) -> 16 features -> (B, 1)."""
     widths, layers = (size, 1024, 128, 64, 16), []
     for a, b, p in zip(widths, widths[1:], (0.2, 0.2, 0.1, 0.0)):
         layers += [nn.Linear(a, b), nn.ReLU(), nn.Dropout(p)]
@@ -20,21 +20,21 @@ def head(size: int) -> nn.Sequential:
 class Surrogate(Reward):
     """SEIKO's optimistic surrogate r-hat + bonus (arXiv 2402.16359) of a black-box reward r, differentiable.
 
-    It sees `features.embed` of the image and the caption's mean embedding. With phi the 16 features before its last
-    layer,
+    Its inputs are `features.embed` of the image and the caption's mean embedding. With phi the 16 features before its
+    last layer,
 
-        ucb:        r-hat + min(alpha sqrt(phi^T (sum_n phi_n phi_n^T + ridge I)^-1 phi), most), over all queries n;
+        ucb:        r-hat + min(alpha sqrt(phi^T (sum_n phi_n phi_n^T + ridge I)^-1 phi), max_bonus), over queries n;
         bootstrap:  the largest of four surrogates, each fitted to a resample of the queries.
 
-    The released code puts the features' covariance for the sum, with which the bonus does not fall with the number of
-    queries, and has no relus. Queries, weights and the inverse are in the checkpoint.
+    The released code has no relus, and the features' covariance in place of the sum: its bonus does not fall with
+    queries. Queries, weights and the inverse are in the checkpoint.
 
     Args:
         reward: r, kept as `queried`.
-        policy: whose caption embeddings are used.
-        features: whose `embed` is (default: the reward's own).
+        policy: gives the caption embeddings.
+        features: gives the image embeddings (default: `reward`).
         optimism: ucb or bootstrap.
-        alpha, ridge, most: of the bonus.
+        alpha, ridge, max_bonus: of the bonus; max_bonus in units of r.
         epochs, lr, batch_size: of a fit, by Adam on the squared error.
     """
 
@@ -48,15 +48,15 @@ class Surrogate(Reward):
         optimism: Literal["ucb", "bootstrap"] = "ucb",
         alpha: float = 1e-2,
         ridge: float = 1e-3,
-        most: float = 10.0,
+        max_bonus: float = 10.0,
         epochs: int = 300,
         lr: float = 1e-3,
         batch_size: int = 512,
     ):
         super().__init__()
-        self.queried, self._policy = reward.eval().requires_grad_(False), (policy,)  # no submodule of this one
+        self.queried, self._policy = reward.eval().requires_grad_(False), (policy,)  # a tuple, so it is no submodule
         self.features = (features or reward).eval().requires_grad_(False)
-        self.alpha, self.ridge, self.most = alpha, ridge, most
+        self.alpha, self.ridge, self.max_bonus = alpha, ridge, max_bonus
         self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
         with torch.no_grad():
             size = self.describe(torch.zeros(1, 3, policy.resolution, policy.resolution), [""]).shape[1]
@@ -67,11 +67,11 @@ class Surrogate(Reward):
         self.register_buffer("inverse", torch.eye(16) / ridge, persistent=False)
 
     def train(self, mode: bool = True) -> "Surrogate":
-        """Stays in eval mode; `fit` alone has dropout."""
+        """Stays in eval mode; only `fit` uses dropout."""
         return super().train(False)
 
     def describe(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """What is seen of images and prompts: (B, D)."""
+        """The surrogate's inputs (B, D) for images and prompts."""
         with torch.no_grad():
             text = self._policy[0].summary(self._policy[0].condition(prompts)).float()
         return torch.cat([self.features.embed(images).float(), text.to(images.device)], 1)
@@ -85,16 +85,16 @@ class Surrogate(Reward):
             return self.heads[0][-1](phi).squeeze(1) + self.bonus(phi)
 
     def bonus(self, phi: Tensor) -> Tensor:
-        """(B,) from features (B, 16)."""
+        """Bonus (B,) from features (B, 16)."""
         square = ((phi @ self.inverse) * phi).sum(1)
-        return (self.alpha * square.clamp(min=1e-12).sqrt()).clamp(max=self.most)
+        return (self.alpha * square.clamp(min=1e-12).sqrt()).clamp(max=self.max_bonus)
 
     def fit(self, x: Tensor, y: Tensor) -> None:
-        """Adds queries (N, D) with their rewards (N,), and fits to all so far, from where it was."""
+        """Adds queries x (N, D) with rewards y (N,) and trains the current weights on all queries so far."""
         self.x, self.y = torch.cat([self.x, x]), torch.cat([self.y, y])
         n, device = len(self.y), self.x.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
-            torch.manual_seed(n)  # alike on every rank
+            torch.manual_seed(n)  # the same on every rank
             with torch.autocast(device.type, enabled=False):
                 self._fit([torch.randint(n, (n,)) if len(self.heads) > 1 else torch.arange(n) for _ in self.heads])
         with torch.no_grad():
@@ -106,8 +106,8 @@ class Surrogate(Reward):
         optimizer = torch.optim.Adam(self.heads.parameters(), self.lr)
         for _ in range(self.epochs):
             for part in torch.randperm(len(self.y)).split(self.batch_size):
-                seen = [own[part] for own in rows]
-                errors = [head(self.x[at]).squeeze(1) - self.y[at] for head, at in zip(self.heads, seen)]
+                batches = [indices[part] for indices in rows]
+                errors = [head(self.x[i]).squeeze(1) - self.y[i] for head, i in zip(self.heads, batches)]
                 loss = torch.stack(errors).square().mean()
                 optimizer.zero_grad()
                 loss.backward()
@@ -117,7 +117,7 @@ class Surrogate(Reward):
             p.grad = None
 
     def get_extra_state(self) -> tuple:
-        return self.x, self.y, self.inverse, self.heads.state_dict()  # a leaf to a sharded checkpoint
+        return self.x, self.y, self.inverse, self.heads.state_dict()  # one leaf of a sharded checkpoint
 
     def set_extra_state(self, state: tuple) -> None:
         self.x, self.y, self.inverse = (value.to(self.x.device) for value in state[:3])

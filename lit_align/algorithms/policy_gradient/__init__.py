@@ -1,1 +1,1 @@
-"""Online rewards: rollouts, advantages and likelihood ratios of single denoising steps."""
+"""Policy-gradient methods: rollouts, advantages and likelihood ratios of single denoising steps."""

@@ -1,4 +1,4 @@
-"""DDPO: denoising as a multi-step decision process, PPO's clipped ratio on every denoising step."""
+"""DDPO: denoising as a Markov decision process, with PPO's clipped ratio at every step."""
 
 from torch import Tensor
 
@@ -12,7 +12,7 @@ class DDPO(PolicyGradient):
     With `updates: 1, inner_epochs: 1` every ratio is 1 and this is DDPO-SF (eq. 3).
 
     Args:
-        clip_range: e. The log-probability is a mean over the sample, so 1e-4 is a band of 1e-4 x C H W nats.
+        clip_range: e. The log-probability is a mean over the sample: 1e-4 is an interval of 1e-4 x C H W nats.
     """
 
     def __init__(self, clip_range: float = 1e-4, **kwargs):

@@ -3,17 +3,17 @@
 import torch
 from torch import Tensor
 
-from lit_align.algorithms.parts.latent_critic import Value, groups
+from lit_align.algorithms.parts.latent_critic import Value, param_groups
 from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, StepBatch
 
 
 class DPOK(PolicyGradient):
-    """Fan et al. 2023, arXiv 2305.16381, algorithm 1: -reward_weight A clip(rho, 1 - e, 1 + e) + kl_weight
-    KL(p_theta || p_ref) per step, with A = r - V(x_t, c, t) and the reward as it is.
+    """Fan et al. 2023, arXiv 2305.16381, algorithm 1: -reward_weight A clip(rho, 1 - e, 1 + e) + kl_weight KL(p_theta
+    || p_ref) per step, with A = r - V(x_t, c, t) and unnormalised reward r.
 
-    The ratio is clipped on both sides without PPO's minimum, as released: outside the band the reward has no say. The
-    KL is the Gaussians' own (released: the squared distance of the noise predictions alone). V learns the reward by
-    its squared error, in the same steps as the policy (released: a step of its own before them, on a replay buffer).
+    The ratio is clipped on both sides without PPO's minimum, as released: outside the interval the reward gives no
+    gradient. The KL is that of the two Gaussians (released: only the squared distance of the noise predictions). V is
+    fitted to the reward by squared error in the policy's steps (released: before them, on a replay buffer).
 
     Args:
         reward_weight, kl_weight: of the two terms.
@@ -37,7 +37,7 @@ class DPOK(PolicyGradient):
         self.value = Value(self.policy, self.rollout.timesteps(self.policy)[:-1])
 
     def parameter_groups(self) -> list:
-        return groups(self.policy, self.value, self.value_lr)
+        return param_groups(self.policy, self.value, self.value_lr)
 
     def advantages(self, prompts: list[str], reward: Tensor) -> Tensor:
         return reward

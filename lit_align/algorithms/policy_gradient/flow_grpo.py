@@ -1,4 +1,4 @@
-"""Flow-GRPO, and with other windows, noises and numbers Flow-GRPO-Fast, DanceGRPO, MixGRPO and GRPO-Guard."""
+"""Flow-GRPO; with other windows, transitions and numbers Flow-GRPO-Fast, DanceGRPO, MixGRPO and GRPO-Guard."""
 
 import copy
 
@@ -16,25 +16,25 @@ from lit_align.ranges import NOT_NEGATIVE
 
 class FlowGRPO(PolicyGradient):
     """Liu et al. 2025, arXiv 2505.05470, eq. 5: the clipped ratio with group advantages, + beta KL(p_theta || p_ref) of
-    each step. The KL is that of the released code, on which the published betas rest: the exact one times t - s (of a
-    process that is no flow: the exact one).
+    each step. For a flow the KL is the exact one times t - s, as in the released code, for which the betas were
+    published; for other processes it is exact.
 
-    The last step is not learnt from. With a `window` only its steps are noisy and learnt from: drawn anew for each
-    rollout (Flow-GRPO-Fast) or sliding (MixGRPO, arXiv 2507.21802). DanceGRPO (arXiv 2505.07818) is DanceSDE, one
-    initial noise for a prompt's samples, their own standard deviation, a fraction of the steps and no KL. GRPO-Guard
-    (arXiv 2510.22319) is `guard`; its equation numbers are those of its port in TeleBoost.
+    The last step is not trained. With a `window` only its steps are noisy and trained: drawn for each rollout
+    (Flow-GRPO-Fast) or sliding (MixGRPO, arXiv 2507.21802). DanceGRPO (arXiv 2505.07818) is DanceSDE, one initial noise
+    for a prompt's samples, the group's own standard deviation, a fraction of the steps and no KL. GRPO-Guard (arXiv
+    2510.22319) is `guard`; its equation numbers are those of its port in TeleBoost.
 
     Args:
         beta: coefficient of the KL; 0: no reference.
-        clip_range: half the width of the ratio's band.
+        clip_range: half-width of the ratio's clipping interval.
         window: noisy steps in a rollout (default: all).
-        window_range: first step, and the one after the last, of what the window moves in (default: all but the last).
-        slide_every: training steps after which the window moves on by one step; 0: it is drawn at random.
+        window_range: first step and end (exclusive) of where the window can be (default: all but the last step).
+        slide_every: training steps after which the window moves by one step; 0: it is drawn at random.
         shared_noise: one initial noise for all samples of a prompt.
-        fraction: of the noisy steps that are learnt from, drawn for each rollout.
-        guard: the ratio exp(s (delta + |mu - mu_old|^2 / 2 s^2)) (eq. 8), delta its logarithm and s the step's standard
-            deviation, in place of exp(delta): its mean is 1 at every step, and its scale alike; and the step's term
-            over t - s (eq. 12), so that the velocity gets as much gradient at every step. For FlowSDE.
+        fraction: of the noisy steps, drawn for each rollout, that is trained.
+        guard: replaces the ratio exp(delta) by exp(std (delta + |mu - mu_old|^2 / (2 std^2))) (eq. 8), which has mean 1
+            and the same scale at every step, and divides a step's loss by t - s (eq. 12), so the velocity gets as much
+            gradient at every step. For FlowSDE.
     """
 
     uses_reference, ranges = True, {"beta": NOT_NEGATIVE}
@@ -68,19 +68,19 @@ class FlowGRPO(PolicyGradient):
         if window and not (0 <= first <= end - window and end < self.rollout.steps):
             raise ValueError(
                 f"a window of {window} does not fit into steps {first} to {end - 1} of {self.rollout.steps}, "
-                "the last of which is not learnt from: change window or window_range."
+                "the last of which is not trained: change window or window_range."
             )
         if window:
-            self.rollout = copy.copy(self.rollout)  # others may sample with the one that was given
+            self.rollout = copy.copy(self.rollout)  # the given one may be shared
             self.rollout.transition = Windowed(self.rollout.transition)
 
     def collect(self, batch: dict) -> tuple[Trajectory, Tensor]:
         if self.window:
             first, end = self.window_range
-            places = end - first - self.window + 1
-            place = self.batch_number // self.slide_every if self.slide_every else torch.randint(places, ()).item()
-            inside = self.rollout.timesteps(self.policy)[first + place % places :][: self.window]
-            self.rollout.transition.low, self.rollout.transition.high = inside[-1].item(), inside[0].item()
+            offsets = end - first - self.window + 1
+            offset = self.batch_number // self.slide_every if self.slide_every else torch.randint(offsets, ()).item()
+            times = self.rollout.timesteps(self.policy)[first + offset % offsets :][: self.window]
+            self.rollout.transition.low, self.rollout.transition.high = times[-1].item(), times[0].item()
         return super().collect(batch)
 
     def trained_steps(self, trajectory: Trajectory) -> Tensor:
@@ -91,9 +91,9 @@ class FlowGRPO(PolicyGradient):
     def ratio(self, step: StepBatch) -> Tensor:
         if not self.guard:
             return step.ratio
-        s = step.gaussian.std.flatten(1)[:, 0]
-        moved = (step.gaussian.mean - step.old_mean).square().flatten(1).mean(1)
-        return ((step.log_prob - step.old_log_prob + moved / (2 * s.square())) * s).exp()
+        std = step.gaussian.std.flatten(1)[:, 0]
+        distance = (step.gaussian.mean - step.old_mean).square().flatten(1).mean(1)
+        return ((step.log_prob - step.old_log_prob + distance / (2 * std.square())) * std).exp()
 
     def loss(self, step: StepBatch) -> Tensor:
         rho, e = self.ratio(step), self.clip_range

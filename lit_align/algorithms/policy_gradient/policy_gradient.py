@@ -18,19 +18,19 @@ from lit_align.rewards.reward import Reward
 
 
 class StepBatch(NamedTuple):
-    """M denoising steps of a rollout, evaluated by the policy as it is now."""
+    """M denoising steps of a rollout, evaluated under the current policy."""
 
-    gaussian: Gaussian  # p_theta(x_s | x_t, c) now
+    gaussian: Gaussian  # p_theta(x_s | x_t, c) of the current policy
     log_prob: Tensor  # (M,) of the recorded x_s under `gaussian`, mean over the sample's axes
-    old_log_prob: Tensor  # (M,) when it was drawn
+    old_log_prob: Tensor  # (M,) under the behaviour policy, which drew x_s
     advantage: Tensor  # (M,)
     x_t: Tensor
     x_s: Tensor
     t: Tensor
     s: Tensor
     cond: dict[str, Tensor]
-    reference: Gaussian | None = None  # p_ref(x_s | x_t, c), without gradient, for a method that uses the reference
-    old_mean: Tensor | None = None  # (M, ...) of the Gaussian that x_s was drawn from
+    reference: Gaussian | None = None  # p_ref(x_s | x_t, c), without gradient; None without a reference
+    old_mean: Tensor | None = None  # (M, ...) mean of the behaviour policy's Gaussian
 
     @property
     def log_ref_ratio(self) -> Tensor:
@@ -46,25 +46,25 @@ class StepBatch(NamedTuple):
 class PolicyGradient(Online):
     """Base of the methods that learn from the likelihoods of their own denoising steps. A method overrides `loss`.
 
-    A training step draws `samples_per_prompt` trajectories for each prompt of the batch, scores them, and makes
+    A training step samples `samples_per_prompt` trajectories for each prompt of the batch, scores them, and makes
     `inner_epochs` x `updates` optimizer steps, each on all denoising steps of its share of the trajectories.
 
-    Logs `train/reward` (mean), `train/ratio`, `train/clip_fraction` where a method clips, and `train/approx_kl`.
+    Logs `train/reward` (mean), `train/ratio`, `train/approx_kl`, and `train/clip_fraction` if the method clips.
 
     Args:
-        reward: what is maximised.
+        reward: the reward to maximise.
         rollout: a stochastic sampler (default: DDIM with eta 1, 50 steps, guidance 5).
-        advantage: turns the rewards of all ranks into advantages (default: per-prompt statistics). Methods that learn
-            from rewards as they are, or have statistics of their own, ignore it.
+        advantage: turns the rewards of all ranks into advantages (default: per-prompt statistics). Ignored by methods
+            that use raw rewards or statistics of their own.
         samples_per_prompt: trajectories per prompt.
         updates: optimizer steps per inner epoch.
         inner_epochs: passes over the rollout.
-        minibatch: rows of one forward: trajectories while sampling, denoising steps while learning.
+        minibatch: rows per forward: trajectories in the rollout, denoising steps in the update.
         max_advantage: advantages are clipped to +- this.
     """
 
     feedback = ("prompt",)
-    group_size = 1  # successive trajectories that `loss` sees together, all at the same step
+    group_size = 1  # successive trajectories that `loss` compares, all at the same step
     noise_group_size = 1  # successive trajectories that start from the same noise
 
     def __init__(
@@ -97,7 +97,7 @@ class PolicyGradient(Online):
         """The method's equation: (M / group_size,) from M denoising steps."""
 
     def collect(self, batch: dict) -> tuple[Trajectory, Tensor]:
-        """Trajectories, and the advantage of each (N,) or of each of its steps (N, T)."""
+        """Trajectories, and the advantage of each trajectory (N,) or of each step (N, T)."""
         rows = repeat_rows(batch, self.samples_per_prompt)
         trajectory, states = self.draw_trajectories(rows)
         return trajectory, self.advantages(rows["prompt"], self.rewards_of(states, rows))
@@ -105,27 +105,27 @@ class PolicyGradient(Online):
     def draw_trajectories(
         self, rows: dict, hooks: Sequence[Hook] = (), leaves: int = 1
     ) -> tuple[Trajectory, list[State]]:
-        """Trajectories (N) and the sampler's last states, drawn a minibatch at a time; `leaves`: samples that a hook
+        """N trajectories and the sampler's final states, `minibatch` samples at a time; `leaves`: samples that a hook
         makes of each row."""
         if self.samples_per_prompt % self.group_size:
             raise ValueError(
                 f"samples_per_prompt is {self.samples_per_prompt}; {type(self).__name__} compares {self.group_size} "
                 f"trajectories of a prompt: give a multiple of {self.group_size}."
             )
-        prompts, size = rows["prompt"], max(1, self.minibatch // leaves)
+        prompts, batch_size = rows["prompt"], max(1, self.minibatch // leaves)
         x = torch.randn(len(prompts) // self.noise_group_size, *self.policy.latent_shape, device=self.device)
         x, states = x.repeat_interleave(self.noise_group_size, 0), []
-        for part in torch.arange(len(prompts)).split(size):
-            own = select_rows(rows, part.tolist())
-            columns = own["columns"]
+        for part in torch.arange(len(prompts)).split(batch_size):
+            part_rows = select_rows(rows, part.tolist())
+            columns = part_rows["columns"]
             states.append(
-                self.rollout(self.policy, own["prompt"], columns=columns, x=x[part], hooks=hooks, record=True)
+                self.rollout(self.policy, part_rows["prompt"], columns=columns, x=x[part], hooks=hooks, record=True)
             )
         return Trajectory.cat([state.trajectory for state in states]), states
 
     @torch.no_grad()
     def rewards_of(self, states: list[State], rows: dict) -> Tensor:
-        """The rewards (N,) of the samples that rollouts ended in."""
+        """Rewards (N,) of the final samples of rollouts."""
         x_0 = torch.cat([state.x for state in states])
         return self.log_reward(self.judge(self.reward, x_0, rows, self.minibatch), rows["prompt"])
 
@@ -134,7 +134,7 @@ class PolicyGradient(Online):
         return local_advantages(self, prompts, reward)
 
     def optimizer_steps(self, collected: tuple[Trajectory, Tensor]) -> Iterator[list[dict]]:
-        """Every optimizer step sees all denoising steps of its share of the trajectories."""
+        """Each optimizer step trains all denoising steps of its share of the trajectories."""
         trajectory, advantage = collected
         steps = self.trained_steps(trajectory)
         advantage = advantage.view(len(advantage), -1).expand_as(trajectory.t)
@@ -146,12 +146,12 @@ class PolicyGradient(Online):
     def update(
         self, trajectory: Trajectory, advantage: Tensor, groups: Tensor, steps: Tensor, reference: bool = True
     ) -> list[dict]:
-        """The minibatches of one optimizer step on the given steps of groups (G, group_size) of trajectories.
-        Advantages (N, T, ...); `reference`: whether `loss` sees it, where the method uses one."""
+        """Minibatches of one optimizer step: the given steps of trajectory groups (G, group_size), with advantages (N,
+        T, ...). `reference`: False if `loss` does not need the reference."""
         parts = list(self.minibatches(groups, steps))
         share = self.group_size / sum(len(rows) for rows, _ in parts)
-        given = {"trajectory": trajectory, "advantage": advantage, "share": share, "reference": reference}
-        return [given | {"rows": rows, "steps": i, "prompt": self.prompts(trajectory, rows)} for rows, i in parts]
+        shared = {"trajectory": trajectory, "advantage": advantage, "share": share, "reference": reference}
+        return [shared | {"rows": rows, "steps": i, "prompt": self.prompts(trajectory, rows)} for rows, i in parts]
 
     @staticmethod
     def prompts(trajectory: Trajectory, rows: Tensor) -> list[str]:
@@ -165,40 +165,40 @@ class PolicyGradient(Online):
     def every_step(
         self, trajectory: Trajectory, groups: Tensor, steps: Tensor, *functions: Callable[[StepBatch], Tensor]
     ) -> list[Tensor]:
-        """The values (N, T) of functions of a step (M,) at the given steps; 0 elsewhere. It is the first of two passes
-        of a method whose objective is of whole trajectories: its derivatives in these values are the weights of the
-        second pass."""
-        found = [torch.zeros_like(trajectory.log_prob) for _ in functions]
+        """Values (N, T) of functions of a StepBatch, (M,) each, at the given steps, without gradient; 0 elsewhere.
+        First pass of objectives over whole trajectories: the objective's derivatives in these values are the weights of
+        the second pass."""
+        results = [torch.zeros_like(trajectory.log_prob) for _ in functions]
         for rows, i in self.minibatches(groups, steps):
             step = self.evaluate(trajectory, trajectory.log_prob, rows, i)
-            for values, function in zip(found, functions):
+            for values, function in zip(results, functions):
                 values[rows, i] = function(step)
-        return found
+        return results
 
     def minibatches(self, groups: Tensor, steps: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Rows and steps (M,), in random order; the rows of a group stay together."""
+        """Trajectory rows and steps, (M,) each, in random order; the rows of a group stay together."""
         cells = torch.cartesian_prod(torch.arange(len(groups)), steps).view(-1, 2)
         for part in cells[torch.randperm(len(cells))].split(max(1, self.minibatch // self.group_size)):
             yield groups[part[:, 0]].flatten(), part[:, 1].repeat_interleave(self.group_size)
 
     def trained_steps(self, trajectory: Trajectory) -> Tensor:
-        """Indices of the denoising steps that are learnt from: those with noise, hence with a likelihood."""
+        """Indices of the denoising steps that are trained: those with noise, which have a likelihood."""
         steps = (trajectory.log_prob[0] != 0).nonzero().flatten().cpu()
         if not len(steps):
             raise ValueError(
                 f"{type(self).__name__} learns from the likelihood of noisy steps, and the rollout has none: give it a "
-                "transition with noise, as DDIM with eta 1, or FlowSDE."
+                "transition with noise, such as DDIM with eta 1, or FlowSDE."
             )
         return steps
 
     def gaussian(self, m: dict) -> Gaussian:
-        """p(x_s | x_t, c) of a minibatch under the active policy, by the code and the steering that drew it."""
+        """p(x_s | x_t, c) of a minibatch under the active weights, by the same code and steering as in the rollout."""
         return self.rollout.gaussian(self.policy, m["x_t"], m["t"], m["s"], m["cond"])[0]
 
     def evaluate(
         self, trajectory: Trajectory, advantage: Tensor, rows: Tensor, steps: Tensor, reference: bool = True
     ) -> StepBatch:
-        """The steps (M,) of trajectory rows (M,) under the current policy, with their advantages of all (N, T, ...)."""
+        """Steps (M,) of trajectory rows (M,) under the current policy; `advantage` holds all steps (N, T, ...)."""
         m = trajectory.minibatch(rows, steps)
         gaussian, ref = self.gaussian(m), None
         if self.uses_reference and reference:

@@ -1,4 +1,4 @@
-"""PRDP: the difference of two rewards, regressed on the difference of two trajectories' log-ratios."""
+"""PRDP: fits the difference of two trajectories' log-ratios to the difference of their rewards."""
 
 import torch
 from torch import Tensor
@@ -9,18 +9,17 @@ from lit_align.diffusion.state import Trajectory
 
 class PRDP(PolicyGradient):
     """Deng et al. 2024, arXiv 2402.08714: (beta (R_a - R_b) - (r_a - r_b))^2 of two trajectories of a prompt, R = sum_t
-    log p_theta / p_ref, whose minimum is the optimum of reward - beta KL. Proximal: the larger of this and the same
-    with each log p_theta clamped to log p_old +- e.
+    log p_theta / p_ref, minimised by the optimum of reward - beta KL. Proximal: the larger of this and the same with
+    each log p_theta clamped to log p_old +- e.
 
-    The square of a sum over steps takes two passes: one without gradient for the sums, then one step at a time with
-    the square's derivative as its weight; together they are the exact gradient, in one step's memory. Log-probabilities
-    are means over the sample, so beta is the paper's times C H W (which convention it uses: unverified). No reward is
-    normalised.
+    The square of a sum over steps takes two passes: the sums without gradient, then one step at a time, weighted by the
+    square's derivative. Together they give the exact gradient in one step's memory. Log-probabilities are means over
+    the sample, so beta is the paper's times C H W (the paper's convention: unverified). Rewards are not normalised.
 
     Args:
         beta: strength of the KL.
         clip_range: e.
-        samples_per_prompt: even; successive ones are pairs.
+        samples_per_prompt: even; successive samples form pairs.
     """
 
     uses_reference = True
@@ -34,9 +33,9 @@ class PRDP(PolicyGradient):
         return reward
 
     def update(self, trajectory: Trajectory, advantage: Tensor, groups: Tensor, steps: Tensor) -> list[dict]:
-        """The first pass, and the second with the weights it gives."""
-        found = lambda s: s.log_prob, lambda s: s.reference.log_prob(s.x_s)
-        log_prob, log_ref = self.every_step(trajectory, groups, steps, *found)  # (N, T)
+        """Runs the first pass; returns the minibatches of the second, with the first one's weights."""
+        functions = lambda s: s.log_prob, lambda s: s.reference.log_prob(s.x_s)
+        log_prob, log_ref = self.every_step(trajectory, groups, steps, *functions)  # (N, T)
         old, e, log_prob = trajectory.log_prob, self.clip_range, log_prob.requires_grad_()
         gap = lambda x: x[groups[:, 0]] - x[groups[:, 1]]
         residual = lambda x: self.beta * gap((x - log_ref)[:, steps].sum(1)) - gap(advantage[:, 0])  # (G,)

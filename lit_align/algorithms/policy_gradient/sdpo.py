@@ -1,4 +1,4 @@
-"""SDPO: a step's reward is that of the image it foresees; two trajectories learn from their difference."""
+"""SDPO: a step's reward is that of its estimate of x_0; two trajectories are compared step by step."""
 
 import torch
 from torch import Tensor
@@ -11,29 +11,28 @@ from lit_align.diffusion.state import Trajectory
 
 
 def interpolated(x_0: Tensor, exact) -> Tensor:
-    """Rewards (N, T) of all estimates x_0 (N, T, ...), of which three each are asked for, `exact(latents)` (3 N,): all
-    first ones, those least like both ends, and all last ones. The others are the three's mean, weighted by the cosines
-    with them."""
+    """Rewards (N, T) of all estimates x_0 (N, T, ...). `exact(latents)` (3 N,) scores three per trajectory: the first,
+    the last, and the one least similar to both. The others get the mean of the three, weighted by cosine similarity."""
     n, steps = x_0.shape[:2]
     flat = torch.nn.functional.normalize(x_0.flatten(2), dim=2)
     cosine = (flat @ flat.transpose(1, 2)).clamp(min=1e-6)  # (N, T, T)
     rows = torch.arange(n, device=x_0.device)
     anchor = (cosine[:, 0] + cosine[:, -1])[:, 1:-1].argmin(1) + 1 if steps > 2 else torch.zeros_like(rows)
-    places = torch.stack([torch.zeros_like(anchor), anchor, torch.full_like(anchor, steps - 1)], 1)  # (N, 3)
-    known = exact(x_0[rows, places.T].flatten(0, 1)).view(3, n).T  # (N, 3)
-    like = cosine[rows[:, None], places].transpose(1, 2)  # (N, T, 3)
-    mean = (like * known[:, None]).sum(2) / like.sum(2)
-    return mean.scatter(1, places, known)
+    scored = torch.stack([torch.zeros_like(anchor), anchor, torch.full_like(anchor, steps - 1)], 1)  # (N, 3)
+    rewards = exact(x_0[rows, scored.T].flatten(0, 1)).view(3, n).T  # (N, 3)
+    similarity = cosine[rows[:, None], scored].transpose(1, 2)  # (N, T, 3)
+    mean = (similarity * rewards[:, None]).sum(2) / similarity.sum(2)
+    return mean.scatter(1, scored, rewards)
 
 
 class SDPO(PolicyGradient):
-    """Zhang et al. 2024, arXiv 2411.11727 (stepwise diffusion policy optimization): (lambda^k (l_a - l_b) - (A_a -
-    A_b))^2 at step k of two trajectories from one noise, l the log-ratio to the policy that drew them, or the same
-    with l clamped to +- e where that is larger. A is the discounted sum of the rewards of the step's and all later
-    estimates of x_0, normalised by prompt and step.
+    """Zhang et al. 2024, arXiv 2411.11727 (stepwise diffusion policy optimization): at step k of two trajectories from
+    one noise, the larger of (lambda^k (l_a - l_b) - (A_a - A_b))^2 and the same with l clamped to +- e. l is the
+    log-ratio to the behaviour policy. A is the discounted sum of the rewards of this and all later estimates of x_0,
+    normalised per prompt and step.
 
-    Three estimates of a trajectory are scored, the others interpolated. (Released: an optimizer step for each
-    denoising step; here one for all.)
+    Three estimates of a trajectory are scored, the others interpolated. (Released: one optimizer step per denoising
+    step; here one for all.)
 
     Args:
         clip_range: e.

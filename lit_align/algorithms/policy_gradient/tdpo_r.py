@@ -1,4 +1,4 @@
-"""TDPO-R: a critic of every denoising step's image, whose active neurons are reset now and then."""
+"""TDPO-R: a critic of the image at every denoising step, whose active neurons are reset at intervals."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -7,31 +7,31 @@ import torch
 from torch import Tensor
 
 from lit_align.algorithms.parts.image_critic import Critic
-from lit_align.algorithms.parts.latent_critic import groups
+from lit_align.algorithms.parts.latent_critic import param_groups
 from lit_align.algorithms.policy_gradient.ddpo import DDPO
 from lit_align.diffusion.state import Trajectory
 
 
 class TDPOR(DDPO):
-    """Zhang et al. 2024, arXiv 2402.08552: DDPO whose advantage at step k is R - C(e_k), normalised over all steps of
-    the collection, R the normalised reward and e_k the reward model's embedding of the decoded x_t that the step starts
-    from. An optimizer step for each denoising step of each share of the trajectories (steps outside, trajectories
-    inside), every trajectory in an order of its own. C learns R in the same steps, by
+    """Zhang et al. 2024, arXiv 2402.08552: DDPO with advantage R - C(e_k) at step k, normalised over all steps of the
+    rollout. R is the normalised reward; e_k is the reward model's embedding of the decoded x_t at which the step
+    starts. There is an optimizer step for each denoising step and each share of the trajectories (steps in the outer
+    loop), every trajectory in its own random order of steps. The same optimizer steps fit C to R by
 
         0.5 max((C - R)^2, (C_old + clip(C - C_old, -e_C, e_C) - R)^2).
 
-    Every `reset_every` training steps the critic's active neurons are reset, those with a score above `dormant`: they
-    carry the primacy bias, dormant ones none. `reset_every: 0` is TDPO. Draws and schedule follow from the number of
-    the training step.
+    Every `reset_every` training steps the critic's active neurons, those with a score above `dormant`, are reset: they
+    carry the primacy bias, dormant ones do not. `reset_every: 0` is TDPO. When resets happen, and what they draw,
+    depends on the number of the training step only.
 
-    The port measures activity on the whole collection (released: on a few of its samples). A trajectory's decoded
-    images are embedded by `reward.embed`: a CLIP reward's own features; for a black box the image at 16 x 16 pixels.
+    The port measures activity on the whole rollout (released: on a few samples). `reward.embed` embeds the decoded
+    images: a CLIP reward's own features; for a black box the image at 16 x 16 pixels.
 
     Args:
         value_lr: learning rate of C.
         value_clip_range: e_C, in units of R.
         reset_every: training steps between resets.
-        dormant: the score up to which a neuron is left alone.
+        dormant: score up to which a neuron is kept.
         updates: optimizer steps on each denoising step.
     """
 
@@ -52,7 +52,7 @@ class TDPOR(DDPO):
             self.critic = Critic(self.reward.embed(torch.zeros(1, 3, side, side)).shape[1])
 
     def parameter_groups(self) -> list:
-        return groups(self.policy, self.critic, self.value_lr)
+        return param_groups(self.policy, self.critic, self.value_lr)
 
     @torch.no_grad()
     def embedded(self, x_t: Tensor) -> Tensor:
@@ -62,38 +62,38 @@ class TDPOR(DDPO):
         return torch.cat([embed(x) for x in parts]).unflatten(0, x_t.shape[:2])
 
     def temporal(self, e: Tensor, returns: Tensor) -> tuple[Tensor, Tensor]:
-        """C(e) as it is now and the advantages of all steps, both (N, T)."""
+        """C(e) of the current critic, and the advantages of all steps, both (N, T)."""
         self.critic.eval()
         with torch.no_grad():
             value = self.critic(e)
         self.critic.train()
         residual = returns[:, None] - value
-        everyone = self.all_gather(residual)
-        return value, (residual - everyone.mean()) / (everyone.std(correction=0) + 1e-8)
+        gathered = self.all_gather(residual)
+        return value, (residual - gathered.mean()) / (gathered.std(correction=0) + 1e-8)
 
     def value_loss(self, value: Tensor, old: Tensor, returns: Tensor) -> Tensor:
-        near = old + (value - old).clamp(-self.value_clip_range, self.value_clip_range)
-        loss = 0.5 * torch.maximum((value - returns).square(), (near - returns).square())
+        clipped = old + (value - old).clamp(-self.value_clip_range, self.value_clip_range)
+        loss = 0.5 * torch.maximum((value - returns).square(), (clipped - returns).square())
         self.log_mean("train/value_loss", loss.detach().mean(), len(loss))
         return loss
 
     def optimizer_steps(self, collected: tuple[Trajectory, Tensor]) -> Iterator[list[dict]]:
-        """The update loop, from trajectories and their normalised rewards (N,)."""
+        """Minibatches of each optimizer step, from trajectories and their normalised rewards (N,)."""
         trajectory, returns = collected
         steps, names = self.trained_steps(trajectory), ("x_t", "x_s", "t", "s", "log_prob", "mean")
         trajectory = replace(trajectory, **{name: getattr(trajectory, name)[:, steps] for name in names})
         e = self.embedded(trajectory.x_t)
         old, advantage = self.temporal(e, returns)
-        given = {"trajectory": trajectory, "advantage": advantage, "e": e, "old": old, "returns": returns}
+        shared = {"trajectory": trajectory, "advantage": advantage, "e": e, "old": old, "returns": returns}
         for _ in range(self.inner_epochs):
             order = torch.rand(len(e), len(steps)).argsort(1)  # (N, T)
-            for at in order.T:
+            for step in order.T:
                 for part in torch.randperm(len(e)).chunk(self.updates):
                     yield [
-                        given
+                        shared
                         | {
                             "rows": rows,
-                            "steps": at[rows],
+                            "steps": step[rows],
                             "share": 1 / len(part),
                             "prompt": self.prompts(trajectory, rows),
                         }
@@ -110,7 +110,7 @@ class TDPOR(DDPO):
         return loss.sum() * m["share"]
 
     def reset(self, e: Tensor, number: int) -> None:
-        """Resets what is active on embeddings (M, D) of all ranks, alike on every rank."""
+        """Resets the neurons that are active on the embeddings e (M, D) of all ranks, the same ones on every rank."""
         self.critic.eval()
         scores = [self.all_gather(score).view(-1, len(score)).mean(0) for score in self.critic.scores(e)]
         self.critic.train()

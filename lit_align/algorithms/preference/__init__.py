@@ -1,1 +1,1 @@
-"""Offline and semi-online preference methods: pairs in, a loss on denoising errors out."""
+"""Preference methods: losses on pairs or rankings of images, stored or sampled during training; and SFT."""

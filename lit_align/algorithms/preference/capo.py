@@ -1,4 +1,4 @@
-"""CaPO: pairs from the Pareto fronts of several calibrated rewards, with the win-rate gap as the target."""
+"""CaPO: pairs from Pareto fronts of several calibrated rewards; the target is their gap in win rate."""
 
 import torch
 from torch import Tensor
@@ -7,24 +7,24 @@ from lit_align.algorithms.preference.ranking import Ranked, Ranking
 
 
 def calibrated(scores: Tensor) -> Tensor:
-    """The expected win rate against the list's other images: R_ca(x_i) = mean over j != i of sigmoid(R_i - R_j), for
-    scores (B, K, R)."""
+    """Calibrated rewards (B, K, R) of scores (B, K, R): the expected win rate against the list's other images,
+    R_ca(x_i) = mean over j != i of sigmoid(R_i - R_j)."""
     wins = torch.sigmoid(scores[:, :, None] - scores[:, None])  # (B, K, K, R)
     return (wins.sum(2) - 0.5) / (scores.shape[1] - 1)
 
 
 def front(scores: Tensor) -> Tensor:
-    """(B, K) bool: the images that no other one dominates (at least as good in every reward, better in one)."""
+    """(B, K) bool: images that no other image dominates (at least as good in every reward, better in one)."""
     a, b = scores[:, :, None], scores[:, None]  # i, j
     dominated = (b >= a).all(3) & (b > a).any(3)
     return ~dominated.any(2)
 
 
 class CaPO(Ranking):
-    """Lee et al. 2025, arXiv 2502.02588: (R_ca(x+) - R_ca(x-) - beta w(t) (h(x+) - h(x-)))^2, x+ drawn from the upper
-    Pareto front and x- from the lower one, R_ca the mean calibrated reward, w(t) = sigmoid(bias - log SNR).
+    """Lee et al. 2025, arXiv 2502.02588: (R_ca(x+) - R_ca(x-) - beta w(t) (h(x+) - h(x-)))^2. x+ is drawn from the
+    upper Pareto front and x- from the lower one, R_ca is the mean calibrated reward, w(t) = sigmoid(bias - log SNR).
 
-    A list whose images are all equal teaches nothing: both gaps are 0 when x+ = x- (it is then its own pair).
+    If x+ and x- are the same image, both gaps are 0 and the list gives no gradient.
 
     Args:
         beta: coefficient of h.

@@ -1,4 +1,4 @@
-"""DDE: a pair's label spread over the denoising steps, most of it to the middle ones."""
+"""DDE: the weight of a pair depends on the denoising step and peaks at the middle ones."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,11 +9,10 @@ from lit_align.algorithms.preference.preference import Errors, Preference
 class DDE(Preference):
     """After Shi et al. 2024, arXiv 2411.14871 (direct distributional estimation): -log sigmoid(beta w(t) D).
 
-    The paper's credit to step t peaks in the middle of the trajectory; its coefficients are not public, so the weight
-    is our reconstruction, not a reproduction. A step's error moves the estimate of x_0 by sigma / alpha (the
-    single-shot estimator), and what it says of x_0 survives the later steps in the share alpha (the stepwise one); in
-    variance the product is (sigma / alpha)^2 alpha^4 = sigma^2 alpha^2: unimodal, zero at both ends, scaled to mean 1
-    over t.
+    The paper's credit of step t peaks in the middle of the trajectory. Its coefficients are not public, so w is our
+    reconstruction, not a reproduction. An error at step t moves the estimate of x_0 by sigma / alpha (the single-shot
+    estimator); of this change the fraction alpha survives the later steps (the stepwise one). In variance the product
+    is (sigma / alpha)^2 alpha^4 = sigma^2 alpha^2: unimodal, zero at both ends, scaled to mean 1 over t.
 
     Args:
         beta: coefficient of D where w = 1.

@@ -1,4 +1,4 @@
-"""DPO-Kernels: DPO with another measure of how near a prediction is to its target than the squared error."""
+"""DPO-Kernels: DPO with a kernel in place of the squared error between prediction and target."""
 
 from typing import Literal
 
@@ -10,14 +10,14 @@ from lit_align.algorithms.preference.preference import Errors, Preference
 
 
 class DPOKernels(Preference):
-    """After Das et al. 2025, arXiv 2501.03271: the log-ratio is a difference of log-kernels, and the divergence is
-    f-DPO's.
+    """After Das et al. 2025, arXiv 2501.03271: the log-ratio is a difference of log-kernels; the divergence is f-DPO's.
 
-    The port to diffusion is ours. With p the prediction, e its target and N their size, log k(p, e) is
-    rbf: -||p - e||^2 / N (Diffusion-DPO); polynomial: degree x log(1 + <p, e> / N);
-    mahalanobis: the squared error in units of the reference's mean squared residual at each latent coordinate in the
-    batch. The spectral kernel is left out: no source that we found names its eigenfunctions.
-    u = beta (log k(p, e) - log k(p_ref, e)), and the loss is f-DPO's on u.
+    The port to diffusion is ours. For a prediction p and its target e, both of N elements, log k(p, e) is:
+    - rbf: -||p - e||^2 / N (Diffusion-DPO);
+    - polynomial: degree x log(1 + <p, e> / N);
+    - mahalanobis: rbf, each coordinate's squared error relative to the reference's, averaged over the batch.
+    u = beta (log k(p, e) - log k(p_ref, e)), and the loss is f-DPO's on u. The spectral kernel is left out: we found no
+    source that names its eigenfunctions.
 
     Args:
         beta: coefficient of the log-kernels.
@@ -40,7 +40,7 @@ class DPOKernels(Preference):
         self.divergence, self.alpha = divergence, alpha
 
     def log_kernel(self, prediction: Tensor, e: Errors) -> Tensor:
-        """log k of predictions with e.target, both (2B, ...): (2B,)."""
+        """log k of predictions and e.target, both (2B, ...): (2B,)."""
         if self.kernel == "polynomial":
             return self.degree * (prediction * e.target).flatten(1).mean(1).clamp(min=-0.99).log1p()
         residual = prediction - e.target

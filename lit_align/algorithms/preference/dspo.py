@@ -1,4 +1,4 @@
-"""DSPO: score matching on winners, the target moved by the preference's own score."""
+"""DSPO: score matching on winners, with the target shifted by the preference's score."""
 
 import torch
 from torch import Tensor
@@ -10,10 +10,10 @@ class DSPO(Preference):
     """Zhu et al., ICLR 2025 (the SD 1.5 code): mean ||(eps_w - e) - lambda w (eps_w - eps_ref,w)||^2, w = 1 -
     sigmoid(beta D).
 
-    eps_w is the policy's prediction on x^w, e the target, the reference's prediction a constant; w is not.
+    eps_w is the policy's prediction on x^w, e the target. The reference's prediction has no gradient; w has one.
 
     Args:
-        beta: coefficient of D in w (the paper's 0.001 with its 1/2).
+        beta: coefficient of D in w (the paper's 0.001 times its 1/2).
         weight: lambda (the paper's beta, 0.001).
     """
 

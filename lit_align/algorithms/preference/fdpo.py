@@ -1,4 +1,4 @@
-"""f-DPO: DPO under another divergence from the reference than the reverse KL."""
+"""f-DPO: DPO with another divergence than the reverse KL."""
 
 from typing import Literal
 
@@ -11,7 +11,7 @@ Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
 
 
 def link(u: Tensor, divergence: Divergence, alpha: float) -> Tensor:
-    """f'(exp(u)) up to constants, for a log-ratio u; exponents are clamped at 80."""
+    """f'(exp(u)) up to constants, of a log-ratio u; exponents are clamped at 80."""
     if divergence == "forward_kl":
         return -(-u).clamp(max=80).exp()
     if divergence == "js":
@@ -24,9 +24,8 @@ def link(u: Tensor, divergence: Divergence, alpha: float) -> Tensor:
 class FDPO(Preference):
     """Wang et al. 2023, arXiv 2309.16240, eq. 10: -log sigmoid(f'(u_w) - f'(u_l)); the port to diffusion is ours.
 
-    The log-ratio of an image is u = beta (reference error - error): beta acts inside f', which is not linear. Reverse
-    KL is Diffusion-DPO; alpha runs from forward KL at 0 to reverse KL at 1 (papers that call it 1 - alpha have the
-    reverse).
+    An image's log-ratio is u = beta (reference error - error). f' is not linear, so beta acts inside it. Reverse KL is
+    Diffusion-DPO. alpha goes from 0 (forward KL) to 1 (reverse KL); some papers write 1 - alpha for it.
 
     Args:
         beta: coefficient of the errors.

@@ -9,11 +9,11 @@ from lit_align.algorithms.preference.preference import Errors, Preference
 class FlowDPO(Preference):
     """Liu et al. 2025, arXiv 2501.13918, eq. 10: -log sigmoid(beta_t D), D the gap of velocity errors.
 
-    The exact port of Diffusion-DPO has beta_t = beta (1 - t)^2; a constant beta_t is what the paper found better.
+    The exact port of Diffusion-DPO has beta_t = beta (1 - t)^2; the paper found a constant beta_t better.
 
     Args:
         beta: coefficient of D (half of the paper's).
-        time_dependent: beta_t = beta (1 - t)^2 in place of beta.
+        time_dependent: use beta_t = beta (1 - t)^2 instead of a constant.
     """
 
     def __init__(self, beta: float = 250.0, time_dependent: bool = False, **kwargs):

@@ -1,4 +1,4 @@
-"""GPO: any convex function of the gap."""
+"""GPO: a convex function of the gap."""
 
 from typing import Literal
 
@@ -17,8 +17,7 @@ CONVEX = {
 
 
 class GPO(Preference):
-    """Tang et al. 2024, arXiv 2402.05749, eq. 4: f(x) with f convex and f'(0) < 0; x = beta D, the port to diffusion
-    is ours.
+    """Tang et al. 2024, arXiv 2402.05749, eq. 4: f(beta D) with f convex and f'(0) < 0; the port to diffusion is ours.
 
     Args:
         beta: coefficient of D.

@@ -1,4 +1,4 @@
-"""InPO: DPO at latents found by DDIM inversion, which the model would itself have passed through."""
+"""InPO: Diffusion-DPO at noisy latents from DDIM inversion."""
 
 import torch
 import torch.nn.functional as F
@@ -8,18 +8,18 @@ from lit_align.algorithms.preference.preference import Errors, Preference
 
 
 class InPO(Preference):
-    """Lu et al. 2025, arXiv 2503.18454 (DDIM-InPO): Diffusion-DPO with x_t from inverting x_0 in place of forward
-    noising.
+    """Lu et al. 2025, arXiv 2503.18454 (DDIM-InPO): Diffusion-DPO with x_t from DDIM inversion of x_0 instead of
+    forward noising.
 
-    Inversion runs under the present policy, without gradient or guidance, along a grid of `inversion_steps` to a grid
-    time drawn for each pair; the target is the noise that leads there, eps = (x_t - alpha x_0) / sigma. (The official
-    code inverts to the grid time below a t that it then tells the network; here both are the same time.)
+    Inversion uses the current policy, without gradient or guidance, on a grid of `inversion_steps`, up to a grid time
+    drawn for each pair. The target is the noise that gives this x_t: eps = (x_t - alpha x_0) / sigma. (The official
+    code inverts to the grid time below the t that it passes to the network; here both are the same time.)
 
     Args:
         beta: coefficient of D.
         inversion_steps: points of the grid.
-        eta: share of fresh noise in each inversion step, in [0, 1].
-        refinements: fixed-point corrections of each step (ReNoise, arXiv 2403.14602).
+        eta: fraction of fresh noise in each inversion step, in [0, 1].
+        refinements: fixed-point corrections per step (ReNoise, arXiv 2403.14602).
     """
 
     def __init__(
@@ -34,18 +34,18 @@ class InPO(Preference):
         stop = torch.randint(1, len(grid), (len(x_0) // 2,), device=x_0.device).repeat(2)
         x_t = x_0.clone()
         for i in range(1, int(stop.max()) + 1):
-            on = (stop >= i).nonzero().flatten()
-            x_t[on] = self.inverted(x_t[on], grid[i - 1], grid[i], {k: v[on] for k, v in cond.items()})
+            rows = (stop >= i).nonzero().flatten()
+            x_t[rows] = self.inversion_step(x_t[rows], grid[i - 1], grid[i], {k: v[rows] for k, v in cond.items()})
         t = grid[stop]
         alpha, sigma = self.policy.process.coefficients(t, x_0)
         return t, (x_t - alpha * x_0) / sigma
 
-    def inverted(self, x_s: Tensor, s: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+    def inversion_step(self, x_s: Tensor, s: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
         """One step from x_s (N, ...) up to the noisier time t."""
         process, s, t = self.policy.process, s.expand(len(x_s)), t.expand(len(x_s))
         fresh, kept = self.eta, (1 - self.eta**2) ** 0.5
         (a_s, s_s), (a_t, s_t) = process.coefficients(s, x_s), process.coefficients(t, x_s)
-        x, time, z = x_s, s.clamp(min=0), torch.randn_like(x_s)  # a network knows no time before 0
+        x, time, z = x_s, s.clamp(min=0), torch.randn_like(x_s)  # networks take no time below 0
         for _ in range(1 + self.refinements):
             eps = process.to_eps(self.policy.denoise(x, time, cond), x, time)
             x = a_t * (x_s - s_s * eps) / a_s + s_t * (kept * eps + fresh * z)

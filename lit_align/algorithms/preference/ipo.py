@@ -1,4 +1,4 @@
-"""Diffusion-IPO: a squared distance of the gap to a fixed margin, which bounds how far a pair can push."""
+"""Diffusion-IPO: squared distance of the gap from a target margin, which limits how far a pair pushes."""
 
 from torch import Tensor
 
@@ -6,11 +6,11 @@ from lit_align.algorithms.preference.preference import Errors, Preference
 
 
 class DiffusionIPO(Preference):
-    """Azar et al. 2023, arXiv 2310.12036, eq. 17, (h - 1 / (2 tau))^2 with h the difference of log-ratios; the port to
-    diffusion is ours: h is the error gap D, tau = beta / 2, and the loss is written free of units, (beta D - 1)^2.
+    """Azar et al. 2023, arXiv 2310.12036, eq. 17: (h - 1 / (2 tau))^2, h the difference of log-ratios. The port to
+    diffusion is ours: h is the error gap D, tau = beta / 2, and the loss is scaled to (beta D - 1)^2, without units.
 
     Args:
-        beta: coefficient of D; the margin that D is drawn to is 1 / beta.
+        beta: coefficient of D; the target margin of D is 1 / beta.
     """
 
     def __init__(self, beta: float = 2500.0, **kwargs):

@@ -1,4 +1,4 @@
-"""Diffusion-KTO: a utility of single images that are marked good or bad."""
+"""Diffusion-KTO: a utility of single images that are labelled good or bad."""
 
 from typing import Literal
 
@@ -20,15 +20,15 @@ class DiffusionKTO(Algorithm):
     """Li et al. 2024, arXiv 2404.04465, eq. 13: lambda (1 - U(y beta (h - z))), y = +1 for good images and -1 for bad
     ones.
 
-    h = reference error - error. z, the reference point, is the mean h of the batch on all ranks, at least 0 and
-    without gradient. Timestep and noise are each image's own.
+    h = reference error - error. The reference point z is the mean h of the batch over all ranks, at least 0, without
+    gradient. Each image has its own timestep and noise.
 
     Logs `train/h/good`, `train/h/bad` and `train/z`.
 
     Args:
         beta: coefficient of h - z.
         utility: kahneman_tversky (sigmoid), loss_averse (log-sigmoid) or risk_seeking (its mirror).
-        weight_good, weight_bad: lambda of each kind.
+        weight_good, weight_bad: lambda of good and of bad images.
         timestep_sampling: distribution of t: uniform, logit_normal or mode.
     """
 
@@ -61,6 +61,6 @@ class DiffusionKTO(Algorithm):
         return self.loss(h, good, z).mean()
 
     def loss(self, h: Tensor, good: Tensor, z: Tensor) -> Tensor:
-        """(B,) from h (B,), the mark of each image (B,) bool, and z ()."""
+        """(B,) from h (B,), labels `good` (B,) bool, and z ()."""
         y, weight = torch.where(good, 1.0, -1.0), torch.where(good, self.weight_good, self.weight_bad)
         return weight * (1 - UTILITIES[self.utility](y * self.beta * (h - z)))

@@ -1,4 +1,4 @@
-"""Linear-DPO: DPO's saturating weight replaced by a linear one that becomes truly zero."""
+"""Linear-DPO: DPO with a clipped linear weight, which reaches exactly 0, in place of the sigmoid weight."""
 
 from torch import Tensor
 
@@ -6,12 +6,12 @@ from lit_align.algorithms.preference.preference import Errors, Preference
 
 
 class LinearDPO(Preference):
-    """arXiv 2605.21123: omega (L_w - L_l), omega = clip(0.5 - beta D, eta, 1 - eta) a constant: large while a pair is
-    ordered wrong, 0.5 at the start.
+    """arXiv 2605.21123: omega (L_w - L_l), omega = clip(0.5 - beta D, eta, 1 - eta) without gradient: large for pairs
+    in the wrong order, 0.5 at the start.
 
     Args:
         beta: coefficient of D in omega (0.2 times the paper's).
-        eta: the least weight of a pair, in [0, 0.5].
+        eta: smallest weight of a pair, in [0, 0.5].
     """
 
     def __init__(self, beta: float = 100.0, eta: float = 0.0, **kwargs):

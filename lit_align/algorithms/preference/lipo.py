@@ -1,4 +1,4 @@
-"""LiPO: pairwise DPO over a list, each pair weighted by what its order changes in the list's NDCG."""
+"""LiPO: pairwise DPO over a list, each pair weighted by the change of NDCG when it is swapped."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,9 +7,9 @@ from lit_align.algorithms.preference.ranking import Ranked, Ranking, better, gap
 
 
 class LiPO(Ranking):
-    """Liu et al. 2024, arXiv 2402.01878 (LiPO-lambda, eq. 13): sum over i better than j of Delta_ij -log sigmoid(u_i
-    - u_j), u = beta h, gains 2^score, ranks by the policy's own u (all equal at the start: there the list's order
-    decides). The port to diffusion is ours.
+    """Liu et al. 2024, arXiv 2402.01878 (LiPO-lambda, eq. 13): sum over i better than j of Delta_ij -log sigmoid(u_i -
+    u_j), u = beta h, with gains 2^score and ranks by the policy's own u (at the start all u are equal and the ranks
+    follow the list's order). The port to diffusion is ours.
 
     Args:
         beta: coefficient of h.

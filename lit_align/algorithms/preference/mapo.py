@@ -10,7 +10,7 @@ from lit_align.algorithms.preference.preference import Errors, Preference
 class MaPO(Preference):
     """Hong et al. 2024, arXiv 2406.06424: L_w - beta log sigmoid(T (f(L_w) - f(L_l))), f(L) = s L / (exp(s L) - 1).
 
-    f falls from 1 with slope -s / 2, so T s / 2 (250 by default) is the coefficient of L_l - L_w.
+    f decreases from 1 with slope -s / 2, so T s / 2 (250 by default) is the coefficient of L_l - L_w.
 
     Args:
         beta: weight of the margin term.
@@ -25,7 +25,7 @@ class MaPO(Preference):
         self.beta, self.scale, self.snr = beta, scale, snr
 
     def score(self, error: Tensor) -> Tensor:
-        """f, by its series near 0."""
+        """f of the errors, by its series near 0."""
         x = self.snr * error
         small = x.abs() < 1e-3
         return torch.where(small, 1 - x / 2 + x.square() / 12, x / torch.expm1(x.where(~small, 1.0)))

@@ -1,4 +1,4 @@
-"""Nash-MD: self-play against a mixture of the policy and its reference, under a pairwise preference."""
+"""Nash-MD: self-play against a mixture of the policy and its reference, with a pairwise preference."""
 
 import torch
 from torch import Tensor
@@ -11,8 +11,8 @@ from lit_align.rewards.reward import Reward
 
 
 class Mixture(Hook):
-    """Sampling from the geometric mixture p_theta^(1 - a) p_ref^a, whose score is the same mixture of the two
-    scores."""
+    """Samples from the geometric mixture p_theta^(1 - a) p_ref^a, a = `share`: its score is (1 - a) x the policy's + a
+    x the reference's."""
 
     def __init__(self, share: float):
         self.share = share
@@ -26,18 +26,18 @@ class Mixture(Hook):
 
 
 class NashMD(OnlinePreference):
-    """Nash mirror descent (Munos et al. 2023, arXiv 2312.00886) in the contrastive form of IPO-MD (Calandriello et
-    al. 2024, arXiv 2403.08635, eq. 12); the port to diffusion is ours. Two samples x, x' of the mixture, and
-    (beta D - (2 P(x beats x') - 1))^2 with D their gap: the fixed point is the regularised Nash equilibrium.
+    """Nash mirror descent (Munos et al. 2023, arXiv 2312.00886) in the contrastive form of IPO-MD (Calandriello et al.
+    2024, arXiv 2403.08635, eq. 12); the port to diffusion is ours. The loss is (beta D - (2 P(x beats x') - 1))^2, D
+    the gap of two samples x, x' of the mixture. Its fixed point is the regularised Nash equilibrium.
 
-    Preferences are Bradley-Terry in the reward, P = sigmoid((r - r') / temperature); a model of another kind can
-    override `preference`.
+    Preferences are Bradley-Terry in the reward: P = sigmoid((r - r') / temperature). Override `preference` for another
+    model.
 
     Args:
-        reward: what the preference rests on.
+        reward: scores the samples.
         beta: coefficient of D.
-        mixture: share of the reference in what is sampled from, in [0, 1].
-        temperature: of the preference.
+        mixture: a, the share of the reference in the mixture, in [0, 1].
+        temperature: of the preference, in units of the reward.
     """
 
     feedback = ("prompt",)
@@ -49,18 +49,18 @@ class NashMD(OnlinePreference):
         self.reward, self.beta = reward.eval().requires_grad_(False), beta
         self.mixture, self.temperature = mixture, temperature
 
-    def preference(self, reward: Tensor, other: Tensor) -> Tensor:
-        """P(one sample beats the other | prompt), (B,), from their rewards."""
-        return torch.sigmoid((reward - other) / self.temperature)
+    def preference(self, first: Tensor, second: Tensor) -> Tensor:
+        """P(first sample beats second | prompt), (B,), from their rewards."""
+        return torch.sigmoid((first - second) / self.temperature)
 
     @torch.no_grad()
     def collect(self, batch: dict) -> dict:
         rows, mixture = tile_rows(batch, 2), [Mixture(self.mixture)]
         x = self.draw_latents(rows["prompt"], mixture)
         reward = self.log_reward(self.judge(self.reward, x, rows, self.minibatch), rows["prompt"])
-        one, other = x.chunk(2)
+        first, second = x.chunk(2)
         p = self.preference(*reward.chunk(2)).to(x)
-        return {"prompt": batch["prompt"], "win_latents": one, "lose_latents": other, "p": p}
+        return {"prompt": batch["prompt"], "win_latents": first, "lose_latents": second, "p": p}
 
     def loss(self, e: Errors) -> Tensor:
         return (self.beta * e.gap - (2 * e.batch["p"] - 1)).square()

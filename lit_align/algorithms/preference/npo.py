@@ -1,4 +1,4 @@
-"""Diffusion-NPO: a policy trained on swapped labels, used as what guidance leads away from."""
+"""Diffusion-NPO: a policy trained on swapped labels, used as the negative branch of guidance."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,11 +10,11 @@ from lit_align.steering.negative_branch import NegativeBranch
 
 
 class DiffusionNPO(Preference):
-    """Wang et al., ICLR 2025 (arXiv 2505.11245): Diffusion-DPO with winner and loser exchanged trains a *negative*
-    policy; sampling takes (w + 1) eps_pos(x, c) - w eps_neg(x, null), here in diffusers' scale, with the reference as
+    """Wang et al., ICLR 2025 (arXiv 2505.11245): Diffusion-DPO with winner and loser swapped trains a *negative*
+    policy. Sampling takes (w + 1) eps_pos(x, c) - w eps_neg(x, null), here in diffusers' scale, with the reference as
     the positive policy.
 
-    The implicit accuracy that is logged is that of the true labels: it falls.
+    The logged implicit accuracy uses the true labels, so it falls.
 
     Args:
         beta: coefficient of D.

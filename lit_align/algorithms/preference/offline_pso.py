@@ -9,9 +9,9 @@ from lit_align.algorithms.preference.preference import Errors
 
 
 class OfflinePSO(OnlinePreference):
-    """PSO's offline form (arXiv 2410.03190, section 3.2), for style and personalisation: target images (`win`) against
-    the reference's own samples, by Diffusion-DPO's loss at the times of the few-step sampler and no others (elsewhere
-    it blurs a distilled model).
+    """PSO's offline form (arXiv 2410.03190, section 3.2), for style and personalisation: target images (`win`) are
+    preferred to the reference's samples by Diffusion-DPO's loss, at the times of the few-step sampler only (other times
+    blur a distilled model).
 
     Args:
         beta: coefficient of D.

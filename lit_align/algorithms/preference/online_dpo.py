@@ -1,4 +1,4 @@
-"""Online DPO: pairs are the best and the worst of a prompt's own samples."""
+"""Online DPO: a pair is the best and the worst of a prompt's samples."""
 
 import torch
 import torch.nn.functional as F
@@ -11,12 +11,12 @@ from lit_align.rewards.reward import Reward
 
 
 class OnlineDPO(OnlinePreference):
-    """Iterative Diffusion-DPO (survey section 4.2; Guo et al. 2024, arXiv 2402.04792): samples K images for each
-    prompt, scores them, and takes Diffusion-DPO's loss on best against worst. Prompts whose samples score alike give
-    no pair.
+    """Iterative Diffusion-DPO (survey section 4.2; Guo et al. 2024, arXiv 2402.04792): samples K images per prompt,
+    scores them, and applies Diffusion-DPO's loss to the best and the worst. Prompts whose samples have equal scores
+    give no pair.
 
     Args:
-        reward: what decides.
+        reward: ranks the samples.
         beta: coefficient of D.
         samples_per_prompt: K.
     """
@@ -35,12 +35,12 @@ class OnlineDPO(OnlinePreference):
         latents = self.draw_latents(rows["prompt"])
         reward = self.log_reward(self.judge(self.reward, latents, rows, self.minibatch), rows["prompt"])
         reward, latents = reward.view(-1, k).cpu(), latents.unflatten(0, (-1, k))
-        different = (reward.amax(1) > reward.amin(1)).nonzero().flatten()
-        if not len(different):
+        untied = (reward.amax(1) > reward.amin(1)).nonzero().flatten()
+        if not len(untied):
             return None
-        pick = lambda which: latents[different, which[different]]
+        pick = lambda which: latents[untied, which[untied]]
         return {
-            "prompt": [batch["prompt"][i] for i in different],
+            "prompt": [batch["prompt"][i] for i in untied],
             "win_latents": pick(reward.argmax(1)),
             "lose_latents": pick(reward.argmin(1)),
         }

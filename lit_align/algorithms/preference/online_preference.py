@@ -1,4 +1,4 @@
-"""Preference methods on pairs that the policy makes itself."""
+"""Preference methods on pairs that are sampled during training."""
 
 from collections.abc import Iterator
 
@@ -10,10 +10,10 @@ from lit_align.algorithms.preference.preference import Preference
 
 
 class OnlinePreference(Online, Preference):
-    """Base of the preference methods that learn from their own samples. A method overrides `loss`, and `collect`, which
-    gives pairs {"prompt", "win_latents", "lose_latents", ...}, or None where the samples give none.
+    """Base of the preference methods that sample their own pairs. A method overrides `loss`, and `collect`, which
+    returns pairs {"prompt", "win_latents", "lose_latents", ...}, or None if there are none.
 
-    Logs `train/pairs`, the number of pairs in a collection.
+    Logs `train/pairs`, the number of pairs in a training step.
     """
 
     def optimizer_steps(self, collected: dict | None) -> Iterator[list]:
@@ -22,6 +22,6 @@ class OnlinePreference(Online, Preference):
 
     @torch.no_grad()
     def reference_latents(self, batch: dict) -> Tensor:
-        """Samples (B, ...) of the reference for the batch's prompts."""
+        """Latents (B, ...) sampled from the reference for the batch's prompts."""
         with self.policy.reference():
             return self.draw_latents(batch["prompt"])

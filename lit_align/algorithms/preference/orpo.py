@@ -9,13 +9,13 @@ from lit_align.algorithms.preference.preference import Errors, Preference
 class DiffusionORPO(Preference):
     """Hong et al. 2024, arXiv 2403.07691, eq. 6: L_w - lambda log sigmoid(log odds_w - log odds_l).
 
-    The port follows diffusers' Diffusion-ORPO with its sign mended (theirs rewards a larger error on x^w). Here
-    log p = -kappa error; with any kappa that matters p is tiny, p / (1 - p) = p, and the log-odds gap is
-    kappa (L_l - L_w).
+    The port follows diffusers' Diffusion-ORPO with the sign corrected (theirs rewards a larger error on x^w). Here log
+    p = -kappa error. For every kappa of practical use p is tiny, so p / (1 - p) = p and the log-odds gap is kappa (L_l
+    - L_w).
 
     Args:
         weight: lambda.
-        kappa: coefficient of L_l - L_w (diffusers: 1, which leaves little but SFT; MaPO's is about 250).
+        kappa: coefficient of L_l - L_w (diffusers: 1, which is almost plain SFT; MaPO's is about 250).
     """
 
     uses_reference = False

@@ -1,4 +1,4 @@
-"""Plackett-Luce DPO: the likelihood of a whole ranking under the policy's log-ratios."""
+"""Plackett-Luce DPO: the likelihood of a ranking under the policy's log-ratios."""
 
 from torch import Tensor
 
@@ -7,7 +7,7 @@ from lit_align.algorithms.preference.ranking import Ranked, Ranking, plackett_lu
 
 class PlackettLuceDPO(Ranking):
     """Rafailov et al. 2023, arXiv 2305.18290, eq. 20 (DPO under Plackett-Luce) on log-ratios u = beta h; the port to
-    diffusion is ours (Diffusion-LPO, arXiv 2510.01540, is a kin).
+    diffusion is ours (Diffusion-LPO, arXiv 2510.01540, is similar).
 
     Args:
         beta: coefficient of h.

@@ -20,11 +20,11 @@ class Errors(NamedTuple):
     lose: Tensor
     ref_win: Tensor
     ref_lose: Tensor
-    # what few methods ask for besides
-    t: Tensor | None = None  # (B,) the timestep both images were seen at
-    prediction: Tensor | None = None  # (2B, ...) the policy's, winners first
+    # read by a few methods only
+    t: Tensor | None = None  # (B,) the pair's timestep
+    prediction: Tensor | None = None  # (2B, ...) of the policy, winners first
     target: Tensor | None = None  # (2B, ...)
-    reference: Tensor | None = None  # (2B, ...) the reference's prediction
+    reference: Tensor | None = None  # (2B, ...) prediction of the reference
     batch: dict | None = None
 
     @property
@@ -35,8 +35,8 @@ class Errors(NamedTuple):
 
 def safeguarded(e: Errors, mu: float) -> Errors:
     """Diffusion-SDPO (arXiv 2511.03317): scales each loser's gradient by lambda = (1 - mu) |g_w|^2 / <g_l, g_w>,
-    clipped to [0, 1] (1 where the product is not positive), g the gradients of the two errors in the predictions. To
-    first order the winner's error then falls by mu |g_w|^2 at least; no value changes."""
+    clipped to [0, 1] (1 if the product is not positive); g_w and g_l are the gradients of the errors in the
+    predictions. To first order the winner's error then falls by at least mu |g_w|^2. Values do not change."""
     (g,) = torch.autograd.grad((e.win + e.lose).sum(), e.prediction, retain_graph=True)
     g_w, g_l = g.flatten(1).chunk(2)  # (B, CHW)
     dot = (g_l * g_w).sum(1)
@@ -47,11 +47,11 @@ def safeguarded(e: Errors, mu: float) -> Errors:
 class Preference(Algorithm):
     """Base of the methods that learn from pairs (x^w, x^l, c). A method overrides `loss`.
 
-    One timestep and one noise per pair, shared by both images and by the reference: what they have in common cancels
-    in D. Errors are *means* over the sample, so a method's beta is the coefficient that multiplies D in these units
-    (a paper that sums over C H W has beta / CHW; one that writes beta / 2 has half of its beta).
+    Both images and the reference share one timestep and one noise per pair, so what they have in common cancels in D.
+    Errors are *means* over the sample, and beta multiplies D in these units (it is CHW times the beta of a paper that
+    sums over C H W, and half the beta of a paper that writes beta / 2).
 
-    Logs `train/implicit_accuracy` (share of pairs with D > 0, ties count half), `train/margin` (mean D) and the four
+    Logs `train/implicit_accuracy` (fraction of pairs with D > 0, ties count half), `train/margin` (mean D) and the four
     mean errors `train/error/{win,lose,ref_win,ref_lose}`; the same under `val/` when the data has validation pairs.
 
     Args:
@@ -76,8 +76,7 @@ class Preference(Algorithm):
         """The method's equation: (B,) from errors of shape (B,) each."""
 
     def noise(self, x_0: Tensor, cond: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Timesteps (2B,) and noises (2B, ...) for the images x_0 (2B, ...), winners first: the pair's own, drawn
-        once."""
+        """Timesteps (2B,) and noises (2B, ...) for images x_0 (2B, ...), winners first; one draw per pair."""
         n = len(x_0) // 2
         t = self.policy.process.sample_timesteps(n, self.timestep_sampling, device=x_0.device)
         eps = torch.randn_like(x_0[:n])
@@ -95,7 +94,7 @@ class Preference(Algorithm):
         return self.measure(batch, "train")
 
     def measure(self, batch: dict, stage: str) -> Tensor:
-        """The mean loss of a batch, its errors logged under `<stage>/`."""
+        """Mean loss of a batch; logs its errors under `<stage>/`."""
         e = self.errors(batch)
         with torch.no_grad():
             gap = e.gap

@@ -1,4 +1,4 @@
-"""PRO: the likelihood of a whole ranking under the policy itself, with SFT on the best."""
+"""PRO: the likelihood of a ranking under the policy itself, plus SFT on the best image."""
 
 from torch import Tensor
 
@@ -7,7 +7,7 @@ from lit_align.algorithms.preference.ranking import Ranked, Ranking, best, plack
 
 class PRO(Ranking):
     """Song et al. 2023, arXiv 2306.17492, eq. 7: Plackett-Luce on the policy's own log-probabilities, without a
-    reference, plus SFT on the best. The port to diffusion is ours: log p = -kappa error. (The paper's optional
+    reference, plus SFT on the best image. The port to diffusion is ours: log p = -kappa error. (The paper's optional
     temperatures by reward gap are left out.)
 
     Args:

@@ -1,4 +1,4 @@
-"""RankDPO: LiPO with ranks from the labels, scored by several rewards."""
+"""RankDPO: LiPO with gains and ranks from the labels of several rewards."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,8 +7,8 @@ from lit_align.algorithms.preference.ranking import Ranked, Ranking, better, gap
 
 
 class RankDPO(Ranking):
-    """Karthik et al. 2024, arXiv 2410.18013, eqs. 7-9: as LiPO, with gains 2^phi - 1 and ranks both by phi, an
-    image's share of pairwise wins over all rewards (ties count half).
+    """Karthik et al. 2024, arXiv 2410.18013, eqs. 7-9: LiPO with gains 2^phi - 1 and ranks by phi, an image's win rate
+    against the list's other images over all rewards (ties count half).
 
     Args:
         beta: coefficient of h (not stated in the paper).
@@ -19,7 +19,7 @@ class RankDPO(Ranking):
         self.beta = beta
 
     def phi(self, scores: Tensor) -> Tensor:
-        """(B, K) from scores (B, K, R)."""
+        """Win rates (B, K) from scores (B, K, R)."""
         wins = (scores[:, :, None] > scores[:, None]).float() + 0.5 * (scores[:, :, None] == scores[:, None]).float()
         k = scores.shape[1]
         return (wins.mean(3).sum(2) - 0.5) / (k - 1)  # without the tie with itself

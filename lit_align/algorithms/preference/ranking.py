@@ -1,4 +1,4 @@
-"""Rankings: K images of a prompt with scores -> one t per list -> `loss(ranking)`."""
+"""Ranking methods: K scored images of a prompt -> one t per list -> `loss(ranking)`."""
 
 from abc import abstractmethod
 from typing import Literal, NamedTuple
@@ -14,9 +14,9 @@ class Ranked(NamedTuple):
     """B lists of K images."""
 
     error: Tensor  # (B, K) of the policy
-    ref_error: Tensor  # (B, K) of the reference, without gradient; zeros for a method without one
+    ref_error: Tensor  # (B, K) of the reference, without gradient; zeros for methods without one
     scores: Tensor  # (B, K, R) of R rewards, higher is better
-    t: Tensor  # (B,) the timestep the list was seen at
+    t: Tensor  # (B,) the list's timestep
 
     @property
     def h(self) -> Tensor:
@@ -30,7 +30,7 @@ class Ranked(NamedTuple):
 
 
 def better(score: Tensor) -> Tensor:
-    """(B, K, K) 1 where image i is scored above image j; ties are 0 both ways."""
+    """(B, K, K) 1 where image i has a higher score than image j; ties are 0 both ways."""
     return (score[:, :, None] > score[:, None, :]).float()
 
 
@@ -40,40 +40,40 @@ def gaps(a: Tensor) -> Tensor:
 
 
 def ranks(a: Tensor) -> Tensor:
-    """(B, K) the rank of each entry, 1 for the largest; ties share their mean rank."""
+    """(B, K) rank of each entry, 1 for the largest; ties share their mean rank."""
     above = better(a).sum(1)  # how many entries are larger
     equal = (gaps(a) == 0).float().sum(1) - 1
     return 1 + above + equal / 2
 
 
 def plackett_luce(a: Tensor, score: Tensor) -> Tensor:
-    """Negative log-likelihood (B,) that scores (B, K) give to log-weights a (B, K): each image against all that are
-    scored below it, -sum_k log [exp a_k / (exp a_k + sum over lower j of exp a_j)]. Tied images do not compete; without
-    ties this is the Plackett-Luce model, and for two images Bradley-Terry."""
+    """Negative log-likelihood (B,) of the ranking by scores (B, K) under log-weights a (B, K): each image against all
+    images with lower scores, -sum_k log [exp a_k / (exp a_k + sum over lower j of exp a_j)]. Tied images are not
+    compared; without ties this is the Plackett-Luce model, and for two images Bradley-Terry."""
     lower = better(score) + torch.eye(a.shape[1], device=a.device)
     others = a[:, None, :].masked_fill(lower == 0, -torch.inf).logsumexp(2)
     return (others - a).sum(1)
 
 
 def best(score: Tensor) -> Tensor:
-    """(B, K) weights that pick the best image of each list; several best ones share."""
+    """(B, K) weights that select the best image of each list; ties share the weight."""
     top = (score == score.amax(1, keepdim=True)).float()
     return top / top.sum(1, keepdim=True)
 
 
 def lambdas(gain: Tensor, rank: Tensor) -> Tensor:
-    """NDCG's weights (B, K, K) |G_i - G_j| |1 / D(i) - 1 / D(j)|, D = ln(1 + rank), from gains and ranks (B, K)."""
+    """NDCG weights (B, K, K) |G_i - G_j| |1 / D(i) - 1 / D(j)|, D = ln(1 + rank), from gains and ranks (B, K)."""
     return gaps(gain).abs() * gaps(1 / rank.log1p()).abs()
 
 
 class Ranking(Algorithm):
     """Base of the methods that learn from lists: batches {"images" (B, K, 3, H, W), "scores" (B, K, R), "prompt"}.
 
-    The images of a list share the timestep; the noise is each image's own. Errors are means over the sample, as in
-    `Preference`. A method overrides `loss`. Images with equal scores are never compared with each other.
+    The images of a list share the timestep; each image has its own noise. Errors are means over the sample, as in
+    `Preference`. A method overrides `loss`. Images with equal scores are never compared.
 
-    Logs `train/implicit_accuracy`: of the image pairs of a list that are scored differently, the share that the
-    policy's improvement orders the same way.
+    Logs `train/error` (mean) and `train/implicit_accuracy`: the fraction of image pairs with different scores that h
+    orders as the scores do.
 
     Args:
         timestep_sampling: distribution of t: uniform, or logit_normal or mode for flow matching (arXiv 2403.03206).
@@ -88,7 +88,7 @@ class Ranking(Algorithm):
 
     @abstractmethod
     def loss(self, r: Ranked) -> Tensor:
-        """The method's equation: (B,) from lists."""
+        """The method's equation: (B,) from B lists."""
 
     def ranked(self, batch: dict) -> Ranked:
         x_0 = self.latents(batch, "images")  # (B, K, C, h, w)

@@ -1,4 +1,4 @@
-"""Robust DPO: the clean labels' loss, estimated without bias from noisy ones."""
+"""Robust DPO: an unbiased estimate of the clean labels' loss from noisy labels."""
 
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""RRHF: a hinge on the order of the policy's own likelihoods, with SFT on the best."""
+"""RRHF: a hinge loss on the order of the policy's own likelihoods, plus SFT on the best image."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,8 +7,8 @@ from lit_align.algorithms.preference.ranking import Ranked, Ranking, best, bette
 
 
 class RRHF(Ranking):
-    """Yuan et al. 2023, arXiv 2304.05302, eqs. 2-4: sum over i better than j of max(0, p_j - p_i), plus SFT on the
-    best; p is the length-normalised log-probability. The port to diffusion is ours: p = -kappa error.
+    """Yuan et al. 2023, arXiv 2304.05302, eqs. 2-4: sum over i better than j of max(0, p_j - p_i), plus SFT on the best
+    image; p is the length-normalised log-probability. The port to diffusion is ours: p = -kappa error.
 
     Args:
         kappa: coefficient of the errors in the ranking term.

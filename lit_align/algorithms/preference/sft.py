@@ -14,7 +14,7 @@ class SFT(Algorithm):
     Learns from `image`, or from the winners of a pair set (set `learns_from: win`).
 
     Args:
-        learns_from: the batch key.
+        learns_from: batch key of the images.
         timestep_sampling: distribution of t: uniform, or logit_normal or mode for flow matching (arXiv 2403.03206).
     """
 

@@ -1,4 +1,4 @@
-"""Diffusion-SimPO: the logistic loss on the errors themselves, with a margin, without a reference."""
+"""Diffusion-SimPO: DPO's logistic loss on the policy's own errors, with a target margin and no reference."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,8 +9,8 @@ from lit_align.algorithms.preference.preference import Errors, Preference
 class DiffusionSimPO(Preference):
     """Meng et al. 2024, arXiv 2405.14734, eq. 6: -log sigmoid(beta (s_w - s_l) - gamma), s the length-normalised log p.
 
-    The port to diffusion is ours: the mean error is the exact analogue of the length normalisation, s = -error.
-    Nothing bounds the loser's error: watch `train/error/lose`.
+    The port to diffusion is ours: s = -error, as a mean error is the exact analogue of length normalisation. Nothing
+    bounds the loser's error: watch `train/error/lose`.
 
     Args:
         beta: coefficient of L_l - L_w.

@@ -1,4 +1,4 @@
-"""SmPO: InPO with smooth labels, so that close pairs weigh less."""
+"""SmPO: InPO with soft labels, so close pairs weigh less."""
 
 import torch
 import torch.nn.functional as F
@@ -11,12 +11,12 @@ from lit_align.rewards.reward import Reward
 
 
 class SmPO(InPO):
-    """arXiv 2506.02698: InPO with one ReNoise refinement, and a smooth label p = P(x^w better) in place of 1: the gap's
-    coefficient is beta (2p - 1), p = softmax of the two rewards, min-max normalised over the batch, times `gamma`.
+    """arXiv 2506.02698: InPO with one ReNoise refinement and a soft label p = P(x^w better) in place of 1. The gap's
+    coefficient is beta (2p - 1); p is the softmax of `gamma` times the two rewards, min-max normalised over the batch.
 
     Args:
         reward: scores winners and losers (the paper: PickScore).
-        gamma: how sharp p is.
+        gamma: sharpness of p; the smaller, the softer the labels.
     """
 
     def __init__(self, reward: Reward, gamma: float = 10.0, inversion_steps: int = 9, refinements: int = 1, **kwargs):

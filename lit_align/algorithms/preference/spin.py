@@ -1,4 +1,4 @@
-"""SPIN-Diffusion: good images against the previous iterate's own."""
+"""SPIN-Diffusion: good images against samples of the previous iterate."""
 
 from typing import Literal
 
@@ -10,15 +10,15 @@ from lit_align.algorithms.preference.preference import Errors
 
 
 class SPINDiffusion(OnlinePreference):
-    """Yuan et al. 2024, arXiv 2402.10210, eq. 10: Diffusion-DPO's loss with a data image as winner and, as loser, a
-    sample of the reference for the same caption; every `refresh_every` steps the policy becomes the next reference.
+    """Yuan et al. 2024, arXiv 2402.10210, eq. 10: Diffusion-DPO's loss with a data image as winner and a sample of the
+    reference for the same caption as loser. Every `refresh_every` steps the policy becomes the next reference.
 
-    Needs good images only: the winners of a pair set, or images. (The paper draws all losers of an iteration beforehand
-    and starts its optimizer anew; here losers are drawn as batches come, and the optimizer goes on.)
+    Needs good images only: the winners of a pair set, or images. (The paper samples all losers of an iteration in
+    advance and restarts its optimizer; here losers are sampled per batch and the optimizer continues.)
 
     Args:
         beta: coefficient of D.
-        learns_from: the batch key of the good images.
+        learns_from: batch key of the good images.
     """
 
     feedback = ("win",)

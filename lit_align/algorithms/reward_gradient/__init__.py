@@ -1,1 +1,1 @@
-"""Differentiable rewards: their gradient, taken through sampling."""
+"""Reward-gradient methods: backpropagate a reward, or a surrogate of it, through sampling."""

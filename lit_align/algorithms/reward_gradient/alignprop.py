@@ -1,4 +1,4 @@
-"""AlignProp: the reward's gradient through sampling, truncated at random."""
+"""AlignProp: backpropagates the reward through sampling, truncated at random."""
 
 from typing import Literal
 
@@ -10,15 +10,14 @@ from lit_align.diffusion.sampler import last_k, random_steps
 
 
 class AlignProp(RewardGradient):
-    """Prabhudesai et al. 2023, arXiv 2310.03739: weight |target - r(x_0, c)| by back-propagation through the sampler.
+    """Prabhudesai et al. 2023, arXiv 2310.03739: weight |target - r(x_0, c)|, by back-propagation through the sampler.
 
-    Where a step is left out, its prediction is a constant and gradient passes along x_t -> x_s alone. A fixed K is
-    DRaFT's.
+    At a step without gradient the prediction is a constant; gradient flows along x_t -> x_s only. A fixed K is DRaFT.
 
     Args:
-        truncation: step: step i of T has gradient with probability (i + 1) / (T + 1), each drawn on its own (the
-            released code of 2023); trajectory: the last K steps have, K ~ U{1 .. T} (the paper, which starts at 0).
-        target: in units of the reward and out of its reach: 10 for LAION aesthetics, 1 for HPSv2.
+        truncation: step: step i of T has gradient with probability (i + 1) / (T + 1), independently (the released code
+            of 2023); trajectory: the last K steps have it, K ~ U{1 .. T} (the paper; its K starts at 0).
+        target: a reward out of reach, in units of the reward: 10 for LAION aesthetics, 1 for HPSv2.
         weight: of the loss.
     """
 

@@ -1,4 +1,4 @@
-"""ELEGANT: entropy-regularised control, of the denoising and of where it starts."""
+"""ELEGANT: entropy-regularised control of the denoising and of the initial noise."""
 
 import math
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lit_align.algorithms.online import tile_rows
 from lit_align.algorithms.parts.initial_distribution import InitialDistribution
-from lit_align.algorithms.parts.latent_critic import Value, groups
+from lit_align.algorithms.parts.latent_critic import Value, param_groups
 from lit_align.algorithms.parts.path_kl import PathKL
 from lit_align.algorithms.reward_gradient.reward_gradient import RewardGradient
 from lit_align.diffusion.sampler import Sampler
@@ -17,23 +17,23 @@ from lit_align.diffusion.transition import DDIM
 
 class ELEGANT(RewardGradient):
     """Uehara et al. 2024, arXiv 2402.15194: min E[-r(x_0, c) + alpha sum_t |mu_theta - mu_pre|^2 / (2 sigma_t^2)], by
-    back-propagation through a stochastic rollout, so that samples become those of exp(r / alpha) p_pre. That law is
-    reached only if x_T is drawn from nu(x_T | c) ~ exp(v_0(x_T, c) / alpha) N(0, I), with
+    back-propagation through a stochastic rollout. Samples then follow exp(r / alpha) p_pre, but only if x_T is drawn
+    from nu(x_T | c) ~ exp(v_0(x_T, c) / alpha) N(0, I), with
 
         v_0(x_T, c) = alpha log E_pre[exp(r(x_0, c) / alpha) | x_T, c].
 
-    v_0 is a regression on alpha log mean exp(r / alpha) over `rollouts` pre-trained rollouts from one x_T (with few of
-    them too low); nu maximises E[v_0] - alpha KL, without rewards. The paper learns v_0, nu and theta in turn; here
-    each learns in every step, as each depends on those before it alone.
+    v_0 is fitted to alpha log mean exp(r / alpha) over `rollouts` pre-trained rollouts from one x_T (biased low if they
+    are few). nu maximises E[v_0] - alpha KL and needs no rewards. The paper learns v_0, nu and theta in turn; here
+    every step trains all three, as each depends only on those before it.
 
-    With `learn_initial: false`, and wherever the exported policy is sampled (nu is no part of it), x_T stays N(0, I)
-    and samples follow E_{x_T}[exp((r - v_0(x_T, c)) / alpha) p_pre(x_0 | x_T, c)]: biased towards p_pre, unless x_0
-    does not depend on x_T. There is no released code; architectures and default numbers are ours (unverified).
+    With `learn_initial: false`, and wherever the exported policy is sampled (nu is not exported), x_T is N(0, I) and
+    samples follow E_{x_T}[exp((r - v_0(x_T, c)) / alpha) p_pre(x_0 | x_T, c)]: biased towards p_pre, unless x_0 does
+    not depend on x_T. There is no released code; architectures and default numbers are ours (unverified).
 
     Args:
         alpha: strength of the KL, in units of the reward per nat; the KL is a sum over the sample.
-        learn_initial: whether nu is learnt.
-        rollouts: for each target of v_0.
+        learn_initial: learn nu.
+        rollouts: pre-trained rollouts per target of v_0.
         value_lr: learning rate of v_0 and nu.
     """
 
@@ -56,7 +56,7 @@ class ELEGANT(RewardGradient):
             self.initial = nn.ModuleDict({"value": value, "nu": InitialDistribution(self.policy)})
 
     def parameter_groups(self) -> list:
-        return groups(self.policy, self.initial, self.value_lr) if self.initial else super().parameter_groups()
+        return param_groups(self.policy, self.initial, self.value_lr) if self.initial else super().parameter_groups()
 
     def noise(self, n: int) -> Tensor:
         return torch.randn(n, *self.policy.latent_shape, device=self.policy.device)
@@ -93,7 +93,7 @@ class ELEGANT(RewardGradient):
         return self.alpha * ((r / self.alpha).logsumexp(0) - math.log(self.rollouts))
 
     def initial_loss(self, batch: dict) -> Tensor:
-        """(v_0 - target)^2 + alpha KL(nu) - v_0(x_T), x_T ~ nu; each term has gradient in its own network alone."""
+        """(v_0 - target)^2 + alpha KL(nu) - v_0(x_T), x_T ~ nu; each term has gradient in its own network only."""
         prompts = batch["prompt"]
         cond, x = self.policy.condition(prompts), self.noise(len(prompts))
         text = self.policy.summary(cond).detach()

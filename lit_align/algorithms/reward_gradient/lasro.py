@@ -1,4 +1,4 @@
-"""LaSRO: a black-box reward becomes a differentiable one of latents, which learns from the samples it leads to."""
+"""LaSRO: a differentiable surrogate of a black-box reward on latents, trained on the policy's own samples."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from lit_align.algorithms.online import Online, tile_rows
 from lit_align.algorithms.parts.consistency import consistency_loss
 from lit_align.algorithms.parts.estimates import Estimates
-from lit_align.algorithms.parts.latent_critic import groups
+from lit_align.algorithms.parts.latent_critic import param_groups
 from lit_align.algorithms.parts.replay import Replay, gather_pairs
 from lit_align.diffusion.sampler import Sampler, all_steps
 from lit_align.diffusion.transition import DDIM
@@ -18,34 +18,34 @@ from lit_align.rewards.step_reward import StepReward
 
 
 class LaSRO(Online):
-    """Jia et al. 2024, arXiv 2411.15247, for samplers of very few steps. z_k is the estimate of x_0 after step k of n,
-    z_n the sample. A surrogate R(z, c, k) learns -log sigmoid(R(z^w) - R(z^l)) from the best and the worst of several
-    noises of a prompt, as the reward r ranks the decoded z_k of each k; the policy learns
+    """Jia et al. 2024, arXiv 2411.15247, for samplers of very few steps. z_k is the estimate of x_0 after step k of n;
+    z_n is the sample. A surrogate R(z, c, k) learns -log sigmoid(R(z^w) - R(z^l)) on the best and the worst of several
+    samples of a prompt, as the reward r ranks the decoded z_k for each k. The policy learns
 
         L = anchor_weight L_LCM - sum_k weights_k S[R(z_k, c, k)],
 
-    its gradient through the whole sampler and no decoder; S subtracts a running mean, divides by a running deviation
-    and clips to +- clip. A training step draws, makes `updates` steps of the surrogate on pairs out of the replay
-    buffer, and one of the policy; for the first `pretrain` of them the surrogate learns alone.
+    with gradient through the whole sampler and no decoder; S subtracts a running mean, divides by a running standard
+    deviation and clips to +- clip. A training step samples, makes `updates` steps of the surrogate on pairs from the
+    replay buffer, and one of the policy; in the first `pretrain` training steps only the surrogate learns.
 
-    No code is public and the coefficients are not at hand. Our reading: the surrogate is told k by the time that step k
-    leads to (the paper: one output for each k); L_LCM is `consistency_loss` on the policy's own samples, not on images;
-    the running moments are exponential. Logs `train/reward` (of z_n), `train/accuracy` of the surrogate on the pairs it
-    is about to learn from, `train/surrogate` (S of z_n) and `train/anchor`.
+    No code is public and we do not know the coefficients. Our reading: the surrogate gets k as the time that step k
+    leads to (the paper: one output per k); L_LCM is `consistency_loss` on the policy's own samples, not on images; the
+    running moments are exponential. Logs `train/reward` (of z_n), `train/accuracy` of the surrogate on the pairs of its
+    next step, `train/surrogate` (S of z_n) and `train/anchor`.
 
     Args:
         reward: r, any.
-        surrogate: R, of the policy's latents.
-        weights: c_k, one for each step of the rollout; where it is 0, z_k is left out of everything.
+        surrogate: R, on the policy's latents.
+        weights: c_k, one per step of the rollout; a z_k with weight 0 is not used at all.
         anchor_weight: c.
         surrogate_lr: learning rate of R.
-        samples_per_prompt: noises of a prompt.
-        buffer_size: pairs remembered.
-        minibatch: pairs in a step of the surrogate, on each device.
+        samples_per_prompt: samples that are ranked for a prompt.
+        buffer_size: pairs in the replay buffer.
+        minibatch: pairs per step of the surrogate, on each device.
         pretrain: training steps.
         clip: of S.
         momentum: of the running moments.
-        updates: surrogate's, in a training step.
+        updates: surrogate steps per training step.
     """
 
     feedback, uses_reference = ("prompt",), True
@@ -73,18 +73,18 @@ class LaSRO(Online):
         if len(weights) != self.rollout.steps or not weights[-1]:
             steps = self.rollout.steps
             raise ValueError(
-                f"weights is {weights}; give one number for each of the rollout's {steps} steps, the last not 0."
+                f"weights is {weights}; give one number for each of the rollout's {steps} steps, the last one not 0."
             )
         self.reward, self.surrogate = reward.eval().requires_grad_(False), surrogate
-        self.used = [k for k, w in enumerate(weights) if w]  # which of the z_k, counted from 0
+        self.used = [k for k, w in enumerate(weights) if w]  # the used z_k, counted from 0
         self.weights, self.anchor_weight, self.surrogate_lr = weights, anchor_weight, surrogate_lr
         self.uses_reference = anchor_weight > 0
         self.samples_per_prompt, self.pretrain = samples_per_prompt, pretrain
         self.clip, self.momentum, self.replay = clip, momentum, Replay(buffer_size)
-        self.moments = torch.zeros(0)  # (U, 2): of R(z_k), once there are some
+        self.moments = torch.zeros(0)  # (U, 2) mean and variance of R(z_k); empty at first
 
     def parameter_groups(self) -> list:
-        return groups(self.policy, self.surrogate, self.surrogate_lr)
+        return param_groups(self.policy, self.surrogate, self.surrogate_lr)
 
     def get_extra_state(self) -> Tensor:
         return self.moments
@@ -92,17 +92,17 @@ class LaSRO(Online):
     def set_extra_state(self, state: Tensor) -> None:
         self.moments = state
 
-    # What the surrogate learns from
+    # The surrogate's training pairs
 
     def estimates(self, cond: dict, grad: Tensor | None = None) -> Tensor:
-        """Those of z_1 .. z_n that are used, of fresh samples: (U, B, C, h, w)."""
+        """The used z_k of fresh samples: (U, B, C, h, w)."""
         hook = Estimates()
         state = self.rollout(self.policy, cond=cond, hooks=(hook,), grad=grad)
         return torch.stack([*hook.x_0(state).unbind(1)[:-1], state.x])[self.used]
 
     @torch.no_grad()
     def collect(self, batch: dict) -> dict:
-        """Adds the best and the worst of each prompt's samples at each k to the replay buffer; ties teach nothing."""
+        """Adds each prompt's best and worst z_k for each k to the replay buffer; ties are left out."""
         prompts, k = batch["prompt"], self.samples_per_prompt
         cond = self.policy.condition(prompts)
         z = torch.stack([self.estimates(cond) for _ in range(k)])  # (K, U, B, ...)
@@ -116,12 +116,12 @@ class LaSRO(Online):
             "step": step.repeat_interleave(len(prompts)),
             "win": z[rows, r.argmax(1)],
             "lose": z[rows, r.argmin(1)],
-            "told": r.amax(1) > r.amin(1),
+            "untied": r.amax(1) > r.amin(1),
         }
         pairs = gather_pairs(self, pairs)
-        told = pairs.pop("told")
-        texts = [p for p, ok in zip(pairs.pop("prompt"), told.tolist()) if ok]
-        self.replay.add({"prompt": texts, **{k: v[told] for k, v in pairs.items()}})
+        untied = pairs.pop("untied")
+        texts = [p for p, ok in zip(pairs.pop("prompt"), untied.tolist()) if ok]
+        self.replay.add({"prompt": texts, **{k: v[untied] for k, v in pairs.items()}})
         return {"prompt": prompts, "cond": cond}
 
     def optimizer_steps(self, collected: dict) -> Iterator[list[dict]]:
@@ -132,7 +132,7 @@ class LaSRO(Online):
             yield [collected]
 
     def on_before_optimizer_step(self, optimizer) -> None:
-        """The step moves the surrogate or the policy: the optimizer leaves out what has no gradient."""
+        """A step trains the surrogate or the policy: the optimizer skips parameters without gradient."""
         for p in self.frozen.parameters():
             p.grad = None
         super().on_before_optimizer_step(optimizer)
@@ -144,12 +144,12 @@ class LaSRO(Online):
         return loss + self.zero_loss()
 
     def score(self, z: Tensor, step: Tensor, prompts: list[str]) -> Tensor:
-        """R (N,) of z (N, ...), of which each is z_(step + 1)."""
+        """R (N,) of z (N, ...), each after step `step` (from 0)."""
         s = self.rollout.timesteps(self.policy)[1:].to(z.device)[step]
         return self.surrogate(self.policy, z, z, s, prompts).float()
 
     def ranking(self, pairs: dict | None) -> Tensor:
-        """-log sigmoid(R(z^w) - R(z^l)), mean over pairs."""
+        """Mean of -log sigmoid(R(z^w) - R(z^l)) over pairs."""
         if pairs is None:
             return self.zero_loss()
         both = torch.cat([pairs["win"], pairs["lose"]])
@@ -172,10 +172,10 @@ class LaSRO(Online):
         return loss + self.anchor_weight * anchor
 
     def normalised(self, r: Tensor) -> Tensor:
-        """S[r], (U, B), by running moments that see it first, on all ranks alike."""
-        seen = self.all_gather(r.detach()).view(-1, *r.shape)
-        now = torch.stack([seen.mean((0, 2)), seen.var((0, 2), correction=0)], 1)
-        old = self.moments.to(now) if len(self.moments) else now
-        self.moments = self.momentum * old + (1 - self.momentum) * now
+        """S[r], (U, B), by running moments over all ranks, which include r."""
+        gathered = self.all_gather(r.detach()).view(-1, *r.shape)
+        moments = torch.stack([gathered.mean((0, 2)), gathered.var((0, 2), correction=0)], 1)
+        old = self.moments.to(moments) if len(self.moments) else moments
+        self.moments = self.momentum * old + (1 - self.momentum) * moments
         mean, var = self.moments[..., None].unbind(1)
         return ((r - mean) / (var + 1e-8).sqrt()).clamp(-self.clip, self.clip)

@@ -1,4 +1,4 @@
-"""ReFL: the reward of an estimate of x_0 at a random late step, through one call of the denoiser."""
+"""ReFL: backpropagates the reward of the estimate of x_0 at a random late step, through one denoiser call."""
 
 import torch
 from torch import Tensor
@@ -21,12 +21,12 @@ class StopAfter(Hook):
 
 class ReFL(RewardGradient):
     """Xu et al. 2023, arXiv 2304.05977, section 4.1: weight relu(threshold - r(x_0-hat, c)), x_0-hat at a step drawn
-    from the last ones; the steps before it have no gradient. With `pretrain_weight`, plus the denoising loss on the
-    batch's images (the paper's L_pre, which alternates with the reward; here the two are added).
+    from the last ones; earlier steps have no gradient. With `pretrain_weight`, plus the denoising loss on the batch's
+    images (the paper's L_pre, which alternates with the reward; here the two are added).
 
     Args:
-        min_step: the earliest step that may be drawn, counted from 0.
-        threshold: above it a reward teaches nothing; in units of the reward (2 for ImageReward).
+        min_step: earliest step that may be drawn, counted from 0.
+        threshold: rewards above it give no gradient; in units of the reward (2 for ImageReward).
         weight: lambda.
         pretrain_weight: of L_pre; the released code for SD 1.4 leaves it out.
     """
@@ -43,7 +43,7 @@ class ReFL(RewardGradient):
         super().__init__(rollout=rollout or Sampler(40, 1.0, DDIM(eta=1.0)), **kwargs)
         if not 0 <= min_step < self.rollout.steps:
             raise ValueError(
-                f"min_step is {min_step}; the rollout has steps 0 to {self.rollout.steps - 1}: name one of them."
+                f"min_step is {min_step}; the rollout has steps 0 to {self.rollout.steps - 1}: choose one of them."
             )
         self.min_step, self.threshold, self.weight, self.pretrain_weight = min_step, threshold, weight, pretrain_weight
         self.feedback = ("prompt", "image") if pretrain_weight else ("prompt",)

@@ -1,4 +1,4 @@
-"""The reward-gradient family: prompts -> sampling, with gradient where the method says -> decode -> `loss(reward)`."""
+"""The reward-gradient family: prompts -> sampling, with gradient at chosen steps -> decode -> `loss(reward)`."""
 
 from typing import Any
 
@@ -17,8 +17,8 @@ class RewardGradient(Algorithm):
     Optimization is automatic: the Trainer clips and accumulates gradients. Logs `train/reward` (mean).
 
     Args:
-        reward: what is maximised; differentiable.
-        rollout: the sampler that gradient flows through (default: 50 DDIM steps, guidance 7.5).
+        reward: the differentiable reward to maximise.
+        rollout: the sampler that is differentiated (default: 50 DDIM steps, guidance 7.5).
     """
 
     feedback, samples_online = ("prompt",), True
@@ -34,16 +34,16 @@ class RewardGradient(Algorithm):
         self.rollout = rollout or Sampler()
 
     def grad_steps(self, steps: int) -> Tensor:
-        """The rollout's steps that keep their gradient: (steps,) bool. Each is recomputed in backward, so that memory
-        is that of one step."""
+        """(steps,) bool: steps of the rollout that keep their gradient. Each is recomputed in backward, so memory is
+        that of one step."""
         return all_steps(steps)
 
     def generate(self, prompts: list[str]) -> Tensor:
-        """Latents (n B, ...) with gradient, for the B prompts n times in a row."""
+        """Latents (n B, ...) with gradient, for the B prompts repeated n times: a b a b."""
         return self.rollout(self.policy, prompts, grad=self.rank_zero(self.grad_steps(self.rollout.steps))).x
 
     def loss(self, reward: Tensor) -> Tensor:
-        """The method's loss of each image: (n B,) from rewards (n B,)."""
+        """The method's loss per image: (n B,) from rewards (n B,)."""
         return -reward
 
     def batch_loss(self, batch: dict) -> Tensor:
@@ -53,9 +53,9 @@ class RewardGradient(Algorithm):
         return self.connected(self.loss(reward).mean())
 
     def connected(self, loss: Tensor) -> Tensor:
-        """The loss; where no step kept its gradient, connected to the parameters with gradient zero."""
+        """Returns the loss; if no step kept its gradient, connects it to the parameters with gradient zero."""
         return loss if loss.requires_grad else loss + self.zero_loss()
 
     def rank_zero(self, value: Any) -> Any:
-        """Rank 0's value, on every rank: sharded weights are gathered by all ranks at once, equally often."""
+        """Rank 0's value on every rank: with sharded weights all ranks must run the same forwards."""
         return self.trainer.strategy.broadcast(value)

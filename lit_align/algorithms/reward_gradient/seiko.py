@@ -1,4 +1,4 @@
-"""SEIKO: few queries of a black-box reward, a surrogate that is optimistic where it knows little, and its gradient."""
+"""SEIKO: few queries of a black-box reward, and the gradient of a surrogate that is optimistic where uncertain."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -18,26 +18,25 @@ from lit_align.rewards.reward import Reward, components
 
 
 class SEIKO(Online, AlignProp):
-    """Zhao et al. 2024, arXiv 2402.16359, algorithm 1. A training step is one outer loop k: draw from p_k and query the
-    reward; fit the surrogate to all queries so far; and make `updates` optimizer steps on AlignProp's loss of the
-    optimistic surrogate + kl_weight KL(p_theta || p_k), the path's KL as a mean over the sample. What results is
-    p_{k+1}. The KL to the pre-trained model, which the paper has too, is left out, as released.
+    """Zhao et al. 2024, arXiv 2402.16359, algorithm 1. A training step is one outer iteration k: sample from p_k and
+    query the reward; fit the surrogate to all queries so far; make `updates` optimizer steps on AlignProp's loss of the
+    optimistic surrogate + kl_weight KL(p_theta || p_k), the path's KL as a mean over the sample. The result is p_{k+1}.
+    The paper's further KL to the pre-trained model is left out, as released.
 
-    (Released: a new optimizer for each loop, noise on the labels, beautified prompts; the surrogate does not see the
-    prompt.) Logs the queried rewards as `train/reward`, what the optimistic surrogate says as `train/surrogate`, and
-    `train/queries`, of all ranks and so far.
+    (Released: a new optimizer per iteration, noisy labels, beautified prompts, a surrogate that does not see the
+    prompt.) Logs the queried rewards as `train/reward`, the optimistic surrogate's as `train/surrogate`, and
+    `train/queries`, the number of queries of all ranks so far.
 
     Args:
-        reward: what is queried; no gradient is asked of it. What it says has to keep its scale from loop to loop: a
-            WeightedSum has to have `normalise: false`.
-        features: a reward of whose image features the surrogate learns (the paper: CLIP's; default: those of `reward`,
-            which for a black box are 16 x 16 pixels).
-        samples_per_prompt: queries for each prompt of the batch, loop by loop; the last number stays.
-        optimism, alpha, ridge, most, epochs: the surrogate's.
+        reward: is queried; needs no gradient. Its scale must not change: a WeightedSum needs `normalise: false`.
+        features: its `embed` gives the surrogate's image features (the paper: CLIP; default: `reward`, which for a
+            black box gives 16 x 16 pixels).
+        samples_per_prompt: queries per prompt of the batch, one number per iteration; the last one stays.
+        optimism, alpha, ridge, max_bonus, epochs: of the surrogate; see Surrogate.
         kl_weight: of the KL.
-        updates: optimizer steps of a loop.
-        minibatch: prompts in one forward, drawn from the batch.
-        accumulate: forwards in an optimizer step; as many images are drawn at once for queries as one sees.
+        updates: optimizer steps per iteration.
+        minibatch: prompts per forward, drawn from the batch.
+        accumulate: forwards per optimizer step; queries are sampled minibatch x accumulate images at a time.
         max_grad_norm: gradient clipping (here, not in the Trainer: optimization is manual).
         target: AlignProp's, out of reach of the optimistic surrogate.
     """
@@ -53,7 +52,7 @@ class SEIKO(Online, AlignProp):
         optimism: Literal["ucb", "bootstrap"] = "ucb",
         alpha: float = 1e-2,
         ridge: float = 1e-3,
-        most: float = 10.0,
+        max_bonus: float = 10.0,
         epochs: int = 300,
         kl_weight: float = 0.01,
         updates: int = 10,
@@ -63,7 +62,7 @@ class SEIKO(Online, AlignProp):
         rollout: Sampler | None = None,
         **kwargs,
     ):
-        surrogate = Surrogate(reward, policy, features, optimism, alpha, ridge, most, epochs)
+        surrogate = Surrogate(reward, policy, features, optimism, alpha, ridge, max_bonus, epochs)
         super().__init__(
             policy=policy,
             reward=surrogate,
@@ -83,15 +82,15 @@ class SEIKO(Online, AlignProp):
 
     @torch.no_grad()
     def collect(self, batch: dict) -> dict:
-        """Queries the reward for fresh samples and fits the surrogate to all queries of all ranks so far."""
-        size = self.minibatch * self.accumulate
+        """Queries the reward for fresh samples, and fits the surrogate to all queries of all ranks so far."""
+        batch_size = self.minibatch * self.accumulate
         k = self.samples_per_prompt[min(self.batch_number, len(self.samples_per_prompt) - 1)]
         rows, x, y = tile_rows(batch, k), [], []
-        for part in torch.arange(len(rows["prompt"])).split(size):
-            own = select_rows(rows, part.tolist())
-            image = self.policy.decode(self.rollout(self.policy, own["prompt"]).x)
-            x.append(self.reward.describe(image, own["prompt"]))
-            y.append(components(self.reward.queried, image, own))
+        for part in torch.arange(len(rows["prompt"])).split(batch_size):
+            part_rows = select_rows(rows, part.tolist())
+            image = self.policy.decode(self.rollout(self.policy, part_rows["prompt"]).x)
+            x.append(self.reward.describe(image, part_rows["prompt"]))
+            y.append(components(self.reward.queried, image, part_rows))
         y = self.log_reward(self.reward.queried.combine(torch.cat(y)), rows["prompt"])
         x, y = (self.all_gather(part) for part in (torch.cat(x), y))
         self.log_mean("train/queries", torch.tensor(float(len(self.reward.y) + y.numel())), 1)
@@ -102,7 +101,7 @@ class SEIKO(Online, AlignProp):
         return ([collected] * self.accumulate for _ in range(self.updates))
 
     def batch_loss(self, batch: dict) -> Tensor:
-        """A minibatch's share of the loss, on prompts drawn from the batch."""
+        """A minibatch's share of the loss; its prompts are drawn from the batch."""
         rows = torch.randint(len(batch["prompt"]), (self.minibatch,)).tolist()
         prompts = [batch["prompt"][row] for row in rows]
         reward = self.reward(self.policy.decode(self.generate(prompts)), prompts)

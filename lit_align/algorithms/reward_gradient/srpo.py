@@ -1,4 +1,4 @@
-"""SRPO: the reward at any noise level, by noise that is known, and relative to a prompt that asks for the opposite."""
+"""SRPO: the reward at any noise level, through known noise, relative to a prompt that asks for the opposite."""
 
 import torch
 from torch import Tensor
@@ -8,13 +8,13 @@ from lit_align.algorithms.reward_gradient.reward_gradient import RewardGradient
 from lit_align.diffusion.sampler import Sampler
 from lit_align.rewards.reward import components
 
-LEVELS = 1000  # times in the window
+LEVELS = 1000  # number of times in the window
 
 
 class SRPO(RewardGradient):
     """Shen et al. 2025, arXiv 2509.06942. Direct-Align: a sample x_0 is noised to x_t = alpha_t x_0 + sigma_t eps with
-    known eps, the policy steps from t to s, and the known noise is taken out: x_0-hat = (x_s - sigma_s eps) / alpha_s
-    (x_0 itself where the step is exact). The loss is relu(threshold - R) over two steps that end at the same s, with
+    known eps, the policy steps from t to s, and the known noise is removed: x_0-hat = (x_s - sigma_s eps) / alpha_s
+    (x_0 itself if the step is exact). The loss is relu(threshold - R) over two steps that end at the same s, with
 
         towards data (t > s):   R = (1 + k) r(x_0-hat, good) - r(x_0-hat, bad),
         towards noise (t < s):  R = (1 + k) r(x_0-hat, bad) - r(x_0-hat, good),
@@ -23,11 +23,11 @@ class SRPO(RewardGradient):
     first R as `train/reward`.
 
     Args:
-        good_words, bad_words: control words, in turn.
+        good_words, bad_words: control words, used in turn.
         threshold: in units of R (0.7 for HPSv2; 14 for PickScore, which the released code divides by 20).
-        window: the trained part of the sampling grid, from noise (0) to data (1).
-        hop: length of a step, as a share of the window.
-        discount, inversion_discount: k towards data and towards noise, at the data and at the noise end of the window.
+        window: trained part of the sampling grid, from 0 (noise) to 1 (data).
+        hop: length of a step, as a fraction of the window.
+        discount, inversion_discount: k towards data and towards noise, each (at the data end, at the noise end).
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class SRPO(RewardGradient):
         self.window, self.hop, self.discounts = window, hop, (discount, inversion_discount)
 
     def times(self) -> Tensor:
-        """Evenly spaced between two of 50 sampling times, the noisiest first: (LEVELS,)."""
+        """(LEVELS,) times, evenly spaced between two of 50 sampling times, the noisiest first."""
         grid = self.policy.process.timesteps(50)
         start, end = (grid[round(50 * share)].item() for share in self.window)
         return torch.linspace(start, end, LEVELS, device=grid.device).to(grid.dtype)
@@ -62,10 +62,10 @@ class SRPO(RewardGradient):
         good, bad = self.controlled(prompts)
         branches = ((end - hop, good, bad, self.discounts[0]), (end + hop, bad, good, self.discounts[1]))
         scores = []
-        for start, better, worse, (k_data, k_noise) in branches:
+        for start, positive, negative, (k_data, k_noise) in branches:
             estimate = self.recover(x_0, eps, times[start], times[end], cond)
             noise = 1 - max(start, end) / last  # 0 at the data end of the window
-            scores.append(self.relative(estimate, batch, better, worse, k_data + (k_noise - k_data) * noise))
+            scores.append(self.relative(estimate, batch, positive, negative, k_data + (k_noise - k_data) * noise))
         self.log_reward(scores[0], prompts)
         return (self.threshold - torch.stack(scores)).relu().mean()
 
@@ -78,14 +78,14 @@ class SRPO(RewardGradient):
         return (x_s - sigma * eps) / alpha
 
     def controlled(self, prompts: list[str]) -> list[list[str]]:
-        """The prompts after this step's good word, and after its bad word."""
+        """The prompts with this step's good word, and with its bad word."""
         words = [w[self.global_step % len(w)] for w in (self.good_words, self.bad_words)]
         return [[f"{word}. {p}" for p in prompts] for word in words]
 
-    def relative(self, x_0: Tensor, batch: dict, better: list[str], worse: list[str], k: float) -> Tensor:
-        """R = (1 + k) r(x, better) - r(x, worse) of the images x of latents x_0: (B,)."""
+    def relative(self, x_0: Tensor, batch: dict, positive: list[str], negative: list[str], k: float) -> Tensor:
+        """R = (1 + k) r(x, positive) - r(x, negative) of the images x of latents x_0: (B,)."""
         image = self.policy.decode(x_0)
-        rows = tile_rows(batch, 2) | {"prompt": better + worse}
+        rows = tile_rows(batch, 2) | {"prompt": positive + negative}
         scores = self.reward.combine(components(self.reward, torch.cat([image, image]), rows))
-        liked, disliked = scores.chunk(2)
-        return (1 + k) * liked - disliked
+        r_positive, r_negative = scores.chunk(2)
+        return (1 + k) * r_positive - r_negative

@@ -1,1 +1,1 @@
-"""Reward models, trained from preferences."""
+"""Methods that train reward models on preferences."""

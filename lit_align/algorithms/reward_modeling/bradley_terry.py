@@ -1,4 +1,4 @@
-"""Bradley-Terry: a reward of images, learnt from which of two was preferred."""
+"""Bradley-Terry: an image reward, trained on which of two images was preferred."""
 
 import os
 
@@ -16,16 +16,16 @@ from lit_align.rewards.reward import Reward, components
 class BradleyTerry(RewardModeling):
     """-log sigmoid(r(c, x^w) - r(c, x^l)) (Bradley & Terry 1952; ImageReward, arXiv 2304.05977, section 2.2). With
     `label` in the batch it is PickScore's cross-entropy (arXiv 2305.01569, section 4), in which a tie counts half for
-    each. Pairs say nothing of a caption's own level; `center` adds center (r(c, x^w) + r(c, x^l))^2, which puts it half
-    way between the two (Eisenstein et al. 2023, arXiv 2312.09244), so that scores of different captions compare.
+    each. Pairs do not determine a caption's level of scores; `center` adds center (r(c, x^w) + r(c, x^l))^2, which puts
+    zero half way between the two (Eisenstein et al. 2023, arXiv 2312.09244), so scores of different captions compare.
 
-    Images are judged, not latents, so the policy has nothing to do. Logs `train/accuracy` and, on validation pairs,
-    `val/accuracy`. Leaves the reward's tensors in `<run>/reward/reward.safetensors`.
+    The reward sees images, not latents, so the policy is unused. Logs `train/accuracy` and, on validation pairs,
+    `val/accuracy`. Writes the reward's tensors to `<run>/reward/reward.safetensors`.
 
     Args:
-        reward: what is trained.
-        center: 0 leaves it out.
-        policy: none is needed; by default a tiny one stands in.
+        reward: the reward model to train.
+        center: coefficient of the centring term; 0: none.
+        policy: unused; a tiny one by default.
     """
 
     def __init__(self, reward: Reward, center: float = 0.0, policy: Policy | None = None, **kwargs):
@@ -49,7 +49,7 @@ class BradleyTerry(RewardModeling):
         return self.ranking(win - lose, batch, stage) + self.center * (win + lose).square().mean()
 
     def state_dict(self, *args, **kwargs) -> dict:
-        """With the reward's buffers: the running statistics of a batch norm are trained too."""
+        """Adds the reward's buffers: a batch norm's running statistics are trained too."""
         prefix = kwargs.get("prefix", "")
         buffers = {f"{prefix}reward.{name}": value for name, value in self.reward.named_buffers()}
         return super().state_dict(*args, **kwargs) | buffers

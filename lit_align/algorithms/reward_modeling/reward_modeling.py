@@ -1,4 +1,4 @@
-"""The reward-modelling family: pairs -> how much better the winner is thought to be -> a ranking loss."""
+"""The reward-modelling family: pairs -> margin r(win) - r(lose) -> cross-entropy."""
 
 import os
 from abc import abstractmethod
@@ -14,7 +14,7 @@ class RewardModeling(Algorithm):
     """Base of the methods that train `self.reward` on pairs by -log sigmoid(margin). A method overrides `loss`.
 
     With `label` in the batch it is the cross-entropy, in which a tie (0.5) counts half for each. The policy is frozen.
-    Logs `train/accuracy` and, on validation pairs, `val/accuracy`. Leaves the reward in `<run>/reward`.
+    Logs `train/accuracy` and, on validation pairs, `val/accuracy`. Writes the reward to `<run>/reward`.
     """
 
     feedback = ("win", "lose")
@@ -25,13 +25,13 @@ class RewardModeling(Algorithm):
 
     @abstractmethod
     def loss(self, batch: dict, stage: str) -> Tensor:
-        """The method's loss of a batch, a scalar, out of `ranking`; `stage` is train or val."""
+        """The method's loss of a batch, a scalar, computed by `ranking`; `stage` is train or val."""
 
     def batch_loss(self, batch: dict) -> Tensor:
         return self.loss(batch, "train")
 
     def ranking(self, margin: Tensor, batch: dict, stage: str) -> Tensor:
-        """The cross-entropy of margins r(win) - r(lose), (B,)."""
+        """Mean cross-entropy of margins r(win) - r(lose), (B,)."""
         label = batch.get("label", torch.ones(len(margin))).to(margin)
         self.log_mean(f"{stage}/accuracy", (margin > 0).float().mean() + 0.5 * (margin == 0).float().mean(), len(label))
         return F.binary_cross_entropy_with_logits(margin, label)

@@ -1,4 +1,4 @@
-"""Bradley-Terry at every noise level: how step-aware preference models and latent reward models are trained."""
+"""Bradley-Terry at every noise level: trains step-aware preference models and latent reward models."""
 
 import torch
 from torch import Tensor
@@ -12,11 +12,11 @@ class StepPreference(RewardModeling):
     noise to the same t (SPO, arXiv 2406.04314, section 3.2; LPO, arXiv 2502.01051, section 4.1). With `label` in the
     batch it is PickScore's cross-entropy, in which a tie counts half for each.
 
-    The policy is frozen: it encodes, and where the reward needs it estimates x_0 in one guided step. Logs
-    `train/accuracy` and, on validation pairs, `val/accuracy`. Leaves the reward in `<run>/reward`.
+    The frozen policy encodes and, if the reward needs x_0, estimates it in one guided step. Logs `train/accuracy` and,
+    on validation pairs, `val/accuracy`. Writes the reward to `<run>/reward`.
 
     Args:
-        reward: what is trained.
+        reward: the reward model to train.
         guidance_scale: of the estimates of x_0.
     """
 

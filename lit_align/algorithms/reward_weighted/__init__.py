@@ -1,1 +1,1 @@
-"""Weighted likelihood: own samples in, their rewards as weights of the denoising loss."""
+"""Weighted likelihood: the denoising loss of own samples, weighted by their rewards."""

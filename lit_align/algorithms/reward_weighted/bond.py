@@ -1,4 +1,4 @@
-"""BOND: the policy learns to draw once what best-of-n draws from n."""
+"""BOND: the policy learns the distribution of best-of-n samples."""
 
 from torch import Tensor
 
@@ -6,20 +6,20 @@ from lit_align.algorithms.reward_weighted.reward_weighted import WeightedLikelih
 
 
 class BOND(WeightedLikelihood):
-    """Sessa et al. 2024, arXiv 2407.14622. Best-of-n from an anchor p_ref has, in their Theorem 1, the density ratio
+    """Sessa et al. 2024, arXiv 2407.14622. By their Theorem 1, best-of-n from an anchor p_ref has the density ratio
 
-        p_BoN / p_ref = F^(n-1) sum_{i=1..n} (F_ / F)^(i-1) = (F^n - F_^n) / (F - F_)
+        p_BoN / p_ref = F^(n-1) sum_{i=1..n} (F_ / F)^(i-1) = (F^n - F_^n) / (F - F_),
 
-    with F, F_ the anchor's probabilities of a reward at most, and below, the sample's: n F^(n-1) without ties. The
-    forward KL(p_BoN || p_theta) is then the anchor's samples' weighted likelihood. Every `refresh_every` training steps
-    the policy becomes the next anchor, which goes from best-of-n to best-of-n^2 and on.
+    F and F_ the anchor's probabilities of a reward <= and < the sample's; without ties it is n F^(n-1). The forward
+    KL(p_BoN || p_theta) is then a weighted likelihood of the anchor's samples. Every `refresh_every` training steps the
+    policy becomes the next anchor, so best-of-n becomes best-of-n^2 and so on.
 
-    The port to diffusion is ours: F and F_ are shares among a prompt's K samples (so weights end at K: take K well
-    above n), and for log p_theta stands minus the denoising loss. The paper's backward KL needs log p_theta of single
-    samples, which a diffusion model does not give, and is left out; its anchor is a running average, here a copy.
+    The port to diffusion is ours: F and F_ are fractions of a prompt's K samples (no weight exceeds K: take K well
+    above n), minus the denoising loss replaces log p_theta, and the anchor is a copy (the paper's: a running average).
+    The paper's backward KL is left out: it needs log p_theta of single samples, which a diffusion model does not give.
 
     Args:
-        n: samples that best-of-n would choose from.
+        n: samples that best-of-n chooses from.
     """
 
     uses_reference = True
@@ -29,6 +29,6 @@ class BOND(WeightedLikelihood):
         self.n = n
 
     def weights(self, reward: Tensor) -> Tensor:
-        one, other = reward.unsqueeze(2), reward.unsqueeze(1)  # (P, K, 1), (P, 1, K)
-        most, below = (other <= one).double().mean(2), (other < one).double().mean(2)  # F, F_
-        return ((most**self.n - below**self.n) / (most - below)).to(reward)
+        r_i, r_j = reward.unsqueeze(2), reward.unsqueeze(1)  # (P, K, 1), (P, 1, K)
+        at_most, below = (r_j <= r_i).double().mean(2), (r_j < r_i).double().mean(2)  # F, F_
+        return ((at_most**self.n - below**self.n) / (at_most - below)).to(reward)

@@ -1,4 +1,4 @@
-"""Reward-weighted likelihood with an anchor on data: the first alignment of a text-to-image model to human feedback."""
+"""Reward-weighted likelihood plus a pre-training loss: the first text-to-image alignment to human feedback."""
 
 from typing import Literal
 
@@ -10,17 +10,17 @@ from lit_align.ranges import NOT_NEGATIVE
 
 
 class RewardWeighted(WeightedLikelihood):
-    """Lee et al. 2023, arXiv 2302.12192, the likelihood objective of its third stage, with samples x of the model as it
-    was before training (the reference) and pre-training images x':
+    """Lee et al. 2023, arXiv 2302.12192, the likelihood objective of its third stage, on samples x of the model before
+    training (the reference) and pre-training images x':
 
         L = E[r(x, c) ||prediction - target||^2] + beta E[||prediction' - target'||^2]
 
-    r lies in [0, 1] there; a negative reward counts as 0, since nothing may be unlearnt. (The paper draws its samples
-    once, beforehand; here fresh ones for the captions of the data batch, from the same law.)
+    In the paper r is in [0, 1]; here a negative reward counts as 0, as a weight must not be negative. (The paper
+    samples once, in advance; here each batch's captions get fresh samples, from the same distribution.)
 
     Args:
         beta: weight of the pre-training loss, in units of the reward.
-        learns_from: the batch key of the pre-training images.
+        learns_from: batch key of the pre-training images.
     """
 
     feedback, uses_reference, ranges = ("image",), True, {"beta": NOT_NEGATIVE}
@@ -33,11 +33,11 @@ class RewardWeighted(WeightedLikelihood):
         return reward.clamp(min=0)
 
     def collect(self, batch: dict) -> dict:
-        own, data = super().collect(batch), self.latents(batch, self.feedback[0])
-        n, m = len(own["weight"]), len(data)
-        weight = torch.cat([own["weight"] / n, torch.full_like(own["weight"][:1], self.beta / m).expand(m)])
+        samples, data = super().collect(batch), self.latents(batch, self.feedback[0])
+        n, m = len(samples["weight"]), len(data)
+        weight = torch.cat([samples["weight"] / n, torch.full_like(samples["weight"][:1], self.beta / m).expand(m)])
         return {
-            "prompt": own["prompt"] + batch["prompt"],
-            "image_latents": torch.cat([own["image_latents"], data]),
+            "prompt": samples["prompt"] + batch["prompt"],
+            "image_latents": torch.cat([samples["image_latents"], data]),
             "weight": weight * (n + m),  # the mean over the rows is then the sum of the two means
         }

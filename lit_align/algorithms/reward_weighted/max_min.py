@@ -1,4 +1,4 @@
-"""MaxMin: of several annotators, the worst off counts."""
+"""MaxMin: maximises the reward of the worst-off annotator."""
 
 import torch
 from torch import Tensor
@@ -10,18 +10,18 @@ from lit_align.rewards.reward import Reward
 
 class MaxMin(RWR):
     """MaxMin-RLHF (Chakraborty et al. 2024, arXiv 2402.08925): max_theta min_u E[r_u(c, x)] over annotators (or groups
-    of them) u. RWR on r = sum_u lambda_u r_u; lambda is all on the annotator with the lowest mean reward of the
-    collection, or follows by exponentiated gradient, lambda_u ~ lambda_u exp(-rate E[r_u]), and then lives across steps
-    and in the checkpoint.
+    of them) u. RWR on r = sum_u lambda_u r_u. By default lambda is 1 for the annotator with the lowest mean reward of
+    the rollout and 0 for the others; with `rate` it follows exponentiated gradient, lambda_u ~ lambda_u exp(-rate
+    E[r_u]), persists across steps and is in the checkpoint.
 
     The paper learns r_u from preferences by expectation maximisation and maximises by PPO; here the r_u are given, on a
-    common scale, and weights stand in for PPO: `weighting: sparse, per_prompt: true, quantile: 1` makes it RAFT.
+    common scale, and RWR replaces PPO: `weighting: sparse, per_prompt: true, quantile: 1` makes it RAFT.
 
-    Logs `train/annotator/<name>`, lambda, beside `train/reward/<name>`.
+    Logs lambda as `train/annotator/<name>`, and `train/reward/<name>`.
 
     Args:
         annotators: name -> reward.
-        rate: of the exponentiated gradient, in 1/reward; none: the worst off alone, as in the paper.
+        rate: of the exponentiated gradient, in 1/reward; none: the worst off only, as in the paper.
     """
 
     def __init__(self, annotators: dict[str, Reward], rate: float | None = None, **kwargs):
@@ -30,19 +30,19 @@ class MaxMin(RWR):
         self._logits: Tensor | None = None  # (R,) log lambda
 
     def weights(self, reward: Tensor) -> Tensor:
-        """From rewards (P, K, R)."""
+        """Weights (P, K) from rewards (P, K, R)."""
         mean = reward.flatten(0, 1).mean(0).cpu()  # (R,)
         if self.rate is None:
             self._logits = torch.full_like(mean, -torch.inf).index_fill(0, mean.argmin(), 0.0)
         else:
             self._logits = (torch.zeros_like(mean) if self._logits is None else self._logits) - self.rate * mean
-        share = self._logits.softmax(0)
-        for name, value in zip(self.reward.parts, share, strict=True):
+        weight = self._logits.softmax(0)
+        for name, value in zip(self.reward.parts, weight, strict=True):
             self.log_mean(f"train/annotator/{name}", value, 1)
-        return super().weights(reward @ share.to(reward))
+        return super().weights(reward @ weight.to(reward))
 
     def get_extra_state(self) -> tuple:
-        return (self._logits,)  # a leaf to a sharded checkpoint
+        return (self._logits,)  # one leaf of a sharded checkpoint
 
     def set_extra_state(self, state: tuple) -> None:
         (self._logits,) = state

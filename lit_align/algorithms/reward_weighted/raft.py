@@ -7,9 +7,8 @@ from lit_align.algorithms.reward_weighted.reward_weighted import WeightedLikelih
 
 
 class RAFT(WeightedLikelihood):
-    """Dong et al. 2023, arXiv 2304.06767: draw K samples for each prompt, keep the one with the highest reward, and
-    take the denoising loss on it (rejection-sampling fine-tuning; w = K there and 0 elsewhere).
-    """
+    """Dong et al. 2023, arXiv 2304.06767: sample K images per prompt, keep the one with the highest reward, and apply
+    the denoising loss to it (rejection-sampling fine-tuning: its weight is K, the others' 0)."""
 
     def weights(self, reward: Tensor) -> Tensor:
         k = reward.shape[1]

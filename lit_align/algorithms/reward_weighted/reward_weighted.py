@@ -17,20 +17,21 @@ class WeightedLikelihood(Online):
     """Base of the methods that maximise E[w(r) log p_theta(x_0 | c)] over their own samples. A method overrides
     `weights`.
 
-    log p_theta stands for its bound, minus the denoising loss in the policy's own prediction type (a flow's velocity):
-    w ||prediction - target||^2, at a fresh (t, eps) at every visit, as mean over the sample. A training step draws K
-    images for each prompt of the batch (the policy's; the reference's where the method uses one), scores them, and
-    makes `updates` optimizer steps, each on `minibatch` of those whose weight is not 0, which are visited in turn. Each
-    step estimates the mean of w x error over the *whole* collection: every rank makes as many, whatever it keeps.
+    log p_theta is replaced by its bound, minus the denoising loss in the policy's own prediction type (a flow's
+    velocity): w ||prediction - target||^2, as mean over the sample, at a fresh (t, eps) each time. A training step
+    samples K images for each prompt of the batch (from the policy, or from the reference if the method uses one),
+    scores them, and makes `updates` optimizer steps, each on `minibatch` samples with nonzero weight, in turn. Each
+    step estimates the mean of w x error over *all* samples. Every rank takes the same number of steps, however many
+    samples it kept.
 
     Logs `train/reward` (mean), `train/effective_sample_size` ((sum w)^2 / sum w^2 over all ranks' samples) and
-    `train/kept` (share of them with a weight).
+    `train/kept` (fraction of samples with nonzero weight).
 
     Args:
-        reward: what samples are weighted by.
+        reward: determines the weights of samples.
         samples_per_prompt: K.
-        minibatch: samples in an optimizer step, on each device.
-        guidance_scale: guidance of the prediction that is trained; 1 is the conditional one alone.
+        minibatch: samples per optimizer step, on each device.
+        guidance_scale: guidance of the trained prediction; 1: the conditional prediction only.
         timestep_sampling: distribution of t: uniform, or logit_normal or mode for flow matching (arXiv 2403.03206).
     """
 
@@ -51,12 +52,11 @@ class WeightedLikelihood(Online):
 
     @abstractmethod
     def weights(self, reward: Tensor) -> Tensor:
-        """The method's equation: weights (P, K), none negative, from the rewards (P, K) of all ranks' samples."""
+        """The method's equation: nonnegative weights (P, K) from the rewards (P, K) of all ranks' samples."""
 
     @torch.no_grad()
     def sample_and_judge(self, batch: dict, prompts: list[str] | None = None) -> tuple[Tensor, Tensor]:
-        """K samples for each of B rows (B, K, C, h, w), drawn from `prompts` in place of the rows' own if given, and
-        their rewards: (B, K), or (B, K, R)."""
+        """K samples (B, K, C, h, w) for each row, from `prompts` if given, and their rewards: (B, K) or (B, K, R)."""
         k, rows = self.samples_per_prompt, tile_rows(batch, self.samples_per_prompt)
         with self.policy.reference() if self.uses_reference else nullcontext():
             latents = [self.draw_latents(prompts or batch["prompt"]) for _ in range(k)]
@@ -65,15 +65,15 @@ class WeightedLikelihood(Online):
         return torch.stack(latents, 1), reward.unflatten(0, (k, -1)).transpose(0, 1).contiguous()
 
     def gathered(self, x: Tensor) -> Tensor:
-        """All ranks' rows of x (B, ...), the same on every rank."""
+        """Rows of x (B, ...) of all ranks, the same on every rank."""
         return self.all_gather(x).view(-1, *x.shape[1:])
 
     def collect(self, batch: dict) -> dict:
         """{"prompt", "image_latents", "weight"} of the batch's B K samples."""
         latents, reward = self.sample_and_judge(batch)
         weight = self.weights(self.gathered(reward))
-        size = weight.sum().square() / weight.square().sum().clamp(min=1e-12)
-        self.log_mean("train/effective_sample_size", size, 1)
+        ess = weight.sum().square() / weight.square().sum().clamp(min=1e-12)
+        self.log_mean("train/effective_sample_size", ess, 1)
         return {
             "prompt": [p for p in batch["prompt"] for _ in range(self.samples_per_prompt)],
             "image_latents": latents.flatten(0, 1),
@@ -81,14 +81,14 @@ class WeightedLikelihood(Online):
         }
 
     def optimizer_steps(self, collected: dict) -> Iterator[list[dict]]:
-        """Minibatches of the samples that have a weight, each as often as the others; of all where none has."""
+        """Minibatches of the samples with nonzero weight, each equally often; of all samples if all weights are 0."""
         kept = (collected["weight"] > 0).nonzero().flatten().cpu()
         share, need = len(kept) / len(collected["weight"]), self.updates * self.minibatch
         self.log_mean("train/kept", torch.tensor(share), 1)
         if not len(kept):
             kept = torch.arange(len(collected["weight"]))
         rows = torch.cat([kept[torch.randperm(len(kept))] for _ in range(-(-need // len(kept)))])[:need]
-        collected = collected | {"weight": collected["weight"] * share}  # what was dropped counts as 0
+        collected = collected | {"weight": collected["weight"] * share}  # dropped samples count as 0
         return ([select_rows(collected, part.tolist())] for part in rows.split(self.minibatch))
 
     def batch_loss(self, batch: dict) -> Tensor:

@@ -1,4 +1,4 @@
-"""Rewards-in-Context: training images are told what they scored, so that sampling can ask for a score."""
+"""Rewards-in-Context: training prompts contain the image's scores, so that sampling can ask for a score."""
 
 import torch
 from torch import Tensor
@@ -15,20 +15,20 @@ class RewardsInContext(WeightedLikelihood):
     written into the prompt. Two stages, two runs:
 
     - offline (`online: false`): on scored lists (a batch with `images` and `scores`, in the order of `conditions`), or
-      on own samples of the plain prompts. The rewards' mean and deviation over all that was seen so far standardise.
-    - online (`init_from:` the first run's checkpoint): on own samples of prompts that ask, told what they got, with the
-      statistics of the first run; and on the scored lists where the data has them, as in the paper. (The paper also
-      drops samples far from the Pareto front; here all stay, since each is told its scores.)
+      on own samples of the plain prompts. Mean and std are over all rewards so far.
+    - online (`init_from:` the first run's checkpoint): on own samples of prompts with target scores, relabelled with
+      the scores they got, by the first run's statistics; and on the scored lists if the data has them, as in the paper.
+      (The paper also drops samples far from the Pareto front; here all are kept, each with its own scores.)
 
-    Sampling in validation, test and predict asks for `ask`; the base of a test gets the plain prompt.
+    Validation, test and predict sample with the target scores `ask`; the baseline of `test` gets the plain prompt.
 
     Args:
         conditions: name -> reward.
-        ask: name -> the value asked for, in standard deviations above the mean (default: 1 for each).
-        template: what is appended to the prompt for each reward; `{name}` and `{value}`, format specifications allowed.
-        words: what stands for a value in place of its number, a word for each standard deviation and the middle one for
-            the mean: for a text encoder that knows no numbers.
-        online: whether training asks.
+        ask: name -> target score, in standard deviations above the mean (default: 1 for each).
+        template: text appended to the prompt for each reward; `{name}` and `{value}`, format specifications allowed.
+        words: replace the numbers, for text encoders that cannot read them: one word per standard deviation, the
+            middle one for the mean.
+        online: sample the training images with target scores.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class RewardsInContext(WeightedLikelihood):
         super().__init__(reward=MultiReward(conditions), **kwargs)
         self.ask = ask or dict.fromkeys(conditions, 1.0)
         self.template, self.words, self.online = template, words, online
-        self.moments: Tensor | float = 0.0  # (3, R) count, sum, squares
+        self.moments: Tensor | float = 0.0  # (3, R) count, sum, sum of squares
         if self.ask.keys() != conditions.keys():
             raise ValueError(f"ask names {', '.join(self.ask)}; conditions are {', '.join(conditions)}: name the same.")
 
@@ -55,43 +55,43 @@ class RewardsInContext(WeightedLikelihood):
             )
 
     def written(self, prompt: str, values: list[float]) -> str:
-        """The prompt with the standardised values of the rewards."""
+        """The prompt with the rewards' standardised values appended."""
         if self.words:
             last = len(self.words) - 1
             values = [self.words[round(min(max(value + last / 2, 0), last))] for value in values]
         pairs = zip(self.reward.parts, values, strict=True)
         return prompt + "".join(self.template.format(name=name, value=value) for name, value in pairs)
 
-    def asking(self, prompts: list[str]) -> list[str]:
+    def target_prompts(self, prompts: list[str]) -> list[str]:
         return [self.written(p, [self.ask[name] for name in self.reward.parts]) for p in prompts]
 
     def weights(self, reward: Tensor) -> Tensor:
         return torch.ones_like(reward[..., 0])
 
     def standardised(self, reward: Tensor) -> Tensor:
-        """Rewards (B, K, R) less their mean, over their deviation; offline they first join the statistics."""
+        """Rewards (B, K, R) minus their mean, over their std; offline they are added to the statistics first."""
         if not self.online:
             self.moments = self.moments + moments(self.gathered(reward).flatten(0, 1).cpu())
         mean, std = mean_and_std(self.moments)
         return (reward.cpu() - mean) / (std + 1e-6)
 
     def collect(self, batch: dict) -> dict:
-        found, told, prompts = [], [], batch["prompt"]  # found: latents (B, K, C, h, w), rewards (B, K, R)
+        lists, texts, prompts = [], [], batch["prompt"]  # lists: latents (B, K, C, h, w), rewards (B, K, R)
         if "scores" in batch:
-            found.append((self.latents(batch, "images"), batch["scores"].float()))
-        if self.online or not found:
-            found.append(self.sample_and_judge(batch, self.asking(prompts) if self.online else None))
-        for _, reward in found:
-            told += [self.written(p, v) for p, rows in zip(prompts, self.standardised(reward)) for v in rows.tolist()]
-        latents = torch.cat([x.flatten(0, 1) for x, _ in found])
-        return {"prompt": told, "image_latents": latents, "weight": torch.ones(len(told), device=latents.device)}
+            lists.append((self.latents(batch, "images"), batch["scores"].float()))
+        if self.online or not lists:
+            lists.append(self.sample_and_judge(batch, self.target_prompts(prompts) if self.online else None))
+        for _, reward in lists:
+            texts += [self.written(p, v) for p, rows in zip(prompts, self.standardised(reward)) for v in rows.tolist()]
+        latents = torch.cat([x.flatten(0, 1) for x, _ in lists])
+        return {"prompt": texts, "image_latents": latents, "weight": torch.ones(len(texts), device=latents.device)}
 
     def draw(self, batch: dict, sampler: Sampler | None = None) -> State:
-        asks = not self.policy.in_reference
-        return super().draw(batch | {"prompt": self.asking(batch["prompt"])} if asks else batch, sampler)
+        conditioned = not self.policy.in_reference
+        return super().draw(batch | {"prompt": self.target_prompts(batch["prompt"])} if conditioned else batch, sampler)
 
     def get_extra_state(self) -> tuple:
-        return (self.moments,)  # a leaf to a sharded checkpoint
+        return (self.moments,)  # one leaf of a sharded checkpoint
 
     def set_extra_state(self, state: tuple) -> None:
         (self.moments,) = state

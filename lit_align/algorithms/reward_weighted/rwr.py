@@ -1,4 +1,4 @@
-"""Reward-weighted regression, as DDPO's paper compares itself with it."""
+"""Reward-weighted regression, a baseline of DDPO's paper."""
 
 from typing import Literal
 
@@ -11,15 +11,15 @@ class RWR(WeightedLikelihood):
     """Black et al. 2023, arXiv 2305.13301, section 4.1, weights of N samples:
 
         exponential:  w_n = N softmax_n(tau r_n)
-        sparse:       w_n = 1[r_n >= quantile of r] / share of the samples that are
+        sparse:       w_n = 1[r_n >= quantile of r] / fraction of such samples
 
-    Both have mean 1, so that equal rewards give supervised fine-tuning. The released code trains the guided prediction
-    (`guidance_scale` 5, as the rollout's), and its option "temperature" is this tau: it multiplies.
+    Both have mean 1, so equal rewards give supervised fine-tuning. The released code trains the guided prediction
+    (`guidance_scale` 5, as in the rollout), and its option "temperature" is this tau: it multiplies.
 
     Args:
         tau: inverse temperature, in 1/reward.
         weighting: exponential or sparse.
-        per_prompt: N and the quantile are those of a prompt's K samples, not of the whole collection.
+        per_prompt: N and the quantile are over a prompt's K samples, not over all samples.
         quantile: of sparse weights, in [0, 1].
     """
 

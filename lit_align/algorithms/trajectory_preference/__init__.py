@@ -1,1 +1,1 @@
-"""Preferences between trajectories, or between steps of one."""
+"""Methods that learn from preferences between trajectories, or between candidates of one denoising step."""

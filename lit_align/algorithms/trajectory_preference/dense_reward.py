@@ -1,4 +1,4 @@
-"""Dense reward: a ranking of whole trajectories spread over their steps, the early ones counting most."""
+"""Dense reward: a ranking of whole trajectories, spread over their steps with most weight on the early ones."""
 
 import torch
 from torch import Tensor
@@ -8,17 +8,17 @@ from lit_align.algorithms.preference.ranking import plackett_luce
 
 
 class DenseReward(PolicyGradient):
-    """Yang et al. 2024, arXiv 2402.08265, eq. 8: the ranking likelihood of K trajectories under
-    e = C E_{step ~ w}[clip(log p_theta / p_ref, -c, c)], w proportional to gamma^i from the noisiest step i = 0.
+    """Yang et al. 2024, arXiv 2402.08265, eq. 8: the ranking likelihood of K trajectories under e = C E_{step ~
+    w}[clip(log p_theta / p_ref, -c, c)], w proportional to gamma^i from the noisiest step i = 0.
 
-    The expectation is outside the likelihood, one step shared by a prompt's trajectories at a time (the paper's
-    multi-prompt setting draws it; here every step is visited and weighted). With two trajectories the likelihood is
-    Bradley-Terry. Trajectories with equal rewards are not compared.
+    The expectation is outside the likelihood: each term compares a prompt's trajectories at one step (the paper's
+    multi-prompt setting draws the step; here every step is visited and weighted). With two trajectories the likelihood
+    is Bradley-Terry. Trajectories with equal rewards are not compared.
 
     Args:
         scale: C.
         clip_range: c, the trust region of a step's log-ratio (a mean over the sample).
-        gamma: the discount.
+        gamma: discount per step.
         samples_per_prompt: K.
     """
 
@@ -34,11 +34,11 @@ class DenseReward(PolicyGradient):
         return reward
 
     def weight(self, t: Tensor) -> Tensor:
-        """(M,) gamma^i of the steps at times t, mean 1 over the rollout's steps."""
+        """(M,) gamma^i of the steps at times t, scaled to mean 1 over the rollout's steps."""
         grid = self.rollout.timesteps(self.policy).to(t.device)[:-1]
-        place = (grid[None] - t[:, None]).abs().argmin(1)
+        index = (grid[None] - t[:, None]).abs().argmin(1)
         weights = self.gamma ** torch.arange(len(grid), device=t.device)
-        return (weights / weights.mean())[place]
+        return (weights / weights.mean())[index]
 
     def loss(self, step: StepBatch) -> Tensor:
         k = self.group_size

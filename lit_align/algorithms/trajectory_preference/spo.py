@@ -1,4 +1,4 @@
-"""SPO: preferences between candidates of one denoising step; with a latent reward it is LPO."""
+"""SPO: preferences between candidates of one denoising step; LPO with a latent reward."""
 
 import torch
 from torch import Tensor
@@ -13,9 +13,9 @@ from lit_align.rewards.step_reward import StepReward
 
 
 class Candidates(Hook):
-    """Draws k candidates x_s from one x_t, scores them, and goes on from a random one of them.
+    """Draws k candidates x_s from one x_t, scores them and continues from a random one.
 
-    A candidate that was scored by its estimate of x_0 is not predicted again when it goes on.
+    If candidates were scored by their estimates of x_0, the next step reuses the estimate of the chosen one.
     """
 
     replaces = ("predict", "propose")
@@ -24,19 +24,19 @@ class Candidates(Hook):
         self.rollout, self.reward, self.k, self.skip_steps = rollout, reward, k, skip_steps
 
     def on_init(self, policy, state):
-        state.extras[self] = {"steps": {}, "next": None}  # next: the estimates at the present x_t
+        state.extras[self] = {"steps": {}, "next": None}  # next: x_0 and eps at the current x_t
         super().on_init(policy, state)
 
     def predict(self, policy, state, sampler):
-        known = state.extras[self]["next"]
-        if known is None:
+        predicted = state.extras[self]["next"]
+        if predicted is None:
             super().predict(policy, state, sampler)
         else:
-            state.x0, state.eps = known["x_0"], known["eps"]
+            state.x0, state.eps = predicted["x_0"], predicted["eps"]
 
     def propose(self, policy, state, gaussian):
-        mine = state.extras[self]
-        mine["next"] = None
+        record = state.extras[self]
+        record["next"] = None
         if state.i < self.skip_steps or not gaussian.std.any():
             return super().propose(policy, state, gaussian)
         n, k = len(state.x), self.k
@@ -48,52 +48,52 @@ class Candidates(Hook):
         score = self.reward(policy, x, x_0, s, prompts).view(n, k)
         rows = torch.arange(n, device=x.device) * k
         win, lose = x[rows + score.argmax(1)], x[rows + score.argmin(1)]
-        twice = lambda value: torch.stack([value, value], 1)  # (n, 2, ...)
-        mine["steps"][state.i] = {
-            "x_t": twice(state.x),
+        paired = lambda value: torch.stack([value, value], 1)  # (n, 2, ...)
+        record["steps"][state.i] = {
+            "x_t": paired(state.x),
             "x_s": torch.stack([win, lose], 1),
-            "t": twice(state.t),
-            "s": twice(state.s),
+            "t": paired(state.t),
+            "s": paired(state.s),
             "log_prob": torch.stack([gaussian.log_prob(win), gaussian.log_prob(lose)], 1),
-            "mean": twice(gaussian.mean),
-            "gap": torch.tanh((score.amax(1) - score.amin(1)) / 2),  # (n,) difference of their softmax
+            "mean": paired(gaussian.mean),
+            "gap": torch.tanh((score.amax(1) - score.amin(1)) / 2),  # (n,) difference of their softmax scores
             "std": gaussian.std.flatten(1)[:, 0].expand(n),
             "score": score.mean(1),
         }
-        on = rows + torch.randint(k, (n,), device=x.device)
+        chosen = rows + torch.randint(k, (n,), device=x.device)
         if eps is not None:
-            mine["next"] = {"x_0": x_0[on], "eps": eps[on]}
-        return x[on]
+            record["next"] = {"x_0": x_0[chosen], "eps": eps[chosen]}
+        return x[chosen]
 
     def recorded(self, state: State, key: str) -> Tensor:
-        """A quantity of all scored steps: (n, T), or (2n, T, ...) with the best and the worst candidate in turn."""
+        """A quantity of all scored steps: (n, T), or (2n, T, ...) with best and worst candidate alternating."""
         steps = [step[key] for step in state.extras[self]["steps"].values()]
         return torch.stack(steps, 1) if steps[0].ndim == 1 else torch.stack(steps, 2).flatten(0, 1)
 
     def pairs(self, state: State) -> Trajectory:
-        """The scored steps (2n, T) of the best and the worst candidates, in turn."""
-        twice = [i for i in range(len(state.x)) for _ in range(2)]
+        """The scored steps (2n, T), best and worst candidate alternating."""
+        rows = [i for i in range(len(state.x)) for _ in range(2)]
         columns = (self.recorded(state, key) for key in STEP)
-        return Trajectory(*columns, select_rows(state.cond, twice), select_rows(state.prompts, twice))
+        return Trajectory(*columns, select_rows(state.cond, rows), select_rows(state.prompts, rows))
 
 
 class SPO(TrajectoryPreference):
-    """Step-aware preference optimization (Liang et al. 2024, arXiv 2406.04314, eq. 8): at every denoising step, the
-    loss of TrajectoryPreference on the best and the worst of k candidates x_s of one x_t, as a step-aware reward scores
-    them. Sampling goes on from a random candidate, so that no step inherits the verdict on another.
+    """Step-aware preference optimization (Liang et al. 2024, arXiv 2406.04314, eq. 8): at every denoising step,
+    TrajectoryPreference's loss on the best and the worst of k candidates x_s of one x_t, as ranked by a step-aware
+    reward. Sampling continues from a random candidate, so a step's preference does not depend on the other steps'.
 
-    With LatentReward, which needs no decoding, and a threshold that grows with the step's noise this is LPO (Zhang et
-    al. 2025, arXiv 2502.01051).
+    LPO (Zhang et al. 2025, arXiv 2502.01051) is SPO with LatentReward, which needs no decoding, and a threshold that
+    grows with the step's noise.
 
-    Pairs whose softmax-ed scores differ by less than the threshold are ties. One forward serves both candidates.
+    Pairs whose softmax scores differ by less than the threshold are ties. One forward serves both candidates.
 
     Args:
         reward: scores noisy samples.
         beta: coefficient of the log-ratios.
         candidates: k.
-        threshold: of the difference in preference, at the least and at the most noisy step; linear in the step's
-            standard deviation between.
-        skip_steps: steps at the noisy end that are not learnt from.
+        threshold: smallest difference of softmax scores, at the least and at the most noisy step, in [0, 1]; linear in
+            the step's standard deviation in between.
+        skip_steps: number of the noisiest steps that are not trained.
     """
 
     def __init__(
@@ -124,6 +124,6 @@ class SPO(TrajectoryPreference):
         return hook.pairs(state), torch.stack([kept, -kept], 1).flatten(0, 1)
 
     def gaussian(self, m: dict) -> Gaussian:
-        """Both candidates of a pair have one x_t: one forward."""
+        """Both candidates of a pair have the same x_t: one forward."""
         once = super().gaussian(select_rows(m, list(range(0, len(m["t"]), 2))))
         return Gaussian(once.mean.repeat_interleave(2, 0), once.std.repeat_interleave(2, 0))

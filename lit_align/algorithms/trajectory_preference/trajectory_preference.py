@@ -1,4 +1,4 @@
-"""The trajectory-preference family: of two trajectories of a prompt, or of two steps from one x_t, one is preferred."""
+"""The trajectory-preference family: one of two trajectories of a prompt, or of two steps from one x_t, is preferred."""
 
 import torch
 import torch.nn.functional as F
@@ -8,22 +8,22 @@ from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient,
 
 
 def preferred(reward: Tensor) -> Tensor:
-    """+1 and -1 for the better and the worse of successive samples, 0 and 0 for a tie: (N,) from rewards (N,)."""
+    """+1 for the better and -1 for the worse of two successive samples, 0 for ties: (N,) from rewards (N,)."""
     a, b = reward.view(-1, 2).unbind(1)
     return torch.stack([(a - b).sign(), (b - a).sign()], 1).flatten()
 
 
 class TrajectoryPreference(PolicyGradient):
-    """Base of the methods that take Diffusion-DPO's logistic loss on single denoising steps,
+    """Base of the methods that apply Diffusion-DPO's logistic loss to single denoising steps,
 
         -log sigmoid(beta log rho_a - beta log rho_b),    rho = clip(p_theta / p_ref of the step, 1 - e, 1 + e),
 
-    a the better of two successive steps and b the worse, as their advantages +1 and -1 say. A tie (0 and 0) gives
-    log 2, without gradient. The log-probability is a mean over the sample's axes.
+    a the better (advantage +1) and b the worse (-1) of two successive steps. A tie (0 and 0) gives log 2 and no
+    gradient. Log-probabilities are means over the sample.
 
     Args:
         beta: coefficient of the log-ratios.
-        clip_range: e, half the width of the ratio's band.
+        clip_range: e, half-width of the ratio's clipping interval.
     """
 
     uses_reference = True

@@ -1,0 +1,55 @@
+"""Advantages, from rewards of all ranks."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from parts import T
+
+from lit_align.algorithms.parts.advantages import Group, LeaveOneOut, PerPrompt, WinRate, local_advantages
+
+
+def test_per_prompt_statistics():
+    """Buffer 4, min_count 2: a prompt seen once takes the batch's mean 3 and std 1.870829; memory lives across epochs."""
+    a, b, c = 0, 1, 2
+    tracker = PerPrompt(buffer_size=4, min_count=2)
+    first = tracker(torch.tensor([a, b, a, c]), torch.tensor([1.0, 2.0, 3.0, 6.0]))
+    torch.testing.assert_close(first, torch.tensor([-0.999999, -0.534522, 0.999999, 1.603567]), atol=1e-5, rtol=0)
+    again = PerPrompt(buffer_size=4, min_count=2)
+    again.load_state_dict(tracker.state_dict())
+    for t in (tracker, again):
+        second = t(torch.tensor([a, a, b, b]), torch.tensor([5.0, 7.0, 2.0, 4.0]))
+        torch.testing.assert_close(second, torch.tensor([0.447213, 1.341640, -0.707106, 1.414212]), atol=1e-5, rtol=0)
+
+
+def test_group_advantages():
+    prompts = torch.tensor([0] * 4 + [1] * 4 + [2] * 4)
+    reward = torch.tensor([0.0, 1, 1, 0, 0.5, 0.5, 0.5, 0.5, 1, 1, 1, 0])
+    got = Group(global_std=True)(prompts, reward)
+    want = torch.tensor([-1.250774, 1.250774, 1.250774, -1.250774, 0, 0, 0, 0, 0.625387, 0.625387, 0.625387, -1.876160])
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
+    own = Group(global_std=False)(prompts, reward)
+    assert own[:4].tolist() == pytest.approx([-0.9998, 0.9998, 0.9998, -0.9998], abs=1e-4) and not own[4:8].any()
+    assert own.view(3, 4).sum(1).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("rank,want", [(0, [-3.0, -3.5]), (1, [3.0, 3.5])])
+def test_a_rank_gets_the_advantages_of_its_own_samples_clipped(rank, want):
+    """Rewards 0 and 1 on one rank, 3 and 5 on the other: each prompt's other sample lies there."""
+    rewards = torch.tensor([[0.0, 1.0], [3.0, 5.0]])
+    everyone = lambda x: rewards if x.is_floating_point() else torch.stack([x, x])
+    method = SimpleNamespace(all_gather=everyone, advantage=LeaveOneOut(), max_advantage=3.5, global_rank=rank, trainer=SimpleNamespace(world_size=2))
+    assert local_advantages(method, ["a", "b"], rewards[rank]).tolist() == want
+
+
+def test_leave_one_out_is_the_distance_to_the_others_mean():
+    prompt, reward = T([0, 1, 0, 1, 0, 2]), T([1.0, 5.0, 2.0, 7.0, 6.0, 9.0])
+    want = T([1 - 4.0, 5 - 7.0, 2 - 3.5, 7 - 5.0, 6 - 1.5, 0.0])
+    torch.testing.assert_close(LeaveOneOut()(prompt, reward), want)
+
+
+def test_win_rates_forget_how_far_rewards_lie_apart():
+    prompt = T([0, 0, 0, 1, 1, 1])
+    reward = T([0.5, 0.5001, 9.0, 1.0, 1.0, 3.0])
+    rates = T([0.0, 0.5, 1.0, 0.25, 0.25, 1.0])
+    torch.testing.assert_close(WinRate()(prompt, reward), Group(global_std=False)(prompt, rates))
