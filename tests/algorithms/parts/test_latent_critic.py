@@ -5,7 +5,7 @@ import torch
 from parts import T
 from preferences import still
 
-from lit_align.algorithms.parts.latent_critic import Value, groups
+from lit_align.algorithms.parts.latent_critic import Value, param_groups
 
 
 @pytest.fixture
@@ -47,6 +47,6 @@ def test_it_sees_latents_and_captions(value):
 
 
 def test_it_has_a_rate_of_its_own(value):
-    policy, critic = groups(still(), value, 1e-4)
+    policy, critic = param_groups(still(), value, 1e-4)
     assert "lr" not in policy and critic["lr"] == 1e-4 and len(critic["params"]) == len(list(value.parameters()))
     assert {id(p) for p in policy["params"]} == {id(p) for p in still().parameters() if p.requires_grad}
