@@ -58,10 +58,7 @@ def merge(base: dict, own: dict) -> dict:
     merged = dict(base)
     for key, value in own.items():
         before = base.get(key)
-        both = isinstance(before, dict) and isinstance(value, dict)
-        if both and value.get("class_path", before.get("class_path")) == before.get(
-            "class_path", value.get("class_path")
-        ):
+        if isinstance(before, dict) and isinstance(value, dict) and same_class(before, value):
             value = merge(before, value)
         merged[key] = value
     return merged
