@@ -84,7 +84,7 @@ class AlignData(L.LightningDataModule):
         return batch_of(rows)
 
     def column_names(self, split: Literal["train", "val", "test", "predict"]) -> list[str]:
-        """The further columns of a split's rows, which a reward may ask for; of "val" those of the prompts."""
+        """The further columns that a reward may ask for: of the training rows, or of the split's prompt file."""
         from datasets import Dataset, IterableDataset
 
         if split == "train":
