@@ -58,10 +58,7 @@ def merge(base: dict, own: dict) -> dict:
     merged = dict(base)
     for key, value in own.items():
         before = base.get(key)
-        both = isinstance(before, dict) and isinstance(value, dict)
-        if both and value.get("class_path", before.get("class_path")) == before.get(
-            "class_path", value.get("class_path")
-        ):
+        if isinstance(before, dict) and isinstance(value, dict) and same_class(before, value):
             value = merge(before, value)
         merged[key] = value
     return merged
@@ -78,11 +75,11 @@ class Loader(yaml.SafeLoader):
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key, _ in node.value:
-            if key.value in seen:
+            if str(key.value) in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key.value} is given twice", key.start_mark
                 )
-            seen.add(key.value)
+            seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
 

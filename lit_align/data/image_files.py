@@ -27,8 +27,8 @@ def joined(cell, key: str, folder: str) -> dict:
 
 
 def stamp_files(rows, columns: dict[str, str], on_corrupt: str):
-    """The rows with a column `stamp`, the sizes and modification times of their image files, on which everything that
-    is cached from these rows depends then.
+    """The rows with a column `stamp`: size and modification time of each image file. Whatever is cached from the rows
+    then depends on the files.
 
     Args:
         columns: the keys of the image columns, and their names in the file.
@@ -50,7 +50,8 @@ def stamp_files(rows, columns: dict[str, str], on_corrupt: str):
         i, column, path = missing[0]
         row = rows.select_columns(["index", "file"])[i]
         more = f" ({len(missing)} files are missing)" if len(missing) > 1 else ""
-        raise FileNotFoundError(f"row {row['index']}, column {column} of {row['file']}: there is no file {path}{more}.")
+        where = f"row {row['index']}, column {column} of {row['file']}"
+        raise FileNotFoundError(f"{where}: there is no file {path or '(empty cell)'}{more}.")
     return rows.add_column("stamp", stamps)
 
 
@@ -66,7 +67,8 @@ def path_cells(rows, key: str):
                 yield [path.as_py()] if named.as_py() and path.as_py() else []
     elif "string" in str(rows.features[key]):
         for cell in rows[key]:
-            yield [path for path in (cell if isinstance(cell, list) else [cell]) if isinstance(path, str)]
+            paths = cell if isinstance(cell, list) else [cell]
+            yield ["" if path is None else path for path in paths if path is None or isinstance(path, str)]
 
 
 def drop_unreadable(rows, keys: tuple[str, ...], on_corrupt: str):

@@ -58,6 +58,9 @@ def test_a_missing_image_file_is_named_before_training(tmp_path):
         FileNotFoundError, match=r"row 2, column win of .*pairs.csv: there is no file .*gone.png \(2 files"
     ):
         PreferencePairs(path, resolution=8).load("train")
+    (tmp_path / "empty.csv").write_text("prompt,win,lose\np,here.png,here.png\nq,here.png,\n")
+    with pytest.raises(FileNotFoundError, match=r"row 1, column lose of .*empty.csv: there is no file \(empty cell\)"):
+        PreferencePairs(str(tmp_path / "empty.csv"), resolution=8).load("train")
     with pytest.warns(UserWarning, match=r"2 of 3 rows hold an unreadable image and are skipped: \[1, 2\]"):
         assert PreferencePairs(path, resolution=8, on_corrupt="skip").load("train")["prompt"] == ["p"]
 

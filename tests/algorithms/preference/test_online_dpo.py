@@ -4,6 +4,7 @@ import pytest
 import torch
 from online import online_preference
 from parts import Darkness, T, move, prompts, sgd, spy, tiny, trainer
+from preferences import at, collecting
 
 from lit_align.algorithms.preference.online_dpo import OnlineDPO
 from lit_align.diffusion.sampler import Sampler
@@ -57,3 +58,22 @@ def test_an_optimizer_step_is_the_mean_over_draws_of_timestep_and_noise(tmp_path
     assert len({eps[0, 0, 0, 0].item() for _, eps in noise.results}) == 10
     want = torch.stack([loss.detach() for loss in measure.results]).mean()
     torch.testing.assert_close(t.callback_metrics["train/loss"], want)
+
+
+def test_online_dpos_loss_is_diffusion_dpos(policy):
+    method = OnlineDPO(policy=policy, reward=Darkness(), beta=1.0)
+    assert method.loss(at(1.0)).item() == pytest.approx(0.31326169, abs=1e-8)
+
+
+def test_online_dpos_pairs_are_each_prompts_best_and_worst_samples_of_the_policy():
+    method = collecting(OnlineDPO, reward=Darkness(), samples_per_prompt=3, minibatch=4)
+    torch.manual_seed(1)
+    pairs = method.collect({"prompt": ["a", "b"]})
+    torch.manual_seed(1)
+    with torch.no_grad():
+        x = torch.cat([method.rollout(method.policy, p).x for p in (["a", "a", "a", "b"], ["b", "b"])]).unflatten(0, (2, 3))
+        dark = 1 - method.policy.decode(x.flatten(0, 1)).mean((1, 2, 3)).view(2, 3)
+    rows = torch.arange(2)
+    torch.testing.assert_close(pairs["win_latents"], x[rows, dark.argmax(1)])
+    torch.testing.assert_close(pairs["lose_latents"], x[rows, dark.argmin(1)])
+    assert pairs["prompt"] == ["a", "b"] and method.logged["train/reward"] == pytest.approx(dark.mean().item(), abs=1e-5)
