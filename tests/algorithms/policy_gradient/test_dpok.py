@@ -24,13 +24,21 @@ def test_dpok_stops_at_both_ends_of_its_band():
 
 
 def test_dpoks_baseline_learns_the_reward_at_its_own_rate(tmp_path):
-    method = policy_gradient(DPOK, samples_per_prompt=4, minibatch=8, value_lr=1e-2, optimizer=lambda groups: torch.optim.AdamW(groups, lr=0.0))
+    class Rises(Darkness):
+        """0 in the first rollout, where the baseline starts, then 1."""
+
+        def forward(self, images, prompts):
+            self.calls = getattr(self, "calls", 0) + 1
+            return torch.full((len(images),), float(self.calls > 1))
+
+    method = policy_gradient(DPOK, reward=Rises(), samples_per_prompt=4, minibatch=8, value_lr=1e-2, optimizer=lambda groups: torch.optim.AdamW(groups, lr=0.0))
     policy = [p.detach().clone() for p in method.policy.parameters()]
     with spy(method, "log_mean") as log:
         trainer(tmp_path).fit(method, prompts(2, 15))
     losses = [call.args[1].item() for call in log.call_args_list if call.args[0] == "train/value_loss"]
     k = len(losses) // 15
-    assert sum(losses[-k:]) < 0.5 * sum(losses[:k])
+    assert sum(losses[:k]) == 0 and sum(losses[k : 2 * k]) > 0.9 * k
+    assert sum(losses[-k:]) < 0.5 * sum(losses[k : 2 * k])
     assert all(torch.equal(a, b) for a, b in zip(policy, method.policy.parameters()))
 
 
