@@ -3,6 +3,7 @@
 import importlib
 import os
 import pkgutil
+import signal
 import sys
 from pathlib import Path
 
@@ -13,12 +14,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, ProgressB
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lit_align import configs
-from lit_align.callbacks import Progress, Summary
+from lit_align.callbacks import Progress, SaveOnInterrupt, Summary
 from lit_align.checkpoint import AtomicCheckpointIO
 from lit_align.cli_errors import Parser, of_the_user, subclasses  # noqa: F401 (subclasses: for lit_align.studies)
 from lit_align.paths import PACKAGE, find
@@ -128,7 +130,7 @@ class CLI(LightningCLI):
         plugins = as_list(config.plugins)
         if not any(isinstance(p, CheckpointIO) for p in plugins):
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
-        kwargs["callbacks"] = callbacks = as_list(config.callbacks)
+        kwargs["callbacks"] = callbacks = [*as_list(config.callbacks), SaveOnInterrupt()]
         if config.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(Progress())
         if config.enable_model_summary is not False and not any(isinstance(c, ModelSummary) for c in callbacks):
@@ -150,6 +152,8 @@ class CLI(LightningCLI):
         """Refuses what the Trainer cannot do for the method, and makes a path of `--ckpt_path last|best`: a checkpoint
         of the run that `fit` with the same --config left."""
         config, t, who = self.config_init[self.subcommand], self.trainer, type(self.model).__name__
+        if self.subcommand == "fit" and not is_overridden("training_step", self.model):
+            self.parser.error(f"{who} trains nothing: use validate, test or predict.")
         if self.subcommand == "fit" and not self.model.automatic_optimization:
             for flag, given, instead in (
                 ("gradient_clip_val", t.gradient_clip_val, "model.max_grad_norm"),
@@ -191,20 +195,22 @@ def main(args: list[str] | None = None, model_class=None, data_class=None) -> CL
     """Runs the command line; `args` in place of the process's own."""
     torch.set_flush_denormal(True)  # a loss that saturates leaves gradients of 1e-40, with which a CPU is slow
     import_all()
-    from lit_align.algorithms.algorithm import Algorithm
+    from lit_align.algorithms.sampling import Sampling
     from lit_align.data.datamodule import AlignData
+    from lit_align.diffusion.hook import Hook
     from lit_align.diffusion.sampler import Sampler
     from lit_align.diffusion.transition import Transition
     from lit_align.policies.adapters import Adapter
     from lit_align.policies.policy import Policy
     from lit_align.rewards.reward import Reward
+    from lit_align.rewards.step_reward import StepReward
 
     typed = sys.argv[1:] if args is None else list(args)
     if debug := "--debug" in typed:
         (sys.argv if args is None else args).remove("--debug")
     CLI.typed = [word for word in typed if word != "--debug"]
-    model_class, data_class = model_class or Algorithm, data_class or AlignData
-    own = (model_class, data_class, Policy, Adapter, Reward, Sampler, Transition)
+    model_class, data_class = model_class or Sampling, data_class or AlignData
+    own = (model_class, data_class, Policy, Adapter, Reward, StepReward, Sampler, Hook, Transition)
     Parser.bases, Parser.debug = (*own, L.Callback, L.Trainer, Optimizer, LRScheduler), debug
     try:
         return CLI(
@@ -219,6 +225,8 @@ def main(args: list[str] | None = None, model_class=None, data_class=None) -> CL
             save_config_kwargs={"overwrite": True},
             args=args,
         )
+    except SIGTERMException as error:  # Lightning would leave with 0, and a scheduler would see success
+        raise SystemExit(128 + signal.SIGTERM) from error
     except Exception as error:
         if not of_the_user(error):
             raise

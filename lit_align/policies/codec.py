@@ -8,13 +8,13 @@ Statistics = tuple[float | Tensor, float | Tensor]  # shift and scale: latents a
 
 def statistics(vae: nn.Module, axes: int) -> Statistics:
     """Shift and scale of a VAE's latents, numbers or tensors (C, 1, ...) for samples of `axes` axes: per channel where
-    its config has latents_mean and latents_std, else shift_factor and scaling_factor."""
-    config = vae.config
-    shift, scale = config.get("shift_factor") or 0, config.get("scaling_factor") or 1.0
-    if config.get("latents_mean") is None or config.get("latents_std") is None:
+    it has latents_mean and latents_std as buffers or in its config, else shift_factor and scaling_factor."""
+    known = {**vae.config, **dict(vae.named_buffers())}
+    shift, scale = known.get("shift_factor") or 0, known.get("scaling_factor") or 1.0
+    if known.get("latents_mean") is None or known.get("latents_std") is None:
         return shift, scale
-    mean, std = (torch.tensor(config[k]).view(-1, *[1] * (axes - 1)) for k in ("latents_mean", "latents_std"))
-    return mean, scale / std
+    per_channel = lambda name: torch.as_tensor(known[name]).float().view(-1, *[1] * (axes - 1))
+    return per_channel("latents_mean"), scale / per_channel("latents_std")
 
 
 def channels(vae: nn.Module) -> int:

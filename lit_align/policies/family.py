@@ -24,6 +24,7 @@ class Family(nn.Module):
     encoder_names: tuple[str, ...]  # text encoders in the pipeline; any may be missing
     left_out: tuple[str, ...] = ()  # parts of the pipeline not to load
     lora_targets: tuple[str, ...] = ATTENTION  # linear layers that LoRA adapts by default
+    vae_class = "AutoencoderKL"  # in diffusers
     grid: Grid | None = None  # the pipeline's own sampling grid; None: the scheduler's
     patch = 1  # side of the squares of latents that are one token
     packs = False  # whether `predict` packs a square into channels

@@ -30,6 +30,7 @@ class Flux2(Policy):
     pipeline_class = "Flux2Pipeline"
     denoiser_name = "transformer"
     encoder_names = ("text_encoder",)
+    vae_class = "AutoencoderKLFlux2"
     grid = "inverse"
 
     def __init__(self, *args, distilled_guidance: float = 4.0, max_sequence_length: int = 512, **kwargs):

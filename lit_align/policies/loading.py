@@ -1,9 +1,11 @@
 """Loading of a pipeline from a folder, the hub or a single file; safetensors only, unless pickles are trusted."""
 
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from lit_align.paths import find
@@ -95,11 +97,29 @@ def from_single_file(policy: "Policy", pretrained: str, where: str, config: str 
         index = pipeline.load_config(find(config))
         refuse_family(policy, config, index)
         parts = given_parts(policy, index, source, vae)
+        parts |= lacking_parts(policy, where, find(config), index, parts, source)
         return pipeline.from_single_file(where, config=find(config), dtype=source["dtype"], **parts)
     except SingleFileComponentError as error:
-        raise ValueError(f"{pretrained} lacks a part that {config} has no weights for: {error.message}") from error
+        raise ValueError(f"{pretrained} lacks a part: {error.message.splitlines()[0]}") from error
     except OSError as error:
         raise ValueError(f"single_file_config: {why(config, find(config), None, None, error)}") from error
+
+
+def lacking_parts(policy: "Policy", where: str, config: str, index: dict, given: dict, source: dict) -> dict:
+    """Text encoders and VAE that a safetensors file does not hold, loaded from the folder or hub id `config`."""
+    if not where.endswith(".safetensors"):
+        return {}
+    with safe_open(where, "pt") as file:
+        keys = list(file.keys())
+    held = lambda *prefixes: any(key.startswith(prefixes) for key in keys)
+    names = [] if held("cond_stage_model.", "conditioner.", "text_encoders.") else list(policy.encoder_names)
+    names += [] if held("first_stage_model.", "vae.") else ["vae"]
+    options = {"dtype": source["dtype"], "use_safetensors": source["use_safetensors"]}
+    kinds = {name: index[name] for name in names if name not in given}
+    return {
+        name: getattr(import_module(library), kind).from_pretrained(config, subfolder=name, **options)
+        for name, (library, kind) in kinds.items()
+    }
 
 
 def given_parts(policy: "Policy", index: dict, source: dict, vae: str | None) -> dict:

@@ -74,7 +74,8 @@ class Policy(Family):
         self.resolution = resolution or self.default_resolution()
         self.height, self.width = (self.resolution,) * 2 if isinstance(self.resolution, int) else self.resolution
         self.latent_shape = self.shape()
-        refusals.refuse_sizes(self, pretrained)
+        refusals.refuse_parts(self, pretrained)
+        refusals.refuse_sizes(self)
         config = {**self.pipe.scheduler.config, "_class_name": type(self.pipe.scheduler).__name__}
         self.process = self.make_process(config)
         self.adapter.prepare(self)

@@ -19,6 +19,7 @@ class QwenImage(Policy):
     pipeline_class = "QwenImagePipeline"
     denoiser_name = "transformer"
     encoder_names = ("text_encoder",)
+    vae_class = "AutoencoderKLQwenImage"
     grid = "inverse"
     patch, packs = 2, True
 

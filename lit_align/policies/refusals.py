@@ -45,15 +45,26 @@ def refuse_meta(pipe, pretrained: str) -> None:
                 )
 
 
-def refuse_sizes(policy: "Policy", pretrained: str) -> None:
-    """Refuses inpainting and editing models, whose denoiser takes more than latents, and sizes that are no multiple of
-    the latents' side."""
+def refuse_parts(policy: "Policy", pretrained: str) -> None:
+    """Refuses VAEs of other classes and denoisers with inputs that the policy does not give: those of inpainting and
+    editing models, and the guidance scale of LCMs."""
+    vae = type(policy.pipe.vae).__name__
+    if vae != policy.vae_class:
+        raise ValueError(f"{pretrained} has a VAE of class {vae}; {type(policy).__name__} reads an {policy.vae_class}.")
+    if policy.denoiser.config.get("time_cond_proj_dim"):
+        raise ValueError(
+            f"{pretrained}'s UNet takes a guidance scale as input (time_cond_proj_dim), which is not given."
+        )
     taken, given = policy.latent_shape[0], policy.latent_channels()
     if taken != given:
         raise ValueError(
             f"{pretrained}'s denoiser takes {taken} channels, but its VAE's latents have {given}: it is an inpainting "
             "or editing model, or the VAE is another family's."
         )
+
+
+def refuse_sizes(policy: "Policy") -> None:
+    """Refuses sizes that are no multiple of a token's side."""
     side = policy.vae_scale_factor * policy.patch
     for size in (policy.height, policy.width):
         if size % side:

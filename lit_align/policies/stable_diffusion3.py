@@ -27,8 +27,9 @@ class StableDiffusion3(Policy):
         self.max_sequence_length = max_sequence_length
         self.fingerprint += f" {max_sequence_length} {drop_t5}"
 
-    def tokens(self) -> int:
-        return super().tokens() // self.denoiser.config.patch_size**2
+    @property
+    def patch(self) -> int:
+        return self.denoiser.config.patch_size
 
     def embed(self, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
         text, _, pooled, _ = self.pipe.encode_prompt(

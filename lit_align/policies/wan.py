@@ -20,6 +20,7 @@ class Wan(Policy):
     pipeline_class = "WanPipeline"
     denoiser_name = "transformer"
     encoder_names = ("text_encoder",)
+    vae_class = "AutoencoderKLWan"
     patch, image_axes = 2, 4
 
     def __init__(self, *args, frames: int = 81, max_sequence_length: int = 512, **kwargs):

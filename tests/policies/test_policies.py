@@ -6,6 +6,7 @@ import torch
 
 from lit_align.diffusion.conditioning import cast_conditioning, cat_conditioning
 from lit_align.diffusion.sampler import Sampler
+from lit_align.policies import codec
 from lit_align.policies.adapters import Full, LoRA
 from lit_align.policies.sdxl import StableDiffusionXL
 from lit_align.policies.stable_diffusion import StableDiffusion
@@ -242,6 +243,35 @@ def test_inpainting_and_editing_unets_are_refused(tmp_path, channels):
     pipe.unet = diffusers.UNet2DConditionModel.from_config(config | {"in_channels": channels})
     pipe.save_pretrained(tmp_path)
     refused(tmp_path, f"takes {channels} channels, but its VAE's latents have 4")
+
+
+def test_parts_of_other_kinds_are_refused_by_name(tmp_path):
+    pipe = StableDiffusion("tiny").pipe
+    unet, config = pipe.unet, {k: v for k, v in pipe.unet.config.items() if k != "_use_default_values"}
+    pipe.unet = diffusers.UNet2DConditionModel.from_config(config | {"time_cond_proj_dim": 8})
+    pipe.save_pretrained(tmp_path / "lcm")
+    refused(tmp_path / "lcm", "takes a guidance scale as input")
+    pipe.unet = unet
+    pipe.vae = diffusers.AutoencoderTiny(encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1))  # fmt: skip
+    pipe.save_pretrained(tmp_path / "taesd")
+    refused(tmp_path / "taesd", "has a VAE of class AutoencoderTiny; StableDiffusion reads an AutoencoderKL")
+
+
+def test_sd3_shifts_by_resolution_where_its_scheduler_says_so():
+    policy = StableDiffusion3("tiny", resolution=(16, 32), scheduler={"use_dynamic_shifting": True, "base_shift": 1.5})
+    assert policy.process.shift == pytest.approx(torch.tensor(1.5 + (1.15 - 1.5) * (32 - 256) / (4096 - 256)).exp().item())
+    theirs = by_pipeline(policy.pipe, policy, noise(policy))
+    torch.testing.assert_close(by_us(policy, noise(policy)), theirs, atol=2e-4, rtol=0)
+
+
+def test_statistics_may_be_buffers_of_the_vae():
+    vae = torch.nn.Module()
+    vae.config = {"scaling_factor": 0.5}
+    vae.register_buffer("latents_mean", torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    vae.register_buffer("latents_std", torch.tensor([2.0, 2.0, 4.0, 4.0]))
+    shift, scale = codec.statistics(vae, 4)
+    assert shift.shape == (4, 1, 1, 1) and shift.flatten().tolist() == [1, 2, 3, 4]
+    torch.testing.assert_close(scale.flatten(), 0.5 / torch.tensor([2.0, 2.0, 4.0, 4.0]))
 
 
 def test_a_resolution_between_latents_is_refused():

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
+from lit_align.policies.sdxl import StableDiffusionXL
 from lit_align.policies.stable_diffusion import StableDiffusion
 
 
@@ -25,6 +27,7 @@ def original_unet(state):
     resnet = lambda old, new: [(f"{old}.{a}.", f"{new}.{b}.") for a, b in RESNET.items()]
     pairs = [("conv_in.", "input_blocks.0.0."), ("conv_norm_out.", "out.0."), ("conv_out.", "out.2.")]
     pairs += [("time_embedding.linear_1.", "time_embed.0."), ("time_embedding.linear_2.", "time_embed.2.")]
+    pairs += [("add_embedding.linear_1.", "label_emb.0.0."), ("add_embedding.linear_2.", "label_emb.0.2.")]  # SDXL
     pairs += resnet("down_blocks.0.resnets.0", "input_blocks.1.0") + [("down_blocks.0.downsamplers.0.conv.", "input_blocks.2.0.op.")]
     pairs += resnet("down_blocks.1.resnets.0", "input_blocks.3.0") + [("down_blocks.1.attentions.0.", "input_blocks.3.1.")]
     pairs += resnet("mid_block.resnets.0", "middle_block.0") + [("mid_block.attentions.0.", "middle_block.1.")]
@@ -56,28 +59,81 @@ def original_vae(state):
     return out
 
 
+def clip(state, prefix):
+    """A CLIP text encoder by the names that transformers had when the files were written."""
+    return {f"{prefix}.text_model.{k.removeprefix('text_model.')}": v.contiguous() for k, v in state.items()}
+
+
+def open_clip(state):
+    """A CLIP text encoder by OpenCLIP's names (github.com/mlfoundations/open_clip)."""
+    names = {"embeddings.position_embedding.weight": "positional_embedding", "embeddings.token_embedding": "token_embedding", "final_layer_norm": "ln_final"}
+    names |= {"encoder.layers": "transformer.resblocks", "layer_norm": "ln_", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj", "self_attn": "attn"}
+    out, joined = {"text_projection": state["text_projection.weight"].T.contiguous()}, {}
+    for key, value in state.items():
+        key = key.removeprefix("text_model.")
+        for old, new in names.items():
+            key = key.replace(old, new)
+        stem, _, leaf = key.partition(".attn.")
+        if leaf[1:] in ("_proj.weight", "_proj.bias"):  # q, k, v come in this order once sorted
+            joined.setdefault(f"{stem}.attn.in{leaf[1:].replace('.', '_')}", {})[leaf[0]] = value
+        elif key != "text_projection.weight":
+            out[key] = value
+    out |= {key: torch.cat([parts[c] for c in "qkv"]) for key, parts in joined.items()}
+    return {f"conditioner.embedders.1.model.{k}": v.contiguous() for k, v in out.items()}
+
+
+def without_weights(pipe, folder):
+    pipe.save_pretrained(folder)
+    for weights in folder.rglob("*.safetensors"):
+        weights.unlink()
+    return folder
+
+
 @pytest.fixture(scope="module")
 def sd15(tmp_path_factory):
     """A policy, a folder with its pipeline's configs and without its weights, and its weights in one file."""
     folder, policy = tmp_path_factory.mktemp("single"), StableDiffusion("tiny")
-    policy.pipe.save_pretrained(folder / "configs")
-    for weights in folder.rglob("*.safetensors"):
-        weights.unlink()
-    pipe = policy.pipe
-    text = {f"cond_stage_model.transformer.{k}": v.contiguous() for k, v in pipe.text_encoder.state_dict().items()}
-    text |= {k.replace("transformer.", "transformer.text_model.", 1): v for k, v in text.items() if ".text_model." not in k}
-    text = {k: v for k, v in text.items() if ".text_model." in k}
-    file = folder / "model.safetensors"
+    pipe, file = policy.pipe, folder / "model.safetensors"
+    without_weights(pipe, folder / "configs")
+    text = clip(pipe.text_encoder.state_dict(), "cond_stage_model.transformer")
     save_file(original_unet(pipe.unet.state_dict()) | original_vae(pipe.vae.state_dict()) | text, file)
     return policy, folder / "configs", file
+
+
+def same(pipe, other, parts):
+    for name in parts:
+        ours, theirs = getattr(pipe, name).state_dict(), getattr(other, name).state_dict()
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
 def test_a_single_file_is_the_pipeline_it_was_made_of(sd15):
     policy, configs, file = sd15
     again = StableDiffusion(str(file), single_file_config=str(configs))
-    for name in ("unet", "vae", "text_encoder"):
-        ours, theirs = getattr(again.pipe, name).state_dict(), getattr(policy.pipe, name).state_dict()
-        assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+    same(again.pipe, policy.pipe, ("unet", "vae", "text_encoder"))
+
+
+def test_a_single_file_of_sdxl_with_both_its_text_encoders(tmp_path):
+    pipe = StableDiffusionXL("tiny").pipe
+    wide = CLIPTextConfig(**pipe.text_encoder_2.config.to_dict() | {"hidden_size": 24, "projection_dim": 24})
+    pipe.register_modules(text_encoder_2=CLIPTextModelWithProjection(wide))  # diffusers tells the two by their width
+    configs, file = without_weights(pipe, tmp_path / "configs"), tmp_path / "sdxl.safetensors"
+    text = clip(pipe.text_encoder.state_dict(), "conditioner.embedders.0.transformer")
+    text |= open_clip(pipe.text_encoder_2.state_dict())
+    save_file(original_unet(pipe.unet.state_dict()) | original_vae(pipe.vae.state_dict()) | text, file)
+    again = StableDiffusionXL(str(file), single_file_config=str(configs), dtype="float32")
+    same(again.pipe, pipe, ("unet", "vae", "text_encoder", "text_encoder_2"))
+
+
+def test_what_a_single_file_lacks_comes_from_the_folder(sd15, tmp_path):
+    policy, _, file = sd15
+    tensors = {k: v for k, v in load_file(file).items() if not k.startswith("cond_stage_model.")}
+    save_file(tensors, tmp_path / "unet.safetensors")
+    policy.pipe.save_pretrained(tmp_path / "whole")
+    again = StableDiffusion(str(tmp_path / "unet.safetensors"), single_file_config=str(tmp_path / "whole"))
+    same(again.pipe, policy.pipe, ("unet", "vae", "text_encoder"))
+    without_weights(policy.pipe, tmp_path / "configs")
+    with pytest.raises(ValueError, match="single_file_config: .*configs/text_encoder holds no weights"):
+        StableDiffusion(str(tmp_path / "unet.safetensors"), single_file_config=str(tmp_path / "configs"))
 
 
 def test_a_single_file_says_what_it_needs(sd15, tmp_path):

@@ -1,0 +1,72 @@
+"""Every flow family through one method of each kind: two optimizer steps change the adapter and nothing else."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from parts import Level, prompts, trainer
+from sharded_families import SMALL
+
+from lit_align.algorithms.forward_process.nft import DiffusionNFT
+from lit_align.algorithms.policy_gradient.flow_grpo import FlowGRPO
+from lit_align.algorithms.preference.dpo import DiffusionDPO
+from lit_align.algorithms.reward_gradient.draft import DRaFT
+from lit_align.diffusion.sampler import Sampler
+from lit_align.diffusion.transition import FlowSDE
+from lit_align.policies.adapters import LoRA
+from lit_align.policies.wan import Wan
+
+ROOT = Path(__file__).parents[2]
+METHODS = {
+    DiffusionDPO: lambda: {"beta": 500.0},
+    FlowGRPO: lambda: {"reward": Level(), "rollout": Sampler(2, 1.0, FlowSDE()), "samples_per_prompt": 2, "minibatch": 4, "clip_range": 0.1},
+    DiffusionNFT: lambda: {"reward": Level(), "rollout": Sampler(2, 1.0), "samples_per_prompt": 2},
+    DRaFT: lambda: {"reward": Level(), "rollout": Sampler(2, 3.0), "K": 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", SMALL, ids=lambda c: c.__name__)
+@pytest.mark.parametrize("method", METHODS, ids=lambda c: c.__name__)
+def test_two_steps_move_the_adapter(method, family, tmp_path):
+    torch.manual_seed(0)
+    policy = family("tiny", LoRA(rank=2), **SMALL[family])
+    images = torch.rand(2, *((5,) if family is Wan else ()), 3, policy.height, policy.width)
+    batch = {"win": images, "lose": 1 - images} if method is DiffusionDPO else {}
+    module = method(policy=policy, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2), **METHODS[method]())
+    before = {name: p.detach().clone() for name, p in policy.named_parameters()}
+    trainer(tmp_path).fit(module, prompts(2, batches=2, **batch))
+    moved = {name for name, p in policy.named_parameters() if name in before and not torch.equal(before[name], p)}
+    trained = {name for name, p in policy.named_parameters() if name in before and p.requires_grad}
+    assert moved and moved <= trained and all(p.isfinite().all() for p in policy.parameters())
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory) -> dict:
+    """What two ranks of tests/sharded_families.py saw."""
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    env |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    command = [sys.executable, "-m", "sharded_families", str(folder)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    processes = [subprocess.Popen(command, env=env | {"RANK": r, "LOCAL_RANK": r}, **pipes) for r in "01"]
+    try:
+        outputs = [p.communicate(timeout=900)[0] for p in processes]
+    finally:
+        for p in processes:
+            p.kill()
+    assert all(p.returncode == 0 for p in processes), outputs[0][-3000:]
+    return torch.load(folder / "seen.pt")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", SMALL, ids=lambda c: c.__name__)
+def test_two_fsdp_ranks_take_the_step_of_one_process(sharded, family):
+    seen = sharded[family.__name__]
+    assert seen["prediction"] < 1e-5 and seen["weights"] < 1e-4 < 1e-2 < seen["moved"]
