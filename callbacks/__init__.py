@@ -5,6 +5,7 @@ steps return: `image` (B, 3, H, W) in [0, 1], `prompt`, `index`, `scores`, and f
 from lit_align.callbacks.comparison import Comparison
 from lit_align.callbacks.ema import EMA
 from lit_align.callbacks.image_grid import ImageGrid
+from lit_align.callbacks.interrupt import SaveOnInterrupt
 from lit_align.callbacks.lora_scaling import LoRAScaling
 from lit_align.callbacks.metrics import Throughput
 from lit_align.callbacks.progress import Progress
@@ -20,6 +21,7 @@ __all__ = [
     "Progress",
     "RewardOveroptimizationStopping",
     "SampleWriter",
+    "SaveOnInterrupt",
     "Summary",
     "Throughput",
 ]

@@ -3,6 +3,7 @@
 import importlib
 import os
 import pkgutil
+import signal
 import sys
 from pathlib import Path
 
@@ -13,13 +14,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, ProgressB
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lit_align import configs
-from lit_align.callbacks import Progress, Summary
+from lit_align.callbacks import Progress, SaveOnInterrupt, Summary
 from lit_align.checkpoint import AtomicCheckpointIO
 from lit_align.cli_errors import Parser, of_the_user, subclasses  # noqa: F401 (subclasses: for lit_align.studies)
 from lit_align.paths import PACKAGE, find
@@ -129,7 +130,7 @@ class CLI(LightningCLI):
         plugins = as_list(config.plugins)
         if not any(isinstance(p, CheckpointIO) for p in plugins):
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
-        kwargs["callbacks"] = callbacks = as_list(config.callbacks)
+        kwargs["callbacks"] = callbacks = [*as_list(config.callbacks), SaveOnInterrupt()]
         if config.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(Progress())
         if config.enable_model_summary is not False and not any(isinstance(c, ModelSummary) for c in callbacks):
@@ -224,6 +225,8 @@ def main(args: list[str] | None = None, model_class=None, data_class=None) -> CL
             save_config_kwargs={"overwrite": True},
             args=args,
         )
+    except SIGTERMException as error:  # Lightning would leave with 0, and a scheduler would see success
+        raise SystemExit(128 + signal.SIGTERM) from error
     except Exception as error:
         if not of_the_user(error):
             raise

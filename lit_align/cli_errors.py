@@ -71,8 +71,10 @@ class Parser(LightningArgumentParser):
 
     def end(self, sentence: str, code: int) -> None:
         """Prints the error, under --debug with where it comes from, and leaves."""
-        if self.debug:
+        if self.debug and sys.exc_info()[1]:
             traceback.print_exc()
+        elif self.debug:
+            traceback.print_stack()
         sys.stderr.write(f"lit_align: {' '.join(sentence.split())}\n")
         raise SystemExit(code)
 

@@ -1,7 +1,7 @@
 """What tests of reward-gradient methods share: a method with one step's gradient, and sampling written out by hand."""
 
 import torch
-from parts import Darkness, move, trained
+from parts import Darkness, T, move, trained
 from preferences import attached
 
 from lit_align.algorithms.reward_gradient.refl import ReFL
@@ -21,7 +21,7 @@ def make(cls, policy=None, steps=4, eta=0.0, **kwargs):
     defaults = {"min_step": 1} if cls is ReFL else {}
     rollout = Sampler(steps, 2.0, DDIM(eta))
     method = cls(policy=policy, rollout=rollout, **({"reward": Darkness()} | defaults | kwargs))
-    move(method)
+    move(method.policy)
     return attached(method)
 
 
@@ -93,3 +93,10 @@ class Calls:
         self.all += 1
         self.graded += torch.is_grad_enabled()
         return self.predict(*args)
+
+
+class Contrast(Darkness):
+    """Darkness for a prompt with a good word, its half with another."""
+
+    def forward(self, images, texts):
+        return super().forward(images, texts) * T([1.0 if p.startswith("Real. ") else 0.5 for p in texts])

@@ -1,5 +1,6 @@
 """What tests of methods share."""
 
+import copy
 import importlib
 import inspect
 import pkgutil
@@ -83,11 +84,20 @@ class Analytic(nn.Module):
         return z
 
 
+BUILT = {}  # tiny policies of this process, by family and adapter
+
+
 def tiny(family=StableDiffusion, adapter=None):
-    """A tiny policy with the same weights every time, those of the adapter too."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return family("tiny", adapter or LoRA(rank=2))
+    """A tiny policy with the same weights every time, those of the adapter too. It is a copy of one that is built once;
+    the text encoders and the VAE, which nothing trains, are shared."""
+    adapter = adapter or LoRA(rank=2)
+    key = family, type(adapter), str(vars(adapter))
+    if key not in BUILT:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            BUILT[key] = family("tiny", adapter)
+    policy = BUILT[key]
+    return copy.deepcopy(policy, {id(part): part for part in policy.pipe.components.values() if part is not policy.denoiser})
 
 
 def trained(module):

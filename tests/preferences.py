@@ -7,6 +7,7 @@ from parts import T, move, tiny, trainer
 
 from lit_align.algorithms.preference.preference import Errors
 from lit_align.algorithms.preference.ranking import Ranked
+from lit_align.diffusion.sampler import Sampler
 from lit_align.policies.stable_diffusion import StableDiffusion
 from lit_align.rewards.reward import Reward
 
@@ -20,8 +21,8 @@ class Brightness(Reward):
 
 @cache
 def still(family=StableDiffusion, scale=0.0):
-    """A tiny policy with LoRA, built once per process, for tests that change nothing of it. Its weights lie `scale`
-    away from the reference's."""
+    """A tiny policy with LoRA, built once per process, for tests that change nothing of it, nor what of it is trained.
+    Its weights lie `scale` away from the reference's."""
     policy = tiny(family)
     move(policy, scale)
     return policy
@@ -34,6 +35,11 @@ def attached(method):
     method.log = lambda name, value, **kwargs: method.logged.update({name: float(value)})
     method.log_mean = lambda name, value, n: method.log(name, value)
     return method
+
+
+def collecting(cls, **kwargs):
+    """A method that makes its own pairs, ready to collect, its policy away from its reference."""
+    return attached(cls(policy=still(scale=0.2), rollout=Sampler(2, 1.0), **kwargs))
 
 
 def pair(win=0.10, lose=0.12, ref_win=0.101, ref_lose=0.119, **kwargs):

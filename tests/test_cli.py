@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -310,6 +311,35 @@ def test_killed_run_resumes(configs):
     assert resumed.model.w.item() == pytest.approx(weight_after(4))
 
 
+@pytest.mark.parametrize("how, code", [("SIGTERM", 128 + signal.SIGTERM), ("SIGINT", 1)])
+def test_a_run_that_is_stopped_saves_where_it_is_and_does_not_look_finished(configs, monkeypatch, how, code):
+    before = signal.getsignal(signal.SIGINT)
+    rarely = CONFIG.replace("every_n_train_steps: 1", "every_n_train_steps: 100")
+    (configs / "small/parabola.yaml").write_text(rarely)
+
+    def training_step(self, batch, batch_idx, step=Parabola.training_step):
+        if self.global_step == 2:
+            os.kill(os.getpid(), getattr(signal, how))
+        return step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as exit:
+        patch.setattr(Parabola, "training_step", training_step)
+        run("fit --config parabola")
+    signal.signal(signal.SIGINT, before)  # Lightning ignores further ones
+    assert exit.value.code == code
+    last = torch.load("checkpoints/small/parabola/checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] in (2, 3) and last["state_dict"]["w"].item() == pytest.approx(weight_after(last["global_step"]))
+    resumed = run("fit --config parabola --ckpt_path last")
+    assert resumed.trainer.global_step == 4 and resumed.model.w.item() == pytest.approx(weight_after(4))
+
+
+def test_an_error_saves_nothing_more(configs):
+    (configs / "small/parabola.yaml").write_text(CONFIG.replace("every_n_train_steps: 1", "every_n_train_steps: 100"))
+    with pytest.raises(RuntimeError, match="killed"):
+        run("fit --config parabola --model.die_at 2")
+    assert not list(Path().rglob("*.ckpt"))
+
+
 def test_last_where_there_is_none_starts_a_run(configs):
     with pytest.warns(match="no last checkpoint available"):
         assert run("fit --config parabola --ckpt_path last").trainer.global_step == 4
@@ -350,6 +380,19 @@ def test_help_and_list_import_nothing_heavy():
         done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(paths.ROOT)}, capture_output=True, text=True)
         assert done.returncode == 0 and said in done.stdout
         assert not re.search(r"\| +(torch|lightning|jsonargparse)$", done.stderr, re.M)
+
+
+def test_the_terminal_of_a_run_is_ours(tmp_path):
+    """From the shell, as in `make quickstart`: what a user wants to know, and no third-party message."""
+    command = [sys.executable, "-m", "lit_align", "fit", "--config", "shapes/dpo.yaml", "--config", "smoke.yaml"]
+    env = os.environ | {"PYTHONPATH": str(paths.ROOT), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]
+    noise = "float32: \\[|torchvision|torch_dtype|Loading|LeafSpec|eval mode|litlogger|PU available|Writing model|Seed set|Epoch|\r|Already"
+    assert not re.findall(f".*(?:{noise}).*", done.stdout)
+    for said in ("DiffusionDPO trains", "with a reference", "results in checkpoints/shapes/dpo+smoke", "2/2 steps (100 %)", "last.ckpt resumes"):
+        assert said in done.stdout
+    assert len(done.stdout.splitlines()) < 25, done.stdout
 
 
 def test_list_names_what_there_is(capsys):

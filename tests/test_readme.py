@@ -1,11 +1,13 @@
 """What the README tells a newcomer to type works as it stands there."""
 
 import re
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
+from lit_align import configs
 from lit_align.cli import main
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -29,11 +31,13 @@ def hinge(tmp_path, monkeypatch):
         module.HingeDPO.__module__ = "readme"  # the class lives on; other tests list those of the library
 
 
-def test_the_method_of_the_readme_passes_its_test_and_trains_from_its_yaml(hinge):
+def test_the_method_of_the_readme_passes_its_test_and_trains_from_its_yaml(hinge, monkeypatch):
     (hinge / "test_hinge.py").write_text(blocks("python")[1])
     assert pytest.main(["-q", "-p", "no:cacheprovider", "--rootdir", str(hinge), str(hinge / "test_hinge.py")]) == 0
-    (hinge / "hinge.yaml").write_text(blocks("yaml")[0])
-    cli = main(["fit", "--config", "shapes/dpo", "--config", str(hinge / "hinge.yaml"), "--config", "smoke"])
+    shutil.copytree(configs.CONFIGS, hinge / "configs")
+    monkeypatch.setattr(configs, "CONFIGS", hinge / "configs")
+    (hinge / "configs/shapes/hinge.yaml").write_text(blocks("yaml")[0])
+    cli = main(["fit", "--config", "shapes/hinge", "--config", "smoke"])
     assert type(cli.model).__name__ == "HingeDPO" and cli.model.beta == 500 and cli.trainer.global_step == 2
 
 

@@ -93,6 +93,10 @@ def batch_of(rows: list[dict]) -> dict:
 
 
 def text_batch(rows: list[dict]) -> Batch:
-    """What every batch holds, from rows of a table: `prompt`, `index` and `columns`."""
+    """What every batch holds, from rows of a table: `prompt`, `index` and `columns`. ValueError if a caption is no
+    text."""
+    for row in rows:
+        if not isinstance(row["prompt"], str):
+            raise ValueError(f"row {row['index']} of {row['file']} has the caption {row['prompt']!r}: give one text.")
     kept = [key for key in rows[0] if key in ("prompt", "index") or key.startswith(COLUMN)]
     return batch_of([{key: row[key] for key in kept} for row in rows])

@@ -36,7 +36,7 @@ class AlignData(L.LightningDataModule):
         encode_once: encode all images and captions before training, cache them on disk, and move the encoders to the
             CPU, unless the method samples while it trains.
         buckets: train on images of several shapes, of about resolution^2 pixels and in batches of one shape, in place
-            of square centres (see data/buckets.py). Validation pairs stay square.
+            of square centres (see data/buckets.py). Validation pairs stay square, and SDXL is told the square's size.
         smoke: train on a few rows that ship with the library, in the dataset's own schema, in place of `path`.
     """
 
@@ -85,11 +85,13 @@ class AlignData(L.LightningDataModule):
 
     def column_names(self, split: Literal["train", "val", "test", "predict"]) -> list[str]:
         """The further columns of a split's rows, which a reward may ask for; of "val" those of the prompts."""
+        from datasets import Dataset, IterableDataset
+
         if split == "train":
             rows = self.load("train") if self.train is None else self.train
         else:
             rows = self.read_prompt_rows(split) if self.prompt_files[split] else None
-        names = getattr(rows, "column_names", None) or []  # rows that are no table have none
+        names = (rows.column_names or []) if isinstance(rows, Dataset | IterableDataset) else []
         return [name.removeprefix(COLUMN) for name in names if name.startswith(COLUMN)]
 
     def match_resolution(self) -> None:
@@ -103,7 +105,7 @@ class AlignData(L.LightningDataModule):
         if policy is not None and self.resolution not in (None, policy.resolution):
             raise ValueError(
                 f"data.resolution is {self.resolution} and the policy's resolution is {policy.resolution}: "
-                "leave --data.resolution out, or set --model.policy.resolution to the same."
+                "set both to the same, or --data.resolution null, which follows the policy."
             )
         self.resolution = self.resolution or policy.resolution
 

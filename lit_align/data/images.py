@@ -51,7 +51,7 @@ def opened(cell, where: str):
             cell.size  # of what is no image: AttributeError
             yield cell
     except (OSError, SyntaxError, ValueError, AttributeError, Image.DecompressionBombError) as error:
-        mend = "mend it or set --data.on_corrupt skip"
+        mend = "mend it or leave its row out (--data.on_corrupt skip does, for pairs and captioned images)"
         raise ValueError(f"{where} holds no readable image ({error}); {mend}.") from error
 
 

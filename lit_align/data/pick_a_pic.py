@@ -24,15 +24,15 @@ OPTIONAL = ("has_label", "are_different", "image_0_uid", "image_1_uid")
 
 
 class PickAPic(AlignData):
-    """Pairs in Pick-a-Pic's published schema: batches {"prompt", "win", "lose", "index"} and `label` with ties kept.
+    """Pairs in Pick-a-Pic's published schema: a PairBatch {"prompt", "win", "lose", ...}; `label` if ties are kept.
 
-    The winner is image 0 where label_0 is 1 and image 1 where it is 0. Rows without a label are left out; so are ties
-    (label_0 = 0.5), about 12 % of v2, as in Diffusion-DPO. What is left out is counted in the log.
-    `index` is the row in the split.
+    The winner is image 0 where label_0 is 1 and image 1 where it is 0. Rows without a label are dropped; so are ties
+    (label_0 = 0.5), about 12 % of v2, as in Diffusion-DPO. The log counts what is dropped. `index` is the row in the
+    split.
 
-    With `binary` the same rows give single images, each once: {"image", "label", "prompt", "index"}, label 1 for an
-    image that was preferred in any row, 0 for one that only ever lost (Diffusion-KTO's rule, arXiv 2404.04465); ties
-    have no say.
+    With `binary` the same rows give single images, each once: an ImageBatch {"prompt", "image", "label", ...}. The
+    label is 1 for an image that was preferred in any row, 0 for one that only lost (Diffusion-KTO's rule, arXiv
+    2404.04465); ties do not count.
 
     Args:
         path: a hub id, a folder of parquet files named after their split (train-00000-of-00645.parquet), one parquet

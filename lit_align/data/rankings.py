@@ -49,17 +49,18 @@ class Rankings(AlignData):
             return None
         rows = named_columns(read_table(self.path), self.path, self.columns)
         check_captions(rows, self.columns["prompt"])
-        self.size = len(rows[0]["images"])
+        self.size = len(rows[0]["images"] or ())
         rows = in_folder(rows, ("images",), os.path.dirname(find(self.path)))
         return stamp_files(rows, {"images": self.columns["images"]}, "error")
 
     def collate(self, rows: list[dict]) -> dict:
         for row in rows:
-            lengths = {len(row[key]) for key in ("images", *self.score_keys)}
+            lengths = {len(row[key] or ()) for key in ("images", *self.score_keys)}
+            where = f"row {row['index']} of {row['file']}"
             if lengths != {self.size}:
-                raise ValueError(
-                    f"row {row['index']} of {row['file']} has lists of {sorted(lengths)} entries; {self.size} are due."
-                )
+                raise ValueError(f"{where} has lists of {sorted(lengths)} entries; {self.size} are due.")
+            if any(score is None for key in self.score_keys for score in row[key]):
+                raise ValueError(f"{where} lacks a score: give a number for each image.")
         scores = torch.tensor([[row[key] for key in self.score_keys] for row in rows])  # (B, R, K)
         images = torch.stack([self.images(row) for row in rows])
         return text_batch(rows) | {"images": images, "scores": scores.transpose(1, 2).float()}

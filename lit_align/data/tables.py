@@ -102,7 +102,7 @@ def check_json(path: str, file: Path, encoding: str) -> None:
 def named_columns(rows, file: str, columns: dict[str, str], optional: tuple[str, ...] = ()):
     """The table with `columns` {key: the file's column} under their keys, the `optional` ones as they are called,
     `index` and `file` for messages, and each further column of the file as `columns.<name>`."""
-    from datasets import IterableDataset
+    from datasets import Features, IterableDataset, Value
 
     for column in columns.values():
         if column not in rows.column_names:
@@ -111,7 +111,8 @@ def named_columns(rows, file: str, columns: dict[str, str], optional: tuple[str,
     rows = rows.rename_columns({column: COLUMN + column for column in rows.column_names if column not in known})
     rows = rows.rename_columns({column: key for key, column in columns.items() if column != key})
     if isinstance(rows, IterableDataset):
-        return rows.map(lambda row, i: {"index": i, "file": file}, with_indices=True)
+        features = rows.features and Features({**rows.features, "index": Value("int64"), "file": Value("string")})
+        return rows.map(lambda row, i: {"index": i, "file": file}, with_indices=True, features=features)
     return rows.add_column("index", list(range(len(rows)))).add_column("file", [file] * len(rows))
 
 

@@ -1,3 +1,7 @@
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when `datasets` is imported: no test asks the hub
+
 import pytest
 
 

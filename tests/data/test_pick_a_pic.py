@@ -103,3 +103,15 @@ def test_a_missing_column_is_named_with_those_found(tmp_path):
 def test_a_dataset_that_was_removed_is_said_with_its_copies():
     with pytest.raises(FileNotFoundError, match="copies are liuhuohuo2/pick-a-pic-v2 .* set --data.path"):
         PickAPic().load("train")
+
+
+def test_a_stream_has_its_columns_and_names_a_null_caption(tmp_path):
+    rows = [row(p, RED, BLUE, 1.0, "m", 0, 0) | {"topic": "t"} for p in ("a", None)]
+    Dataset.from_list(rows).to_parquet(str(tmp_path / "train.parquet"))
+    data = PickAPic(str(tmp_path / "train.parquet"), resolution=8, streaming=True)
+    assert "topic" in data.column_names("train") and "jpg_0" not in data.column_names("train")
+    with pytest.raises(ValueError, match="row 1 of .*train.parquet has the caption None: give one text"):
+        for example in data.load("train"):
+            data.collate([example])
+    with pytest.raises(ValueError, match="row 1, column caption of .*train.parquet is empty"):
+        PickAPic(str(tmp_path / "train.parquet"), resolution=8).load("train")

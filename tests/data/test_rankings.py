@@ -36,3 +36,21 @@ def test_lists_of_unequal_length_are_named(tmp_path):
     table = data.load("train")
     with pytest.raises(ValueError, match=r"row 1 of .*lists.parquet has lists of \[2\] entries; 3 are due"):
         data.collate([table[0], table[1]])
+
+
+@pytest.mark.parametrize("change, said", [({"scores": [1.0, None]}, "lacks a score"), ({"scores": None}, "lists of")])
+def test_a_missing_score_is_named(tmp_path, change, said):
+    rows = [{"prompt": "p", "images": [RED] * 2, "scores": [1.0, 0.0]} for _ in range(2)]
+    Dataset.from_list([rows[0], rows[1] | change]).to_parquet(tmp_path / "lists.parquet")
+    data = Rankings(str(tmp_path / "lists.parquet"), resolution=16)
+    table = data.load("train")
+    with pytest.raises(ValueError, match=f"row 1 of .*lists.parquet .*{said}"):
+        data.collate([table[0], table[1]])
+
+
+def test_a_missing_image_file_is_named_before_training(tmp_path):
+    (tmp_path / "a.png").write_bytes(RED)
+    row = {"prompt": "p", "images": ["a.png", "gone.png"], "scores": [1.0, 0.0]}
+    (tmp_path / "lists.jsonl").write_text(json.dumps(row))
+    with pytest.raises(FileNotFoundError, match="row 0, column images of .*lists.jsonl: there is no file .*gone.png"):
+        Rankings(str(tmp_path / "lists.jsonl")).load("train")

@@ -103,7 +103,7 @@ def test_a_reward_model_that_needs_columns_learns_from_its_rows():
         def forward(self, images, prompts, target, unit=None):
             return self.w * super().forward(images, prompts, target, unit)
 
-    method = attached(BradleyTerry(reward=Learnt(), policy=still()))
+    method = attached(BradleyTerry(reward=Learnt()))
     batch = {"prompt": ["a", "b"], "index": [0, 1], "win": flat(0.1, 0.6), "lose": flat(0.3, 0.2), "columns": {"target": [0.1, 0.5]}}
     gap = T([0.0 + 0.2, -0.1 + 0.3]) * 2
     torch.testing.assert_close(method.batch_loss(batch), torch.log1p(torch.exp(-gap)).mean())

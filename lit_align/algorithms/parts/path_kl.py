@@ -28,7 +28,7 @@ class PathKL(Hook):
 
     def check(self, policy, sampler):
         if not (sampler.step_std(policy) > 0).any():
-            raise ValueError("the rollout has no noise, so no path KL: give it a transition such as DDIM(eta=1).")
+            raise ValueError("the rollout has no noise and no path KL: give it a transition such as DDIM(eta=1).")
 
     def on_init(self, policy, state):
         state.extras[self] = {"kl": torch.zeros(len(state.x), device=state.x.device)}

@@ -29,9 +29,9 @@ def surrogate(**kwargs):
     return Surrogate(BlackBox(), still(), **kwargs)
 
 
-@pytest.mark.parametrize("most", [10.0, 0.02])
-def test_the_bonus_is_the_paper_s(most):
-    s = surrogate(alpha=0.1, ridge=0.5, max_bonus=most, epochs=1)
+@pytest.mark.parametrize("max_bonus", [10.0, 0.02])
+def test_the_bonus_is_the_paper_s(max_bonus):
+    s = surrogate(alpha=0.1, ridge=0.5, max_bonus=max_bonus, epochs=1)
     x, y = torch.randn(9, s.x.shape[1]), torch.randn(9)
     s.fit(x[:4], y[:4])
     s.fit(x[4:], y[4:])
@@ -44,7 +44,7 @@ def test_the_bonus_is_the_paper_s(most):
     seen = s.describe(None, None)
     plain = s.heads[0](seen).flatten()
     bonus = T([0.1 * (phi @ torch.linalg.inv(total) @ phi).sqrt().item() for phi in features(seen)])
-    torch.testing.assert_close(s(None, None), plain + bonus.clamp(max=most), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(s(None, None), plain + bonus.clamp(max=max_bonus), rtol=1e-3, atol=1e-5)
     assert (bonus > 0.02).any()
 
 

@@ -81,8 +81,9 @@ def test_sdpos_return_is_the_discounted_sum_of_a_steps_reward_and_all_later_ones
     assert method.reward.asked == ["p", "p", "q", "q"] * 3
 
 
-def test_sdpos_new_prompts_take_the_statistics_of_their_step_alone(tmp_path):
-    method = make(4, reward=Bright(), advantage=PerPrompt(min_count=99))
+@pytest.mark.parametrize("min_count", [99, 2], ids=["new prompts", "known prompts"])
+def test_sdpos_statistics_are_those_of_a_step_alone(tmp_path, min_count):
+    method = make(4, reward=Bright(), advantage=PerPrompt(min_count=min_count))
     with spy(method, "collect") as collect:
         trainer(tmp_path).fit(method, prompts(2))
     _, a = collect.results[0]

@@ -55,7 +55,7 @@ def test_a_step_keeps_the_variance_adds_fresh_noise_and_refines_at_its_end(famil
     s, t = grid[1:2], grid[3:4]
     with torch.no_grad():
         torch.manual_seed(2)
-        got = inpo.inverted(x, s[0], t[0], cond)
+        got = inpo.inversion_step(x, s[0], t[0], cond)
         torch.manual_seed(2)
         want = by_hand(policy, x, s.expand(1), t.expand(1), cond, eta, torch.randn_like(x), refinements)
     torch.testing.assert_close(got, want, atol=2e-4, rtol=1e-3)

@@ -1,7 +1,9 @@
+
 import pytest
 import torch
 from online import online_preference
 from parts import move
+from preferences import at
 
 from lit_align.algorithms.preference.spin import SPINDiffusion
 
@@ -21,3 +23,7 @@ def test_spins_losers_are_the_references_samples(key):
     assert torch.equal(pairs["win_latents"], win)
     torch.manual_seed(1)
     assert not torch.allclose(method.rollout(method.policy, ["a", "b"]).x, want, atol=1e-3)
+
+
+def test_spins_loss_is_diffusion_dpos(policy):
+    assert SPINDiffusion(policy=policy, beta=1.0).loss(at(1.0)).item() == pytest.approx(0.31326169, abs=1e-8)

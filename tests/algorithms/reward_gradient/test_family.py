@@ -4,7 +4,7 @@ tested unasked."""
 import lightning as L
 import pytest
 import torch
-from gradients import BATCH, darkness, make, seeded
+from gradients import BATCH, Contrast, darkness, make, seeded
 from parts import POLICIES, Darkness, T, by_name, methods_of, prompts, rollout, trained, trainer
 
 from lit_align.algorithms.reward_gradient.alignprop import AlignProp
@@ -12,6 +12,7 @@ from lit_align.algorithms.reward_gradient.elegant import ELEGANT
 from lit_align.algorithms.reward_gradient.refl import ReFL
 from lit_align.algorithms.reward_gradient.reward_gradient import RewardGradient
 from lit_align.algorithms.reward_gradient.seiko import SEIKO
+from lit_align.algorithms.reward_gradient.srpo import SRPO
 from lit_align.diffusion.sampler import Sampler
 from lit_align.policies.adapters import LoRA
 from lit_align.policies.stable_diffusion import StableDiffusion
@@ -22,22 +23,23 @@ OPTIONS = {
     AlignProp: {"truncation": "trajectory"},  # a draw of single steps may keep none
     ReFL: {"min_step": 1},
     ELEGANT: {"rollouts": 2, "alpha": 1e-6},
-    SEIKO: {"updates": 1, "minibatch": 2, "accumulate": 1, "epochs": 2, "kl_weight": 0.0},
+    SEIKO: {"truncation": "trajectory", "updates": 1, "minibatch": 2, "accumulate": 1, "epochs": 2, "kl_weight": 0.0},
 }
 options = lambda cls: OPTIONS.get(cls, {})
 
 
 @pytest.mark.parametrize("cls", METHODS, **by_name)
 def test_a_small_step_down_the_loss_raises_the_reward_and_one_up_lowers_it(cls):
-    """On the same noise; SEIKO's reward is its surrogate."""
-    method = make(cls, eta=1.0, **options(cls))
+    """On the same noise; SEIKO's reward is its surrogate, SRPO's the difference that its control words make."""
+    contrast = {"reward": Contrast(), "good_words": ("Real",), "bad_words": ("Oil",)} if cls is SRPO else {}
+    method = make(cls, eta=1.0, **options(cls), **contrast)
     start, (_, g) = [p.detach().clone() for p in trained(method.policy)], seeded(method)
     found = []
     for step in (-0.1, 0.0, 0.1):
         for p, old, d in zip(trained(method.policy), start, g.split([p.numel() for p in start]), strict=True):
             p.data = old + step * (d / g.norm()).view_as(p)
         seeded(method)
-        found.append(method.logged.get("train/surrogate", method.logged["train/reward"] if cls is not SEIKO else None))
+        found.append(method.logged["train/surrogate" if cls is SEIKO else "train/reward"])
     assert found[0] > found[1] > found[2]
 
 
@@ -49,9 +51,9 @@ def test_a_step_moves_what_is_trained_and_nothing_else(tmp_path, cls, family, ad
     method = cls(policy=policy, reward=Darkness(), rollout=rollout(policy, 2), optimizer=optimizer, **options(cls))
     parts = [policy.denoiser, policy.pipe.vae, *policy._encoders()]
     everything = {id(p): (p, p.detach().clone(), p.requires_grad) for part in parts for p in part.parameters()}
-    t = trainer(tmp_path, max_steps=1)
-    t.fit(method, prompts())
-    assert t.global_step == 1 and "train/reward" in t.callback_metrics
+    t, batches = trainer(tmp_path), 2 if cls is SEIKO else 1
+    t.fit(method, prompts(2, batches))
+    assert t.global_step == batches and "train/reward" in t.callback_metrics
     moved = {flag: [not torch.equal(p, old) for p, old, f in everything.values() if f == flag] for flag in (True, False)}
     assert any(moved[True]) and not any(moved[False])
 

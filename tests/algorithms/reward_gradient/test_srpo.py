@@ -5,8 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from gradients import BATCH, Calls, make, seeded
-from parts import Darkness, T
+from gradients import BATCH, Calls, Contrast, make, seeded
 
 from lit_align.algorithms.reward_gradient.srpo import LEVELS, SRPO
 from lit_align.policies.adapters import LoRA
@@ -27,13 +26,6 @@ def test_srpo_recovers_x_0_where_the_step_is_exact(family):
     (a_t, s_t), (a_s, s_s) = ((policy.process.alpha(times[k]), policy.process.sigma(times[k])) for k in (300, 400))
     shift = 0.1 * (s_s - s_t) / a_s if family is StableDiffusion3 else 0.1 * (s_s / a_s - s_t / a_t)  # Euler; DDIM
     torch.testing.assert_close(wrong, x_0 + shift, atol=1e-4, rtol=0)
-
-
-class Contrast(Darkness):
-    """Darkness for a prompt with a good word, its half with another."""
-
-    def forward(self, images, texts):
-        return super().forward(images, texts) * T([1.0 if p.startswith("Real. ") else 0.5 for p in texts])
 
 
 def test_srpos_reward_is_relative_and_its_two_steps_meet():
