@@ -85,7 +85,7 @@ class Comparison(L.Callback):
             self.show(name, figures)
         print(f"same prompts and seeds, before and after: {path}" if compared else f"samples of the test prompts: {path}")
         if not compared:
-            self.last_line = f"{method} keeps no reference, so test compared nothing: it wrote the samples alone."
+            self.last_line = f"{method} has no fixed reference to compare with: the sheet shows the samples alone."
             return
         if not report:
             self.last_line = "there is no reward to compare by: name one in --model.rewards for figures and a win rate."
