@@ -30,7 +30,8 @@ class Comparison(L.Callback):
 
     Prints a table of every score (overall and per skill, before -> after) and the win rate, and writes
     `comparison.json` with all of it and `comparison.png`, a contact sheet of pairs, those first whose first score
-    changed.
+    changed. Without a reward there is the sheet alone; without a reference the sheet shows the samples alone. The last
+    line says so.
 
     Args:
         pairs: how many pairs of pictures.
@@ -43,19 +44,18 @@ class Comparison(L.Callback):
         self.rows, self.start, self.last_line = [], time.time(), ""
 
     def on_test_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
-        if "reference_image" not in outputs:
-            return
+        compared = "reference_image" in outputs
         skills = outputs.get("columns", {}).get("skill", [None] * len(outputs["prompt"]))
         for i, prompt in enumerate(outputs["prompt"]):
-            pair = (outputs["reference_image"][i], outputs["image"][i]) if len(self.rows) < 8 * self.pairs else ()
+            images = [outputs[key][i] for key in (("reference_image", "image") if compared else ("image",))]
             self.rows.append(
                 {
                     "index": outputs["index"][i],
                     "prompt": prompt,
                     "skill": "" if skills[i] is None else str(skills[i]),
-                    "before": {k: float(v[i]) for k, v in outputs["reference_scores"].items()},
+                    "before": {k: float(v[i]) for k, v in outputs["reference_scores"].items()} if compared else None,
                     "after": {k: float(v[i]) for k, v in outputs["scores"].items()},
-                    "images": [to_pil(image, 128, 256) for image in pair],
+                    "images": [to_pil(x, 128, 256) for x in images] if len(self.rows) < 8 * self.pairs else [],
                 }
             )
 
@@ -65,18 +65,31 @@ class Comparison(L.Callback):
             gathered = [None] * trainer.world_size
             torch.distributed.all_gather_object(gathered, rows)
             rows = list({row["index"]: row for part in gathered for row in part}.values())
-        if not trainer.is_global_zero or not rows or not rows[0]["after"]:
+        if not trainer.is_global_zero:
             return
-        rows.sort(key=lambda row: row["index"])
-        report = {name: self.figures(rows, name) for name in rows[0]["after"]}
-        root = trainer.default_root_dir
+        if not rows:
+            self.last_line = "test sampled nothing: there was no batch of test prompts."
+            return
+        self.write(sorted(rows, key=lambda row: row["index"]), trainer.default_root_dir, type(module).__name__)
+
+    def write(self, rows: list[dict], root: str, method: str) -> None:
+        """Writes figures and sheet, prints the tables and sets the last line."""
+        compared = rows[0]["before"] is not None
+        report = {name: self.figures(rows, name) for name in rows[0]["after"]} if compared else {}
         os.makedirs(root, exist_ok=True)
         with open(os.path.join(root, "comparison.json"), "w") as file:
             json.dump(report, file, indent=1)
-        self.sheet(rows, next(iter(report)), os.path.join(root, "comparison.png"))
+        path = os.path.join(root, "comparison.png")
+        self.sheet(rows, next(iter(report), None), path)
         for name, figures in report.items():
             self.show(name, figures)
-        print(f"same prompts and seeds, before and after: {os.path.join(root, 'comparison.png')}")
+        print(f"same prompts and seeds, before and after: {path}" if compared else f"samples of the test prompts: {path}")
+        if not compared:
+            self.last_line = f"{method} has no fixed reference to compare with: the sheet shows the samples alone."
+            return
+        if not report:
+            self.last_line = "there is no reward to compare by: name one in --model.rewards for figures and a win rate."
+            return
         name, all_rows = next((name, figures["all"]) for name, figures in report.items())
         took = time.time() - self.start + self.fit_seconds(root)
         label = "exact accuracy" if name == "exact" else f"mean {name}"
@@ -138,12 +151,15 @@ class Comparison(L.Callback):
         bounds = bracket(figures["all"]["win_rate_interval"], "")
         print(f"win rate against the reference, ties half: {figures['all']['win_rate']:.3f} {bounds}")
 
-    def sheet(self, rows: list[dict], name: str, path: str) -> None:
-        gain = lambda row: row["after"][name] - row["before"][name]
-        shown = [row for row in rows if row["images"]]
-        changed = sorted((row for row in shown if gain(row)), key=lambda row: row["index"])
-        shown = (changed + [row for row in shown if not gain(row)])[: self.pairs]
-        score = lambda row: f"{name} {row['before'][name]:.3g} -> {row['after'][name]:.3g}"
-        colors = ["green" if gain(r) > 0 else "red" if gain(r) < 0 else "lightgray" for r in shown]
-        cells = [row["images"] for row in shown]
-        save_png(grid(cells, [f"{r['prompt']} | {score(r)}" for r in shown], colors, ["before", "after"]), path)
+    def sheet(self, rows: list[dict], name: str | None, path: str) -> None:
+        """Writes the contact sheet; `name` is the score that orders, captions and frames the cells."""
+        shown, colors = [row for row in rows if row["images"]], None
+        if name:
+            gain = lambda row: row["after"][name] - row["before"][name]
+            shown.sort(key=lambda row: gain(row) == 0)  # stable: those that changed come first
+            colors = ["green" if gain(r) > 0 else "red" if gain(r) < 0 else "lightgray" for r in shown[: self.pairs]]
+        shown = shown[: self.pairs]
+        score = lambda row: f" | {name} {row['before'][name]:.3g} -> {row['after'][name]:.3g}" if name else ""
+        captions = [row["prompt"] + score(row) for row in shown]
+        heads = ["before", "after"] if len(shown[0]["images"]) == 2 else None
+        save_png(grid([row["images"] for row in shown], captions, colors, heads), path)

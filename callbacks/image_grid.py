@@ -8,32 +8,44 @@ from lit_align.callbacks.grid import grid, save_png, to_pil
 
 
 class ImageGrid(L.Callback):
-    """Writes the validation's samples as one picture to `<run>/samples/step_<n>.png` and to TensorBoard (`val/images`).
+    """Writes the validation's samples, those of all ranks, as one picture to `<run>/samples/step_<n>.png` (under
+    `validate` to `validate.png`) and to TensorBoard (`val/images`).
 
     Args:
-        max_images: how many at most.
+        max_images: how many at most, each of at most 512 pixels.
     """
 
     def __init__(self, max_images: int = 16):
         self.max_images = max_images
-        self.cells: list[tuple] = []
+        self.cells: list[tuple] = []  # (row number, picture, prompt)
 
     def on_validation_start(self, trainer, module) -> None:
         self.cells = []
 
     def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
-        if trainer.is_global_zero and outputs and "image" in outputs:
-            room = self.max_images - len(self.cells)
-            self.cells += list(zip(outputs["image"], outputs["prompt"]))[:room]
+        if outputs and "image" in outputs:
+            rows = list(zip(outputs["index"], outputs["image"], outputs["prompt"]))[: self.max_images - len(self.cells)]
+            self.cells += [(index, to_pil(image, 128, 512), prompt) for index, image, prompt in rows]
 
     def on_validation_end(self, trainer, module) -> None:
-        if not self.cells:
+        cells = self.cells
+        if trainer.world_size > 1:
+            gathered = [None] * trainer.world_size
+            torch.distributed.all_gather_object(gathered, cells)
+            cells = list({cell[0]: cell for part in gathered for cell in part}.values())
+        if not trainer.is_global_zero or not cells:
             return
-        sheet = grid([[to_pil(image, 128)] for image, _ in self.cells], [prompt for _, prompt in self.cells])
-        save_png(sheet, os.path.join(trainer.default_root_dir, "samples", f"step_{trainer.global_step:06d}.png"))
+        cells = sorted(cells, key=lambda cell: cell[0])[: self.max_images]
+        sheet = grid([[image] for _, image, _ in cells], [prompt for _, _, prompt in cells])
+        alone = trainer.state.fn == "validate"  # the trainer does not know the checkpoint's step
+        name = "validate.png" if alone else f"step_{trainer.global_step:06d}.png"
+        path = os.path.join(trainer.default_root_dir, "samples", name)
+        save_png(sheet, path)
         for logger in trainer.loggers:
             if isinstance(logger, L.pytorch.loggers.TensorBoardLogger):
                 pixels = torch.frombuffer(bytearray(sheet.tobytes()), dtype=torch.uint8).view(
                     sheet.height, sheet.width, 3
                 )
                 logger.experiment.add_image("val/images", pixels, trainer.global_step, dataformats="HWC")
+        if alone:
+            print(f"samples: {path}")

@@ -10,7 +10,7 @@ from pathlib import Path
 import lightning as L
 import torch
 from jsonargparse import ActionConfigFile, Namespace
-from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, ProgressBar
+from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint, ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
@@ -20,10 +20,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lit_align import configs
-from lit_align.callbacks import Progress, SaveOnInterrupt, Summary
+from lit_align.callbacks import Comparison, Progress, SampleWriter, SaveOnInterrupt, Summary
 from lit_align.checkpoint import AtomicCheckpointIO
 from lit_align.cli_errors import Parser, of_the_user, subclasses  # noqa: F401 (subclasses: for lit_align.studies)
 from lit_align.paths import PACKAGE, find
+from lit_align.start import missing_devices, training_amount
 
 
 def import_all() -> None:
@@ -110,6 +111,8 @@ class CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         self.parser.check_makers(self.config[self.subcommand])
         trainer = self.config[self.subcommand].trainer
+        if sentence := missing_devices(trainer.accelerator, trainer.devices):
+            self.parser.error(sentence)
         trainer.default_root_dir = trainer.default_root_dir or self.run_folder()  # so that the saved config names it
         if self.config[self.subcommand].data.init_args.get("smoke"):
             shrink(self.config[self.subcommand].model)
@@ -135,6 +138,10 @@ class CLI(LightningCLI):
             callbacks.append(Progress())
         if config.enable_model_summary is not False and not any(isinstance(c, ModelSummary) for c in callbacks):
             callbacks.append(Summary(self.about))
+        if self.subcommand == "predict" and not any(isinstance(c, SampleWriter | BasePredictionWriter) for c in callbacks):
+            callbacks.append(SampleWriter())
+        if self.subcommand == "test" and not any(isinstance(c, Comparison) for c in callbacks):
+            callbacks.append(Comparison())
         return super().instantiate_trainer(**kwargs)
 
     def about(self) -> list[str]:
@@ -146,7 +153,8 @@ class CLI(LightningCLI):
             how = f"adapter {name(adapter)}" if adapter else "adapter Full"
             reference = "with a reference" if self.model.policy.has_reference else "without a reference"
             lines.append(f"policy {name(policy)} from {policy.init_args.pretrained}, {how}, {reference}")
-        return [*lines, f"data {name(config.data)}, seed {config.seed_everything}"]
+        lines.append(f"data {name(config.data)}, seed {config.seed_everything}")
+        return [*lines, training_amount(self.trainer, self.model, self.datamodule)]
 
     def after_instantiate_classes(self) -> None:
         """Refuses what the Trainer cannot do for the method, and makes a path of `--ckpt_path last|best`: a checkpoint
