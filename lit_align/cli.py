@@ -79,7 +79,7 @@ class CLI(LightningCLI):
 
     def subcommands(self) -> dict:
         """The one that was typed: a parser of each takes seconds to build."""
-        every = LightningCLI.subcommands()
+        every = LightningCLI.subcommands() | {"export": {"model", "datamodule"}}
         return {name: skip for name, skip in every.items() if name in self.typed[:1]} or every
 
     def init_parser(self, **kwargs):
@@ -110,6 +110,8 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         self.parser.check_makers(self.config[self.subcommand])
+        if self.subcommand == "export":
+            self.trainer_class.without_gpu(self.config.export)
         trainer = self.config[self.subcommand].trainer
         if sentence := missing_devices(trainer.accelerator, trainer.devices):
             self.parser.error(sentence)
@@ -138,7 +140,9 @@ class CLI(LightningCLI):
             callbacks.append(Progress())
         if config.enable_model_summary is not False and not any(isinstance(c, ModelSummary) for c in callbacks):
             callbacks.append(Summary(self.about))
-        if self.subcommand == "predict" and not any(isinstance(c, SampleWriter | BasePredictionWriter) for c in callbacks):
+        if self.subcommand == "predict" and not any(
+            isinstance(c, SampleWriter | BasePredictionWriter) for c in callbacks
+        ):
             callbacks.append(SampleWriter())
         if self.subcommand == "test" and not any(isinstance(c, Comparison) for c in callbacks):
             callbacks.append(Comparison())
@@ -212,6 +216,7 @@ def main(args: list[str] | None = None, model_class=None, data_class=None) -> CL
     from lit_align.policies.policy import Policy
     from lit_align.rewards.reward import Reward
     from lit_align.rewards.step_reward import StepReward
+    from lit_align.tools.export import Trainer
 
     typed = sys.argv[1:] if args is None else list(args)
     if debug := "--debug" in typed:
@@ -228,6 +233,7 @@ def main(args: list[str] | None = None, model_class=None, data_class=None) -> CL
             subclass_mode_data=True,
             seed_everything_default=42,
             auto_configure_optimizers=False,
+            trainer_class=Trainer,
             parser_class=Parser,
             trainer_defaults={"inference_mode": False},  # steered sampling takes gradients
             save_config_kwargs={"overwrite": True},
