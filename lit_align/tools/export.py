@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
+from jsonargparse import Namespace
 from lightning.fabric.utilities.load import _load_distributed_checkpoint
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_align.algorithms.algorithm import Algorithm
 from lit_align.callbacks import EMA, LoRAScaling
+from lit_align.policies.adapters import LoRA
 
 
 class Trainer(L.Trainer):
@@ -48,7 +50,8 @@ class Trainer(L.Trainer):
         name = f"{Path(ckpt_path or 'model').stem}{'-kohya' * (format == 'kohya')}{'-merged' * merge}"
         folder = Path(out or Path(self.default_root_dir, "export", name))
         model.policy.save(str(folder), format, merge)
-        kind = "a whole pipeline" if (folder / "model_index.json").exists() else f"LoRA weights in {format} format"
+        lora = isinstance(model.policy.adapter, LoRA) and not merge
+        kind = f"LoRA weights in {format} format" if lora else "a whole pipeline"
         print(f"wrote {kind} to {folder}: {weights}" + (f" of {ckpt_path}" if ckpt_path else ""))
         return folder
 
@@ -56,7 +59,7 @@ class Trainer(L.Trainer):
     def without_gpu(config) -> None:
         """Changes the parsed configuration of `export`: one process on the CPU, no quantization, ckpt_path last."""
         cpu = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": "32-true"}
-        config.trainer.update(cpu)
+        config.trainer.update(Namespace(**cpu))
         config.ckpt_path = config.ckpt_path or "last"
         if (policy := config.model.init_args.get("policy")) and policy.init_args.get("quantize"):
             policy.init_args["quantize"] = None
@@ -67,6 +70,8 @@ class Trainer(L.Trainer):
             checkpoint = _load_distributed_checkpoint(Path(ckpt_path))
         else:
             checkpoint = self.strategy.checkpoint_io.load_checkpoint(ckpt_path, map_location="cpu", weights_only=True)
+        if not {"state_dict", "callbacks"} <= checkpoint.keys():
+            raise ValueError(f"{ckpt_path} is no checkpoint of this library: give last, best or one of checkpoints/.")
         model.on_load_checkpoint(checkpoint)
         model.load_state_dict(checkpoint["state_dict"], strict=False)
         ema = EMA()
