@@ -25,6 +25,7 @@ class Trainer(L.Trainer):
         format: Literal["diffusers", "kohya"] = "diffusers",
         merge: bool = False,
         out: str | None = None,
+        weights_only: bool | None = None,
     ) -> Path:
         """Writes the weights of a checkpoint as what other programs load: LoRA weights, or a whole pipeline.
 
@@ -38,11 +39,12 @@ class Trainer(L.Trainer):
             format: of LoRA weights: diffusers, or kohya for ComfyUI and other programs that read that format.
             merge: add LoRA weights to the base model and write a whole pipeline.
             out: folder (default: export/<checkpoint>, with -kohya or -merged after it, in the run's folder).
+            weights_only: as in `fit`: false reads checkpoints with pickled objects, which can run code.
         """
         if not isinstance(model, Algorithm) or not trains_policy(model):
             raise ValueError(f"{type(model).__name__} does not train its policy: there is nothing to export.")
         model.trainer, weights = self, "the weights"
-        if ckpt_path and self.load(model, ckpt_path):
+        if ckpt_path and self.load(model, ckpt_path, weights_only):
             weights = "the moving average of the weights (EMA)"
         for callback in self.callbacks:
             if isinstance(callback, LoRAScaling):
@@ -64,12 +66,14 @@ class Trainer(L.Trainer):
         if (policy := config.model.init_args.get("policy")) and policy.init_args.get("quantize"):
             policy.init_args["quantize"] = None
 
-    def load(self, model: Algorithm, ckpt_path: str) -> bool:
+    def load(self, model: Algorithm, ckpt_path: str, weights_only: bool | None = None) -> bool:
         """Loads a checkpoint after the checks that `fit` and `test` make; True if it was the average."""
         if Path(ckpt_path).is_dir():  # sharded
             checkpoint = _load_distributed_checkpoint(Path(ckpt_path))
         else:
-            checkpoint = self.strategy.checkpoint_io.load_checkpoint(ckpt_path, map_location="cpu", weights_only=True)
+            checkpoint = self.strategy.checkpoint_io.load_checkpoint(
+                ckpt_path, map_location="cpu", weights_only=weights_only
+            )
         if not {"state_dict", "callbacks"} <= checkpoint.keys():
             raise ValueError(f"{ckpt_path} is no checkpoint of this library: give last, best or one of checkpoints/.")
         model.on_load_checkpoint(checkpoint)
