@@ -53,7 +53,9 @@ class ConfigFile(ActionConfigFile):
         parser.reading = ""
 
 
-TINY = {"pretrained": "tiny", "vae": None, "quantize": None, "checkpoint": None, "dtype": "float32", "resolution": 32}
+TINY = {"pretrained": "tiny", "dtype": "float32", "resolution": 32} | dict.fromkeys(
+    ("vae", "lora", "quantize", "checkpoint")
+)
 FEW = {"samples_per_prompt": 2, "updates": 1, "accumulate": 1}
 
 

@@ -22,10 +22,12 @@ def start_from(policy: "Policy", lora: str) -> None:
     alpha / rank kept; before any other adapter it is added to the weights. Raises ValueError if the file is for another
     model, adapts other layers than the adapter, or has another rank."""
     where = locate(lora)
-    check_keys(policy, lora, where)
+    names = check_keys(policy, lora, where)
     policy.pipe.load_lora_weights(str(where), adapter_name="file")
+    layers = take(policy.denoiser)
+    if lost := names ^ layers.keys():
+        raise ValueError(f"lora: {lora} adapts {min(lost)} in a way that diffusers does not read.")
     if isinstance(policy.adapter, LoRA):
-        layers = take(policy.denoiser)
         policy.pipe.unload_lora_weights()
         train_further(policy, lora, layers)
         return
@@ -66,8 +68,10 @@ def read_keys(lora: str, where: Path) -> list[str]:
         raise ValueError(f"lora: {lora} cannot be read: {error}.") from error
 
 
-def check_keys(policy: "Policy", lora: str, where: Path) -> None:
-    """Raises ValueError unless every tensor of the file adapts a layer that the model has, in its shape."""
+def check_keys(policy: "Policy", lora: str, where: Path) -> set[str]:
+    """The layers of the denoiser that the file adapts. Raises ValueError unless every tensor of the file adapts a layer
+    that the model has, in its shape."""
+    from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
     from diffusers.loaders.lora_base import LoraBaseMixin
     from diffusers.utils import convert_unet_state_dict_to_peft
 
@@ -77,13 +81,16 @@ def check_keys(policy: "Policy", lora: str, where: Path) -> None:
             raise ValueError(f"lora: {lora} is a {kind} ({key}), and only plain LoRA is read.")
     if not isinstance(policy.pipe, LoraBaseMixin):
         raise ValueError(f"lora: diffusers loads no LoRA into a {policy.pipeline_class}.")
-    model = f"a {policy.pipeline_class}"
-    try:
-        state = policy.pipe.lora_state_dict(str(where), unet_config=policy.denoiser.config)
+    model, xl = f"a {policy.pipeline_class}", isinstance(policy.pipe, StableDiffusionXLLoraLoaderMixin)
+    try:  # kohya numbers the blocks of SDXL as its authors did, which takes the UNet's config to read
+        options = {"unet_config": policy.denoiser.config} if xl else {}
+        state = policy.pipe.lora_state_dict(str(where), **options)
     except (ValueError, KeyError, IndexError) as error:  # keys that diffusers cannot rename
         said = " ".join(str(error).split())[:200]
         raise ValueError(f"lora: {lora} is no LoRA of {model}, or has unknown keys: {said}") from error
     state = state[0] if isinstance(state, tuple) else state
+    if policy.denoiser_name == "unet" and len(state) != sum(not key.endswith(".alpha") for key in raw):
+        raise ValueError(f"lora: {lora} has keys of two kinds, of which diffusers reads one alone.")
     of_text = [key for key in state if key.startswith("text_encoder")]
     if of_text and isinstance(policy.adapter, LoRA):
         raise ValueError(
@@ -100,6 +107,7 @@ def check_keys(policy: "Policy", lora: str, where: Path) -> None:
         own = convert_unet_state_dict_to_peft(own)
     for key, w in own.items():
         check_layer(policy, lora, key, w)
+    return {key.rsplit(".lora_", 1)[0] for key in own}
 
 
 def check_layer(policy: "Policy", lora: str, key: str, w: Tensor) -> None:

@@ -1,5 +1,7 @@
 """`python -m lit_align export`, the files it writes as other programs read them, and policies that start from such files."""
 
+import re
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -111,6 +113,29 @@ def test_a_policy_starts_from_a_file(family, format, tmp_path):
         same(images(further), images(make(family)))
     further.save(str(tmp_path / "again"))
     same(loaded_by_diffusers(family, tmp_path / "again"), ours)
+
+
+def with_sdxls_own_numbers(key: str, layers: int) -> str:
+    """A key under the names of SDXL's first release, by which kohya's sd-scripts name its blocks."""
+    if m := re.match(r"lora_unet_mid_block_attentions_0_(.+)", key):
+        return f"lora_unet_middle_block_1_{m[1]}"
+    way, block, number, rest = re.match(r"lora_unet_(down|up)_blocks_(\d+)_attentions_(\d+)_(.+)", key).groups()
+    number = int(block) * (layers + 1) + int(number) + (way == "down")
+    return f"lora_unet_{'input' if way == 'down' else 'output'}_blocks_{number}_1_{rest}"
+
+
+def test_a_policy_starts_from_a_file_with_kohyas_block_numbers(tmp_path):
+    policy = trained(StableDiffusionXL)
+    policy.save(str(tmp_path), format="kohya")
+    file, layers = load_file(tmp_path / KOHYA_FILE), policy.denoiser.config.layers_per_block
+    own = {with_sdxls_own_numbers(key, layers): w for key, w in file.items()}
+    assert not own.keys() & file.keys() and len(own) == len(file)
+    save_file(own, tmp_path / "own.safetensors")
+    for adapter in (LoRA(rank=4), Full()):
+        same(images(make(StableDiffusionXL, adapter, lora=str(tmp_path / "own.safetensors"))), images(policy))
+    save_file(own | {k: w.clone() for k, w in file.items()}, tmp_path / "both.safetensors")
+    with pytest.raises(ValueError, match="keys of two kinds"):
+        make(StableDiffusionXL, LoRA(rank=4), lora=str(tmp_path / "both.safetensors"))
 
 
 def test_layers_are_the_files_unless_the_adapter_names_more(tmp_path):
