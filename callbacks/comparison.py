@@ -83,7 +83,8 @@ class Comparison(L.Callback):
         self.sheet(rows, next(iter(report), None), path)
         for name, figures in report.items():
             self.show(name, figures)
-        print(f"same prompts and seeds, before and after: {path}" if compared else f"samples of the test prompts: {path}")
+        what = "same prompts and seeds, before and after" if compared else "samples of the test prompts"
+        print(f"{what}: {path}")
         if not compared:
             self.last_line = f"{method} has no fixed reference to compare with: the sheet shows the samples alone."
             return

@@ -17,8 +17,8 @@ def missing_devices(accelerator: str, devices: int | str | list[int]) -> str | N
     asked = count_devices(devices)
     if accelerator in ("gpu", "cuda", "mps") and not gpus:
         return (
-            f"trainer.accelerator is {accelerator} and PyTorch finds no GPU on this machine: set --trainer.accelerator cpu "
-            "--trainer.devices 1, or try the recipe in two small steps with --config smoke.yaml."
+            f"trainer.accelerator is {accelerator} and PyTorch finds no GPU on this machine: set "
+            "--trainer.accelerator cpu --trainer.devices 1, or try the recipe in two small steps with --config smoke.yaml."
         )
     if accelerator == "cpu" or (accelerator == "auto" and not gpus):
         cores = os.cpu_count() or 1

@@ -36,6 +36,7 @@ class Algorithm(Sampling):
     uses_reference = False  # True if the loss compares with the reference policy
     moves_reference = False  # True if the method updates the reference
     samples_online = False  # True if training samples from prompts
+    takes_several_rewards = False  # True if training takes a reward of R numbers per image
     max_grad_norm: float | None = None  # gradient clipping of a method with manual optimization
 
     def __init__(
@@ -131,7 +132,7 @@ class Algorithm(Sampling):
 
     def on_train_batch_start(self, batch, batch_idx: int) -> None:
         """Seeds each step from (seed, batch number, rank), so a resumed run draws what the full run would have."""
-        self._logged = {}
+        self._logged, self._grad_norm = {}, None
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         torch.manual_seed(seed * 1_000_003 + self.batch_number * self.trainer.world_size + self.global_rank)
 
@@ -146,10 +147,14 @@ class Algorithm(Sampling):
             schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
             restore.restore_hyperparameters(self.trainer.optimizers[0], self._hyperparameters, schedulers)
 
+    def on_train_batch_end(self, outputs, batch, batch_idx: int) -> None:
+        if self._grad_norm is not None:  # a log in the middle of training_step would reset those before it
+            self.log("train/grad_norm", self._grad_norm)
+
     def on_before_optimizer_step(self, optimizer) -> None:  # fp16 gradients are unscaled by now
         """Clips the gradients of each parameter group separately, so a value function's gradients do not shrink the
-        policy's. Logs their norm before clipping as `train/grad_norm`, and raises FloatingPointError before the step if
-        it is NaN or inf. (In 16-mixed precision the loss scaler skips such a step.)"""
+        policy's, and raises FloatingPointError before the step if their norm is NaN or inf. (In 16-mixed precision the
+        loss scaler skips such a step.)"""
         by_value = self.trainer.gradient_clip_algorithm == "value"
         max_norm = self.trainer.gradient_clip_val if self.automatic_optimization else self.max_grad_norm
         norms = [clip_gradients(group["params"], None if by_value else max_norm) for group in optimizer.param_groups]
@@ -159,7 +164,7 @@ class Algorithm(Sampling):
                 f"the gradient is {norm.item()} at step {self.global_step}, and no weight was changed: lower the "
                 "learning rate, or look at the rows of this batch."
             )
-        self.log("train/grad_norm", norm)
+        self._grad_norm = norm
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         """Leaves clipping by norm to `on_before_optimizer_step`."""
@@ -184,7 +189,12 @@ class Algorithm(Sampling):
     def log_reward(self, reward: Tensor, prompts: list[str]) -> Tensor:
         """Logs the mean reward over all ranks as `train/reward` and returns the rewards, (N,) or (N, R), unchanged. The
         parts of a weighted sum, or R rewards, are logged as `train/reward/<name>`. Raises FloatingPointError if any is
-        not finite."""
+        not finite, and ValueError for R rewards where the method takes one."""
+        if reward.ndim > 1 and not self.takes_several_rewards:
+            raise ValueError(
+                f"{type(self).__name__} takes one number per image and {self.reward.name} gives {reward.shape[1]}: put "
+                "the rewards into a WeightedSum."
+            )
         finite = reward.isfinite().view(len(reward), -1).all(1)  # (N,)
         if not finite.all():
             bad = prompts[int(finite.logical_not().nonzero()[0])]
