@@ -18,7 +18,8 @@ def missing_devices(accelerator: str, devices: int | str | list[int]) -> str | N
     if accelerator in ("gpu", "cuda", "mps") and not gpus:
         return (
             f"trainer.accelerator is {accelerator} and PyTorch finds no GPU on this machine: set "
-            "--trainer.accelerator cpu --trainer.devices 1, or try the recipe in two small steps with --config smoke.yaml."
+            "--trainer.accelerator cpu --trainer.devices 1, or try the recipe in two small steps with --config "
+            "smoke.yaml."
         )
     if accelerator == "cpu" or (accelerator == "auto" and not gpus):
         cores = os.cpu_count() or 1
@@ -29,8 +30,9 @@ def missing_devices(accelerator: str, devices: int | str | list[int]) -> str | N
             )
     elif accelerator in ("auto", "gpu", "cuda", "mps") and asked > gpus:
         return (
-            f"trainer.devices is {devices} and this machine has {gpus} GPU{'s' if gpus > 1 else ''}: set --trainer.devices "
-            f"{gpus}, or --config one_gpu.yaml (one_gpu_online.yaml for methods that sample while they train)."
+            f"trainer.devices is {devices} and this machine has {gpus} GPU{'s' if gpus > 1 else ''}: set "
+            f"--trainer.devices {gpus}, or --config one_gpu.yaml (one_gpu_online.yaml for methods that sample while they "
+            "train)."
         )
     return None
 
