@@ -31,8 +31,8 @@ def missing_devices(accelerator: str, devices: int | str | list[int]) -> str | N
     elif accelerator in ("auto", "gpu", "cuda", "mps") and asked > gpus:
         return (
             f"trainer.devices is {devices} and this machine has {gpus} GPU{'s' if gpus > 1 else ''}: set "
-            f"--trainer.devices {gpus}, or --config one_gpu.yaml (one_gpu_online.yaml for methods that sample while they "
-            "train)."
+            f"--trainer.devices {gpus}, or --config one_gpu.yaml (one_gpu_online.yaml for methods that sample in "
+            "training)."
         )
     return None
 
