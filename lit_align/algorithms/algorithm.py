@@ -1,7 +1,6 @@
 """The training half of a method: optimizer, training step, checkpoint of the trained weights."""
 
 import os
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
@@ -11,6 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from lit_align.algorithms import restore
 from lit_align.algorithms.parts.clipping import clip_gradients
+from lit_align.algorithms.parts.constant_reward import ConstantReward
 from lit_align.algorithms.sampling import Sampling
 from lit_align.paths import find
 from lit_align.policies.adapters import LoRA
@@ -37,6 +37,7 @@ class Algorithm(Sampling):
     moves_reference = False  # True if the method updates the reference
     samples_online = False  # True if training samples from prompts
     takes_several_rewards = False  # True if training takes a reward of R numbers per image
+    models_ties = False  # True if the method learns from pairs whose `label` is 0.5
     max_grad_norm: float | None = None  # gradient clipping of a method with manual optimization
 
     def __init__(
@@ -54,6 +55,7 @@ class Algorithm(Sampling):
         self.optimizer, self.lr_scheduler, self.init_from = optimizer, lr_scheduler, init_from
         self.caption_dropout = caption_dropout
         self.strict_loading = False  # a checkpoint holds the trained weights only
+        self._constant_reward = ConstantReward()
 
     def batch_loss(self, batch: dict) -> Tensor:
         """Training loss of a batch, a scalar; with manual optimization, a minibatch's share of the step's loss."""
@@ -132,14 +134,16 @@ class Algorithm(Sampling):
 
     def on_train_batch_start(self, batch, batch_idx: int) -> None:
         """Seeds each step from (seed, batch number, rank), so a resumed run draws what the full run would have."""
-        self._logged, self._grad_norm = {}, None
+        self._grad_norm = None
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:  # the first batch of an optimizer step
+            self._logged = {}
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         torch.manual_seed(seed * 1_000_003 + self.batch_number * self.trainer.world_size + self.global_rank)
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         self.check(batch)
         loss = self.require_finite(self.batch_loss(batch), batch["index"])
-        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log_mean("train/loss", loss, 1)
         return loss
 
     def on_train_start(self) -> None:
@@ -171,11 +175,6 @@ class Algorithm(Sampling):
         if gradient_clip_algorithm == "value":
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
-    def gradient_sync(self, last: bool) -> AbstractContextManager:
-        """Context for one backward of an accumulated optimizer step: under DDP, gradients are synchronised only when
-        `last` is true."""
-        return nullcontext() if last or self.trainer.world_size == 1 else self.trainer.strategy.block_backward_sync()
-
     def require_finite(self, loss: Tensor, rows: list) -> Tensor:
         """Returns the loss. Raises FloatingPointError, with the rows it comes from, if it is NaN or inf."""
         if not loss.isfinite():
@@ -199,7 +198,9 @@ class Algorithm(Sampling):
         if not finite.all():
             bad = prompts[int(finite.logical_not().nonzero()[0])]
             raise FloatingPointError(f"the reward is not finite at step {self.global_step} for {bad!r}.")
-        self.log_mean("train/reward", self.all_gather(reward.detach().mean()).mean(), len(reward))
+        mean, low, high = self.all_gather(torch.stack([reward.mean(), *reward.aminmax()]).detach()).view(-1, 3).T
+        self._constant_reward.add(low.min().item(), high.max().item(), self.batch_number)
+        self.log_mean("train/reward", mean.mean(), len(reward))
         parts = dict(zip(self.reward.names, reward.unbind(1))) if reward.ndim > 1 else {}
         for name, r in (getattr(self.reward, "latest", {}) | parts).items():
             self.log_mean(f"train/reward/{name}", r.mean(), len(r))
@@ -211,13 +212,18 @@ class Algorithm(Sampling):
         return 0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
 
     def check(self, batch: dict) -> None:
-        """Raises TypeError if the batch lacks a key that the method learns from."""
+        """Raises TypeError if the batch lacks a key that the method learns from, and ValueError at a tie (`label` 0.5)
+        if the method needs a winner."""
         missing = [k for k in self.feedback if k not in batch and f"{k}_latents" not in batch]
         if missing:
             raise TypeError(
                 f"{type(self).__name__} learns from {', '.join(self.feedback)}; "
                 f"{type(self.trainer.datamodule).__name__} gave {', '.join(batch)}: choose another --data."
             )
+        ties = batch.get("label", torch.ones(1)) == 0.5
+        if "win" in self.feedback and not self.models_ties and ties.any():
+            row = batch["index"][int(ties.int().argmax())]
+            raise ValueError(f"row {row} is a tie, and {type(self).__name__} needs a winner: set --data.ties drop.")
 
     def on_train_end(self) -> None:
         """Writes the trained weights in diffusers' format to `<run>/policy`."""

@@ -88,7 +88,7 @@ class TDPOR(DDPO):
         for _ in range(self.inner_epochs):
             order = torch.rand(len(e), len(steps)).argsort(1)  # (N, T)
             for step in order.T:
-                for part in torch.randperm(len(e)).chunk(self.updates):
+                for part in self.shares(len(e)):
                     yield [
                         shared
                         | {
