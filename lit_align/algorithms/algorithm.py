@@ -12,7 +12,6 @@ from lit_align.algorithms import restore
 from lit_align.algorithms.parts.clipping import clip_gradients
 from lit_align.algorithms.parts.constant_reward import ConstantReward
 from lit_align.algorithms.sampling import Sampling
-from lit_align.paths import find
 from lit_align.policies.adapters import LoRA
 from lit_align.policies.policy import Policy
 from lit_align.rewards.reward import Reward
@@ -90,7 +89,7 @@ class Algorithm(Sampling):
     def initialise(self) -> None:
         """Loads `init_from`, once, after everything that it may hold has been built."""
         if self.init_from:
-            self.load_weights(self.init_from)
+            restore.load_weights(self, self.init_from)
             self.init_from = None
 
     def setup(self, stage: str) -> None:
@@ -244,19 +243,9 @@ class Algorithm(Sampling):
         if not self.policy.reference_moves:  # `test` of a run that updated it
             checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("policy._frozen.reference.")}
         if self.trainer.training:
-            optimizer = self.optimizer([torch.nn.Parameter(torch.zeros(1))])
-            restore.check_optimizer(checkpoint.get("optimizer_class"), type(optimizer).__name__)
-            checkpoint["lr_schedulers"] = [restore.keep_counters(s) for s in checkpoint.get("lr_schedulers", [])]
+            restore.keep_this_schedule(checkpoint, self.optimizer([torch.nn.Parameter(torch.zeros(1))]))
 
     def state_dict(self, *args, **kwargs) -> dict:
         prefix, trained = kwargs.get("prefix", ""), {n for n, p in self.named_parameters() if p.requires_grad}
         kept = {prefix + name for name in trained | {f"policy.{name}" for name in self.policy.state_names()}}
         return {k: v for k, v in super().state_dict(*args, **kwargs).items() if k in kept or k.endswith("_extra_state")}
-
-    def load_weights(self, path: str) -> None:
-        """Loads the trained weights of a checkpoint file. Raises ValueError if one of this policy's is missing."""
-        if path.endswith(".safetensors"):
-            raise ValueError(f"init_from takes a .ckpt file of this library; {path} is none: load it by policy.lora.")
-        weights = torch.load(find(path), map_location="cpu", weights_only=True)["state_dict"]
-        restore.check_weights(self, weights, f"init_from {path}", policy_alone=True)
-        self.load_state_dict(weights, strict=False)
