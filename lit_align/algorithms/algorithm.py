@@ -60,8 +60,6 @@ class Algorithm(Sampling):
         """Training loss of a batch, a scalar; with manual optimization, a minibatch's share of the step's loss."""
         raise TypeError(f"{type(self).__name__} has no training loss.")
 
-    # Batch -> latents and conditioning
-
     def latents(self, batch: dict, key: str) -> Tensor:
         """Latents of the batch's images under `key`, cached or encoded now: (B, ...), or (B, K, ...) for the lists
         under `images`."""

@@ -48,8 +48,8 @@ def check_finite(state: dict[str, Tensor]) -> None:
 
 
 def keep_this_schedule(checkpoint: dict, optimizer: torch.optim.Optimizer) -> None:
-    """Leaves of the checkpoint's schedules only the position, so the schedule itself is this run's. Raises ValueError if
-    its optimizer has another class than this run's."""
+    """Leaves only the position of the checkpoint's schedules, so the schedule itself is this run's. Raises ValueError
+    if its optimizer has another class than this run's."""
     saved, current = checkpoint.get("optimizer_class"), type(optimizer).__name__
     if saved not in (None, current):
         raise ValueError(
