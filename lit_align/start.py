@@ -56,4 +56,6 @@ def training_amount(trainer, module, data: AlignData) -> str:
     epoch = -(-order.per_pass // accumulate)  # steps; Lightning also makes one after the last batch of an epoch
     limits = [trainer.max_steps, (trainer.max_epochs or -1) * epoch]
     steps = min((limit for limit in limits if limit > 0), default=None)
-    return f"{text}, {steps:,} steps, {steps / epoch:,.3g} epochs" if steps else f"{text}, {epoch:,} steps an epoch"
+    if not steps:
+        return f"{text}, {epoch:,} steps an epoch"
+    return f"{text}, {steps:,} steps, {steps / epoch:,.3g} epoch{'s' * (steps != epoch)}"

@@ -35,7 +35,7 @@ def test_recipe_runs_two_steps_under_smoke(recipe, tmp_path, monkeypatch):
     assert (run / "config.yaml").exists() and any(run.glob("events*"))
     assert any(any((run / made).glob("*")) for made in ("policy", "reward"))
     if recipe in PUBLISHED and recipe not in REWARD_MODELS:
-        assert (run / "samples/step_000001.png").is_file()
+        assert any((run / "samples").glob("step_*.png"))
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
