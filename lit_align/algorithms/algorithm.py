@@ -12,6 +12,8 @@ from lit_align.algorithms import restore
 from lit_align.algorithms.parts.clipping import clip_gradients
 from lit_align.algorithms.parts.constant_reward import ConstantReward
 from lit_align.algorithms.sampling import Sampling
+from lit_align.diffusion.conditioning import fill_conditioning
+from lit_align.diffusion.process import append_dims
 from lit_align.policies.adapters import LoRA
 from lit_align.policies.policy import Policy
 from lit_align.rewards.reward import Reward
@@ -66,10 +68,9 @@ class Algorithm(Sampling):
         cached = batch.get(f"{key}_latents")
         if cached is not None:
             return cached
-        images = batch[key]
         if key != "images":
-            return self.policy.encode(images)
-        return self.policy.encode(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+            return self.policy.encode(batch[key])
+        return self.policy.encode(batch[key].flatten(0, 1)).unflatten(0, batch[key].shape[:2])
 
     def cond(self, batch: dict) -> dict[str, Tensor]:
         """Conditioning of the batch's captions, every tensor (B, ...). In training, a fraction `caption_dropout` is
@@ -79,8 +80,8 @@ class Algorithm(Sampling):
             return self.policy.condition([p if k else "" for p, k in zip(batch["prompt"], keep.tolist())])
         if keep.all():
             return batch["cond"]
-        keep, empty = keep.to(self.device), self.policy.condition([""])
-        return {k: torch.where(keep.view(-1, *[1] * (v.ndim - 1)), v, empty[k]) for k, v in batch["cond"].items()}
+        empty, cond = fill_conditioning([self.policy.condition([""]), batch["cond"]])
+        return {k: torch.where(append_dims(keep.to(v.device), v), v, empty[k]) for k, v in cond.items()}
 
     # Training
 
