@@ -15,7 +15,8 @@ class ConstantReward:
         """Adds the lowest and the highest reward of a training step; steps count from 0."""
         self.low, self.high = min(self.low, low), max(self.high, high)
         if step == self.steps - 1 and self.low == self.high:
+            self.steps = 0  # once
             rank_zero_warn(
-                f"all rewards of the first {self.steps} training steps are {low:g}, so there is nothing to learn: look "
+                f"all rewards of the first {step + 1} training steps are {low:g}, so there is nothing to learn: look "
                 "at the samples, and at what the reward measures."
             )
