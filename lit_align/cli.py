@@ -79,7 +79,7 @@ class CLI(LightningCLI):
 
     def subcommands(self) -> dict:
         """The one that was typed: a parser of each takes seconds to build."""
-        every = LightningCLI.subcommands()
+        every = LightningCLI.subcommands() | {"export": {"model", "datamodule"}}
         return {name: skip for name, skip in every.items() if name in self.typed[:1]} or every
 
     def init_parser(self, **kwargs):
@@ -110,6 +110,8 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         self.parser.check_makers(self.config[self.subcommand])
+        if self.subcommand == "export":
+            self.trainer_class.without_gpu(self.config.export)
         trainer = self.config[self.subcommand].trainer
         if sentence := missing_devices(trainer.accelerator, trainer.devices):
             self.parser.error(sentence)
@@ -213,6 +215,7 @@ def main(args: list[str] | None = None, model_class=None, data_class=None) -> CL
     from lit_align.policies.policy import Policy
     from lit_align.rewards.reward import Reward
     from lit_align.rewards.step_reward import StepReward
+    from lit_align.tools.export import Trainer
 
     typed = sys.argv[1:] if args is None else list(args)
     if debug := "--debug" in typed:
@@ -229,6 +232,7 @@ def main(args: list[str] | None = None, model_class=None, data_class=None) -> CL
             subclass_mode_data=True,
             seed_everything_default=42,
             auto_configure_optimizers=False,
+            trainer_class=Trainer,
             parser_class=Parser,
             trainer_defaults={"inference_mode": False},  # steered sampling takes gradients
             save_config_kwargs={"overwrite": True},

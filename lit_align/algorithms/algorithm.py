@@ -241,7 +241,10 @@ class Algorithm(Sampling):
         restore.check_weights(self, state, "the checkpoint")
         if not self.policy.reference_moves:  # `test` of a run that updated it
             checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("policy._frozen.reference.")}
-        if self.trainer.training:
+        self.init_from = None  # these weights replace it
+        if self._trainer is None and not self.policy.trains_text:  # load_from_checkpoint: still the base model
+            self.policy.add_reference(moving=self.moves_reference)
+        elif self._trainer is not None and self.trainer.training:
             restore.keep_this_schedule(checkpoint, self.optimizer([torch.nn.Parameter(torch.zeros(1))]))
 
     def state_dict(self, *args, **kwargs) -> dict:
