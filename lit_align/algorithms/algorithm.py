@@ -235,17 +235,7 @@ class Algorithm(Sampling):
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Checks weights and optimizer against this run's; the hyperparameters stay this run's."""
-        if "state_dict" not in checkpoint:  # absent in sharded checkpoints
-            return
-        state = checkpoint["state_dict"]
-        restore.check_weights(self, state, "the checkpoint")
-        if not self.policy.reference_moves:  # `test` of a run that updated it
-            checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("policy._frozen.reference.")}
-        self.init_from = None  # these weights replace it
-        if self._trainer is None and not self.policy.trains_text:  # load_from_checkpoint: still the base model
-            self.policy.add_reference(moving=self.moves_reference)
-        elif self._trainer is not None and self.trainer.training:
-            restore.keep_this_schedule(checkpoint, self.optimizer([torch.nn.Parameter(torch.zeros(1))]))
+        restore.prepare(self, checkpoint)
 
     def state_dict(self, *args, **kwargs) -> dict:
         prefix, trained = kwargs.get("prefix", ""), {n for n, p in self.named_parameters() if p.requires_grad}

@@ -47,6 +47,21 @@ def check_finite(state: dict[str, Tensor]) -> None:
             raise FloatingPointError(f"{name} is not finite: nothing was saved; resume from the checkpoint before it.")
 
 
+def prepare(module, checkpoint: dict) -> None:
+    """Checks a checkpoint against the module that loads it, and leaves in it what the module takes."""
+    if "state_dict" not in checkpoint:  # absent in sharded checkpoints
+        return
+    state, policy = checkpoint["state_dict"], module.policy
+    check_weights(module, state, "the checkpoint")
+    if not policy.reference_moves:  # `test` of a run that updated it
+        checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("policy._frozen.reference.")}
+    module.init_from = None  # these weights replace it
+    if module._trainer is None and not policy.trains_text:  # load_from_checkpoint: still the base model
+        policy.add_reference(moving=module.moves_reference)
+    elif module._trainer is not None and module.trainer.training:
+        keep_this_schedule(checkpoint, module.optimizer([nn.Parameter(torch.zeros(1))]))
+
+
 def keep_this_schedule(checkpoint: dict, optimizer: torch.optim.Optimizer) -> None:
     """Leaves only the position of the checkpoint's schedules, so the schedule itself is this run's. Raises ValueError
     if its optimizer has another class than this run's."""
