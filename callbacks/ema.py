@@ -7,22 +7,25 @@ from torch import Tensor
 
 
 class EMA(L.Callback):
-    """ema <- d ema + (1 - d) theta after optimizer step n, over trainable tensors only, with d = min(decay, (1 + n) /
-    (10 + n)), so that an early average forgets where it started (as diffusers and Flow-GRPO have it). Where a batch
-    makes k steps (manual optimization), ema <- d^k ema + (1 - d^k) theta after the batch.
+    """ema <- d ema + (1 - d) theta after every `every_n_steps`-th optimizer step n, over trainable tensors only, with
+    d = min(decay, (1 + n) / (10 + n)), so that an early average forgets where it started (as diffusers and Flow-GRPO
+    have it). Where a batch makes k such steps (manual optimization), ema <- d^k ema + (1 - d^k) theta after the batch.
 
     The average stands in for the weights during validation, test and predict, and while the module saves what it
     trained (its `on_train_end`).
     Checkpoints hold both: the weights, and the average in this callback's state. Works on sharded tensors (FSDP2).
 
     Args:
-        decay: share of the old average that is kept at each step in the end, in [0, 1).
+        decay: share of the old average that is kept at each update in the end, in [0, 1).
+        every_n_steps: optimizer steps between updates.
     """
 
-    def __init__(self, decay: float = 0.9999):
+    def __init__(self, decay: float = 0.9999, every_n_steps: int = 1):
         if not 0 <= decay < 1:
             raise ValueError(f"decay is {decay}; it must lie in [0, 1).")
-        self.decay = decay
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps is {every_n_steps}; it must be 1 or more.")
+        self.decay, self.every_n_steps = decay, every_n_steps
         self.average: dict[str, Tensor] | None = None
         self.weights: dict[str, Tensor] | None = None  # theta, while the average stands in for it
         self.step = 0
@@ -42,11 +45,12 @@ class EMA(L.Callback):
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
-        steps, self.step = trainer.global_step - self.step, trainer.global_step
-        if steps:  # none in the middle of an accumulation
+        before, self.step = self.step, trainer.global_step
+        updates = self.step // self.every_n_steps - before // self.every_n_steps
+        if updates:  # none in the middle of an accumulation
             decay = min(self.decay, (1 + self.step) / (10 + self.step))
             for name, p in trainable(module).items():
-                self.average[name].lerp_(p, 1 - decay**steps)
+                self.average[name].lerp_(p, 1 - decay**updates)
 
     def _stand_in(self, trainer, module) -> None:
         if self.average is not None and self.weights is None:

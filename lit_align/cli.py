@@ -142,9 +142,8 @@ class CLI(LightningCLI):
             callbacks.append(Progress())
         if config.enable_model_summary is not False and not any(isinstance(c, ModelSummary) for c in callbacks):
             callbacks.append(Summary(self.about))
-        if self.subcommand == "predict" and not any(
-            isinstance(c, SampleWriter | BasePredictionWriter) for c in callbacks
-        ):
+        writes = any(isinstance(c, SampleWriter | BasePredictionWriter) for c in callbacks)
+        if self.subcommand == "predict" and not writes:
             callbacks.append(SampleWriter())
         if self.subcommand == "test" and not any(isinstance(c, Comparison) for c in callbacks):
             callbacks.append(Comparison())

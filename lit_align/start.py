@@ -13,24 +13,20 @@ UNITS = {("win", "lose"): "pairs", ("image",): "images", ("images",): "lists", (
 
 def missing_devices(accelerator: str, devices: int | str | list[int]) -> str | None:
     """One sentence if the Trainer's devices are not on this machine; None if they are, or if Lightning chooses them."""
-    gpus = torch.cuda.device_count() or int(MPSAccelerator.is_available())
+    gpus, cores = torch.cuda.device_count() or int(MPSAccelerator.is_available()), os.cpu_count() or 1
     asked = count_devices(devices)
     if accelerator in ("gpu", "cuda", "mps") and not gpus:
         return (
-            f"trainer.accelerator is {accelerator} and PyTorch finds no GPU on this machine: set --trainer.accelerator cpu "
-            "--trainer.devices 1, or try the recipe in two small steps with --config smoke.yaml."
+            f"trainer.accelerator is {accelerator} and PyTorch finds no GPU on this machine: set --trainer.accelerator "
+            "cpu --trainer.devices 1, or try the recipe in two small steps with --config smoke.yaml."
         )
     if accelerator == "cpu" or (accelerator == "auto" and not gpus):
-        cores = os.cpu_count() or 1
-        if asked > cores:
-            return (
-                f"trainer.devices is {devices} and this machine has {cores} CPU cores, at least one for each process: "
-                "set --trainer.devices 1."
-            )
-    elif accelerator in ("auto", "gpu", "cuda", "mps") and asked > gpus:
+        has = f"{cores} CPU core{'s' * (cores > 1)}, and each process needs one" if asked > cores else ""
+        return f"trainer.devices is {devices} and this machine has {has}: set --trainer.devices 1." if has else None
+    if accelerator in ("auto", "gpu", "cuda", "mps") and asked > gpus:
         return (
-            f"trainer.devices is {devices} and this machine has {gpus} GPU{'s' if gpus > 1 else ''}: set --trainer.devices "
-            f"{gpus}, or --config one_gpu.yaml (one_gpu_online.yaml for methods that sample while they train)."
+            f"trainer.devices is {devices} and this machine has {gpus} GPU{'s' * (gpus > 1)}: set --trainer.devices "
+            f"{gpus}, or add --config one_gpu.yaml (one_gpu_online.yaml for methods that sample while they train)."
         )
     return None
 
@@ -60,4 +56,6 @@ def training_amount(trainer, module, data: AlignData) -> str:
     epoch = -(-order.per_pass // accumulate)  # steps; Lightning also makes one after the last batch of an epoch
     limits = [trainer.max_steps, (trainer.max_epochs or -1) * epoch]
     steps = min((limit for limit in limits if limit > 0), default=None)
-    return f"{text}, {steps:,} steps, {steps / epoch:,.3g} epochs" if steps else f"{text}, {epoch:,} steps an epoch"
+    if not steps:
+        return f"{text}, {epoch:,} steps an epoch"
+    return f"{text}, {steps:,} steps, {steps / epoch:,.3g} epoch{'s' * (steps != epoch)}"

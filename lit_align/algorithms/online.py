@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -60,11 +61,26 @@ class Online(Algorithm):
         has one minibatch: everything collected."""
         return ([collected] for _ in range(self.updates))
 
+    def shares(self, n: int) -> tuple[Tensor, ...]:
+        """The numbers 0 to n - 1 in random order, a share for each of `updates` optimizer steps. Raises ValueError if a
+        share would be empty."""
+        if n < self.updates:
+            raise ValueError(
+                f"updates is {self.updates}, and a training step of {type(self).__name__} has {n} samples or pairs to "
+                f"share out: set updates to {n} or less, or a larger --data.batch_size."
+            )
+        return torch.randperm(n).tensor_split(self.updates)
+
     @torch.no_grad()
     def draw_latents(self, prompts: list[str], hooks: Sequence[Hook] = ()) -> Tensor:
         """Latents (N, ...) sampled with the active weights, `minibatch` prompts at a time."""
         parts = [prompts[i : i + self.minibatch] for i in range(0, len(prompts), self.minibatch)]
         return torch.cat([self.rollout(self.policy, part, hooks=hooks).x for part in parts])
+
+    def gradient_sync(self, last: bool) -> AbstractContextManager:
+        """Context for one backward of an accumulated optimizer step: under DDP, gradients are synchronised only when
+        `last` is true."""
+        return nullcontext() if last or self.trainer.world_size == 1 else self.trainer.strategy.block_backward_sync()
 
     def training_step(self, batch: dict, batch_idx: int) -> None:
         self.check(batch)

@@ -30,7 +30,7 @@ class Sampling(L.LightningModule):
         hyperparameters.save(self)
         self.policy, self.sampler = policy, sampler or Sampler()
         self.rewards = torch.nn.ModuleList(rewards or []).eval().requires_grad_(False)
-        self._logged: dict[str, tuple] = {}  # name -> (sum, rows) in this training batch
+        self._logged: dict[str, tuple] = {}  # name -> (sum, rows) in this optimizer step's batches
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path, *args, **kwargs):
@@ -127,11 +127,11 @@ class Sampling(L.LightningModule):
             self.log_mean(f"{stage}/diversity", torch.pdist(x).mean() / x.shape[1] ** 0.5, len(x))
 
     def log_mean(self, name: str, value: Tensor, n: int) -> None:
-        """Logs a mean over n rows: in training, over all calls for this batch on this rank; otherwise over the epoch
-        and all ranks."""
+        """Logs a mean over n rows: in training, over all calls on this rank for the batches of an optimizer step;
+        otherwise over the epoch and all ranks."""
         if train := self.trainer.training:
             total, rows = self._logged.get(name, (0.0, 0))
             self._logged[name] = total, rows = total + value.detach() * n, rows + n
             value = total / rows
         kwargs = {} if train else {"on_step": False, "on_epoch": True, "sync_dist": True, "add_dataloader_idx": False}
-        self.log(name, value, batch_size=n, prog_bar=name == "train/reward", **kwargs)
+        self.log(name, value, batch_size=n, prog_bar=name in ("train/loss", "train/reward"), **kwargs)

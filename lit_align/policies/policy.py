@@ -198,11 +198,11 @@ class Policy(Family):
         if isinstance(self.adapter, Full) or (isinstance(self.adapter, LoRA) and self.reference_moves):
             self.versions.add(REFERENCE)
 
-    def update_reference(self) -> None:
-        """Moves the reference to where the policy is now."""
+    def update_reference(self, decay: float = 0.0) -> None:
+        """reference <- decay reference + (1 - decay) theta, over the trained parameters."""
         if not self.reference_moves:
             raise RuntimeError("this reference does not move: call add_reference(moving=True) first.")
-        self.versions.update(REFERENCE)
+        self.versions.update(REFERENCE, decay)
 
     def reference(self):
         """Inside, the policy is its reference p_ref."""

@@ -93,7 +93,7 @@ def test_no_two_of_batches_ranks_and_seeds_draw_alike():
         for number in range(4):
             for rank in range(2):
                 loop = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=number))
-                method._trainer = SimpleNamespace(world_size=2, global_rank=rank, fit_loop=loop)
+                method._trainer = SimpleNamespace(world_size=2, global_rank=rank, fit_loop=loop, accumulate_grad_batches=1)
                 with mock.patch.dict(os.environ, PL_GLOBAL_SEED=str(seed)):
                     method.on_train_batch_start({}, 0)
                 drawn.add(torch.rand(1).item())

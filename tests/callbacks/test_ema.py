@@ -144,3 +144,20 @@ def test_a_batch_of_several_steps_counts_as_many(module, trainer):
     start, first, second = ends.weights
     want = DECAY**6 * start + DECAY**3 * (1 - DECAY**3) * first + (1 - DECAY**3) * second
     torch.testing.assert_close(ema.state_dict()["average"]["net.weight"], want)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_average_moves_at_every_nth_step_alone(module, trainer, accumulate):
+    ema, weights = EMA(DECAY, every_n_steps=3), Weights()
+    trainer([ema, weights], accumulate_grad_batches=accumulate).fit(module())
+    want = weights.after[0]
+    for n in range(3, len(weights.after), 3):
+        d = min(DECAY, (1 + n) / (10 + n))
+        want = d * want + (1 - d) * weights.after[n]
+    assert len(weights.after) == 1 + 8 // accumulate
+    torch.testing.assert_close(ema.state_dict()["average"]["net.weight"], want)
+
+
+def test_steps_between_updates_out_of_range():
+    with pytest.raises(ValueError, match="every_n_steps is 0; it must be 1 or more"):
+        EMA(DECAY, every_n_steps=0)

@@ -129,7 +129,7 @@ class ForwardProcess(Online):
         """Minibatches of each update: everything collected, with the rows and the indices of their times."""
         n, steps = collected["t"].shape
         groups = torch.arange(n).view(-1, self.group_size)
-        for part in torch.randperm(len(groups)).chunk(self.updates):
+        for part in self.shares(len(groups)):
             cells = torch.cartesian_prod(part, torch.arange(steps)).view(-1, 2)
             count = len(cells) * self.group_size
             cells = cells[torch.randperm(len(cells))].split(max(1, self.minibatch // self.group_size))

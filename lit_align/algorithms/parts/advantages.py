@@ -1,7 +1,7 @@
 """Advantages: a sample's reward relative to a baseline from its prompt, its group or the whole batch."""
 
 import zlib
-from collections import defaultdict, deque
+from collections import deque
 
 import lightning as L
 import torch
@@ -16,6 +16,14 @@ def local_advantages(method: L.LightningModule, prompts: list[str], reward: Tens
     rank = method.global_rank if method.trainer.world_size > 1 else 0
     local = method.advantage(*gathered).view(-1, len(prompts))[rank]
     return local.clamp(-method.max_advantage, method.max_advantage)
+
+
+def equal_rewards(group: Tensor, reward: Tensor) -> Tensor:
+    """(N,) bool: True where all rewards of the sample's group are the same number, from groups (N,) and rewards (N,).
+    The advantage is 0 there; in float32 a mean of equal numbers can differ from them."""
+    n = int(group.max()) + 1
+    extreme = lambda how: reward.new_zeros(n).scatter_reduce(0, group, reward, how, include_self=False)
+    return (extreme("amin") == extreme("amax"))[group]
 
 
 def group_of(prompt_id: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,27 +44,32 @@ class PerPrompt(nn.Module):
     last rewards.
 
     New rewards are appended first. A prompt with fewer than `min_count` stored rewards is normalised by the whole
-    batch's statistics. The stored rewards persist across steps and are in the checkpoint.
+    batch's statistics. Equal rewards give 0. The stored rewards persist across steps and are in the checkpoint; the
+    prompts that were seen least recently are forgotten beyond `max_prompts`.
 
     Args:
         buffer_size: rewards stored per prompt.
         min_count: smallest number of stored rewards for statistics of the prompt's own.
+        max_prompts: prompts whose rewards are stored (for SDPO: prompts times denoising steps).
     """
 
-    def __init__(self, buffer_size: int = 32, min_count: int = 16):
+    def __init__(self, buffer_size: int = 32, min_count: int = 16, max_prompts: int = 50_000):
         super().__init__()
-        self.buffer_size, self.min_count = buffer_size, min_count
-        self.memory: dict[int, deque] = defaultdict(lambda: deque(maxlen=buffer_size))
+        self.buffer_size, self.min_count, self.max_prompts = buffer_size, min_count, max_prompts
+        self.memory: dict[int, deque] = {}  # by prompt id, the least recently seen first
 
     def forward(self, prompt_id: Tensor, reward: Tensor) -> Tensor:
         """Advantages (N,) from prompt ids (N,) and rewards (N,), gathered from all ranks."""
         advantage = torch.empty_like(reward)
         for prompt in prompt_id.unique().tolist():
             rows = prompt_id == prompt
-            past = self.memory[prompt]
+            past = self.memory[prompt] = self.memory.pop(prompt, deque(maxlen=self.buffer_size))
             past.extend(reward[rows].tolist())
             pool = reward if len(past) < self.min_count else reward.new_tensor(list(past))
-            advantage[rows] = (reward[rows] - pool.mean()) / (pool.std(correction=0) + 1e-6)
+            scaled = (reward[rows] - pool.mean()) / (pool.std(correction=0) + 1e-6)
+            advantage[rows] = scaled if pool.min() < pool.max() else 0.0
+        for prompt in list(self.memory)[: -self.max_prompts]:
+            del self.memory[prompt]
         return advantage
 
     def get_extra_state(self) -> tuple:
@@ -65,11 +78,12 @@ class PerPrompt(nn.Module):
     def set_extra_state(self, state: tuple) -> None:
         self.memory.clear()
         for prompt, past in state:
-            self.memory[prompt].extend(past)
+            self.memory[prompt] = deque(past, maxlen=self.buffer_size)
 
 
 class Group(nn.Module):
     """GRPO's advantage: A = (r - group mean) / (std + 1e-4); a group is one prompt's samples of the current rollout.
+    A group of equal rewards has advantage 0.
 
     Args:
         global_std: divide by the standard deviation of all rewards (Flow-GRPO, arXiv 2505.05470), not of the group's.
@@ -83,7 +97,7 @@ class Group(nn.Module):
         """Advantages (N,) from prompt ids (N,) and rewards (N,), gathered from all ranks."""
         group, count = group_of(prompt_id)
         mean = torch.zeros_like(count, dtype=reward.dtype).index_add(0, group, reward) / count
-        centred = reward - mean[group]
+        centred = (reward - mean[group]).masked_fill(equal_rewards(group, reward), 0.0)
         if self.global_std:
             return centred / (reward.std(correction=0) + 1e-4)
         variance = torch.zeros_like(mean).index_add(0, group, centred.square()) / count
@@ -98,7 +112,8 @@ class LeaveOneOut(nn.Module):
         group, counts = group_of(prompt_id)
         count = counts[group]
         total = torch.zeros_like(reward).index_add(0, group, reward)[group]
-        return torch.where(count > 1, reward - (total - reward) / (count - 1).clamp(min=1), 0.0)
+        others = (total - reward) / (count - 1).clamp(min=1)
+        return (reward - others).masked_fill(equal_rewards(group, reward), 0.0)
 
 
 class WinRate(nn.Module):

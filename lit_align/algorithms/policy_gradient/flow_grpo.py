@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from lit_align.algorithms.parts.advantages import Group
 from lit_align.algorithms.parts.clipping import clipped_surrogate
 from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, StepBatch
-from lit_align.diffusion.process import Flow
 from lit_align.diffusion.state import Trajectory
 from lit_align.diffusion.transition import FlowSDE, Windowed
 from lit_align.ranges import NOT_NEGATIVE
@@ -16,13 +15,15 @@ from lit_align.ranges import NOT_NEGATIVE
 
 class FlowGRPO(PolicyGradient):
     """Liu et al. 2025, arXiv 2505.05470, eq. 5: the clipped ratio with group advantages, + beta KL(p_theta || p_ref) of
-    each step. For a flow the KL is the exact one times t - s, as in the released code, for which the betas were
-    published; for other processes it is exact.
+    each step. Under FlowSDE the KL is the exact one times t - s, as in the released code, for which the betas were
+    published; under other transitions it is exact.
 
-    The last step is not trained. With a `window` only its steps are noisy and trained: drawn for each rollout
-    (Flow-GRPO-Fast) or sliding (MixGRPO, arXiv 2507.21802). DanceGRPO (arXiv 2505.07818) is DanceSDE, one initial noise
-    for a prompt's samples, the group's own standard deviation, a fraction of the steps and no KL. GRPO-Guard (arXiv
-    2510.22319) is `guard`; its equation numbers are those of its port in TeleBoost.
+    As released, an optimizer step's loss is the mean over the samples whose advantage is not 0 (the others still run,
+    so that all ranks run the same forwards), and the last step is not trained. With a `window` only its steps are noisy
+    and trained: drawn for each rollout (Flow-GRPO-Fast) or sliding (MixGRPO, arXiv 2507.21802). DanceGRPO (arXiv
+    2505.07818) is DanceSDE, one initial noise for a prompt's samples, the group's own standard deviation, a fraction of
+    the steps and no KL. GRPO-Guard (arXiv 2510.22319) is `guard`; its equation numbers are those of its port in
+    TeleBoost.
 
     Args:
         beta: coefficient of the KL; 0: no reference.
@@ -70,6 +71,7 @@ class FlowGRPO(PolicyGradient):
                 f"a window of {window} does not fit into steps {first} to {end - 1} of {self.rollout.steps}, "
                 "the last of which is not trained: change window or window_range."
             )
+        self.kl_times_dt = isinstance(self.rollout.transition, FlowSDE)
         if window:
             self.rollout = copy.copy(self.rollout)  # the given one may be shared
             self.rollout.transition = Windowed(self.rollout.transition)
@@ -88,6 +90,11 @@ class FlowGRPO(PolicyGradient):
         steps = steps[steps < self.rollout.steps - 1]
         return steps[torch.randperm(len(steps))[: max(1, round(self.fraction * len(steps)))]]
 
+    def update(self, trajectory: Trajectory, advantage: Tensor, groups: Tensor, steps: Tensor) -> list[dict]:
+        parts = super().update(trajectory, advantage, groups, steps)
+        learnt = (advantage[groups.flatten()] != 0).float().mean().item()
+        return [m | {"share": m["share"] / learnt if learnt else 0.0} for m in parts]
+
     def ratio(self, step: StepBatch) -> Tensor:
         if not self.guard:
             return step.ratio
@@ -105,6 +112,6 @@ class FlowGRPO(PolicyGradient):
             return loss
         kl = step.gaussian.kl(step.reference)
         self.log_mean("train/kl_step", kl.detach().mean(), len(rho))
-        if isinstance(self.policy.process, Flow):
+        if self.kl_times_dt:
             kl = kl * (step.t - step.s)
-        return loss + self.beta * kl
+        return loss + self.beta * kl * (step.advantage != 0)

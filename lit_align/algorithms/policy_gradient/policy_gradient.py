@@ -140,7 +140,7 @@ class PolicyGradient(Online):
         advantage = advantage.view(len(advantage), -1).expand_as(trajectory.t)
         groups = torch.arange(len(advantage)).view(-1, self.group_size)
         for _ in range(self.inner_epochs):
-            for part in torch.randperm(len(groups)).chunk(self.updates):
+            for part in self.shares(len(groups)):
                 yield self.update(trajectory, advantage, groups[part], steps)
 
     def update(

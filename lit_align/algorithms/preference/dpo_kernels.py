@@ -26,6 +26,8 @@ class DPOKernels(Preference):
         divergence, alpha: as in FDPO.
     """
 
+    refuses = {"safeguard": "its loss is not one of the two errors"}
+
     def __init__(
         self,
         beta: float = 2500.0,

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_align.algorithms.preference.preference import Errors, Preference
+from lit_align.diffusion.transition import DDIM
 
 
 class InPO(Preference):
@@ -12,15 +13,20 @@ class InPO(Preference):
     forward noising.
 
     Inversion uses the current policy, without gradient or guidance, on a grid of `inversion_steps`, up to a grid time
-    drawn for each pair. The target is the noise that gives this x_t: eps = (x_t - alpha x_0) / sigma. (The official
-    code inverts to the grid time below the t that it passes to the network; here both are the same time.)
+    drawn for each pair. As released, a step from time s up to time t tells the network t. The target is the noise that
+    gives this x_t: eps = (x_t - alpha x_0) / sigma. (The official code draws any time, and inverts to the grid time
+    below it; here both are the same time.)
 
     Args:
         beta: coefficient of D.
         inversion_steps: points of the grid.
-        eta: fraction of fresh noise in each inversion step, in [0, 1].
-        refinements: fixed-point corrections per step (ReNoise, arXiv 2403.14602).
+        eta: fresh noise after each step up to t, in units of the noise that DDIM with eta 1 adds in its step down to t,
+            in [0, 1]. The step up to the noisiest time adds none.
+        refinements: predictions of a step beyond the first, each at the end of the step as it is so far; the step takes
+            the mean of all (ReNoise, arXiv 2403.14602).
     """
+
+    refuses = {"timestep_sampling": "its times are those of the inversion's grid"}
 
     def __init__(
         self, beta: float = 2500.0, inversion_steps: int = 10, eta: float = 0.1, refinements: int = 0, **kwargs
@@ -35,22 +41,29 @@ class InPO(Preference):
         x_t = x_0.clone()
         for i in range(1, int(stop.max()) + 1):
             rows = (stop >= i).nonzero().flatten()
-            x_t[rows] = self.inversion_step(x_t[rows], grid[i - 1], grid[i], {k: v[rows] for k, v in cond.items()})
+            own = {k: v[rows] for k, v in cond.items()}
+            x_t[rows] = self.inversion_step(x_t[rows], grid[i - 1], grid[i], own)
+            if i + 1 < len(grid):
+                x_t[rows] += self.fresh_noise(x_t[rows], grid[i], grid[i + 1])
         t = grid[stop]
         alpha, sigma = self.policy.process.coefficients(t, x_0)
         return t, (x_t - alpha * x_0) / sigma
 
     def inversion_step(self, x_s: Tensor, s: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        """One step from x_s (N, ...) up to the noisier time t."""
+        """One step from x_s (N, ...) up to the noisier time t, both times ()."""
         process, s, t = self.policy.process, s.expand(len(x_s)), t.expand(len(x_s))
-        fresh, kept = self.eta, (1 - self.eta**2) ** 0.5
         (a_s, s_s), (a_t, s_t) = process.coefficients(s, x_s), process.coefficients(t, x_s)
-        x, time, z = x_s, s.clamp(min=0), torch.randn_like(x_s)  # networks take no time below 0
+        x, level, predictions = x_s, s, []
         for _ in range(1 + self.refinements):
-            eps = process.to_eps(self.policy.denoise(x, time, cond), x, time)
-            x = a_t * (x_s - s_s * eps) / a_s + s_t * (kept * eps + fresh * z)
-            time = t
+            predictions.append(process.to_eps(self.policy.denoise(x, t, cond), x, level))
+            eps = torch.stack(predictions).mean(0)
+            x, level = a_t * (x_s - s_s * eps) / a_s + s_t * eps, t
         return x
+
+    def fresh_noise(self, x_t: Tensor, t: Tensor, above: Tensor) -> Tensor:
+        """Noise in the shape of x_t (N, ...) at time t; `above` is the grid's next noisier time."""
+        above, t = above.expand(len(x_t)), t.expand(len(x_t))
+        return DDIM(self.eta)(self.policy.process, x_t, x_t, x_t, above, t).std * torch.randn_like(x_t)
 
     def loss(self, e: Errors) -> Tensor:
         return -F.logsigmoid(self.beta * e.gap)

@@ -57,7 +57,7 @@ class DiffusionKTO(Algorithm):
         for name, rows in (("good", good), ("bad", ~good)):
             if rows.any():
                 self.log_mean(f"train/h/{name}", h[rows].detach().mean(), int(rows.sum()))
-        self.log("train/z", z)
+        self.log_mean("train/z", z, 1)
         return self.loss(h, good, z).mean()
 
     def loss(self, h: Tensor, good: Tensor, z: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from lit_align.algorithms.preference.preference import Errors, Preference
+from lit_align.ranges import SHARE
 
 
 class LinearDPO(Preference):
@@ -12,11 +13,21 @@ class LinearDPO(Preference):
     Args:
         beta: coefficient of D in omega (0.2 times the paper's).
         eta: smallest weight of a pair, in [0, 0.5].
+        reference_decay: the reference is the policy's exponential moving average with this decay, in [0, 1], updated
+            after every optimizer step; none: the reference does not move.
     """
 
-    def __init__(self, beta: float = 100.0, eta: float = 0.0, **kwargs):
+    ranges = {"reference_decay": SHARE}
+
+    def __init__(self, beta: float = 100.0, eta: float = 0.0, reference_decay: float | None = None, **kwargs):
         super().__init__(**kwargs)
-        self.beta, self.eta = beta, eta
+        self.beta, self.eta, self.reference_decay = beta, eta, reference_decay
+        self.moves_reference = reference_decay is not None
+
+    def optimizer_step(self, *args, **kwargs) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.reference_decay is not None:
+            self.policy.update_reference(self.reference_decay)
 
     def loss(self, e: Errors) -> Tensor:
         omega = (0.5 - self.beta * e.gap.detach()).clamp(self.eta, 1 - self.eta)

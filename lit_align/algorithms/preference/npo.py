@@ -20,6 +20,8 @@ class DiffusionNPO(Preference):
         beta: coefficient of D.
     """
 
+    refuses = {"safeguard": "it trains losers as winners"}
+
     def __init__(self, beta: float = 500.0, **kwargs):
         super().__init__(**kwargs)
         self.beta = beta

@@ -18,6 +18,7 @@ class OfflinePSO(OnlinePreference):
     """
 
     feedback = ("win",)
+    refuses = {"timestep_sampling": "its times are those of the sampler"}
 
     def __init__(self, beta: float = 5.0, **kwargs):
         super().__init__(**kwargs)

@@ -1,5 +1,9 @@
 """Online DPO: a pair is the best and the worst of a prompt's samples."""
 
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,6 +11,7 @@ from torch import Tensor
 from lit_align.algorithms.online import repeat_rows
 from lit_align.algorithms.preference.online_preference import OnlinePreference
 from lit_align.algorithms.preference.preference import Errors
+from lit_align.ranges import COUNT
 from lit_align.rewards.reward import Reward
 
 
@@ -19,20 +24,31 @@ class OnlineDPO(OnlinePreference):
         reward: ranks the samples.
         beta: coefficient of D.
         samples_per_prompt: K.
+        samples_from: policy, or reference (which `refresh_every` moves to the policy).
+        draws: timesteps and noises per pair in an optimizer step.
     """
 
-    feedback = ("prompt",)
+    feedback, ranges = ("prompt",), {"draws": COUNT}
 
-    def __init__(self, reward: Reward, beta: float = 500.0, samples_per_prompt: int = 4, **kwargs):
+    def __init__(
+        self,
+        reward: Reward,
+        beta: float = 500.0,
+        samples_per_prompt: int = 4,
+        samples_from: Literal["policy", "reference"] = "policy",
+        draws: int = 1,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.reward, self.beta = reward.eval().requires_grad_(False), beta
-        self.samples_per_prompt = samples_per_prompt
+        self.samples_per_prompt, self.samples_from, self.draws = samples_per_prompt, samples_from, draws
 
     @torch.no_grad()
     def collect(self, batch: dict) -> dict | None:
         k = self.samples_per_prompt
         rows = repeat_rows(batch, k)
-        latents = self.draw_latents(rows["prompt"])
+        with self.policy.reference() if self.samples_from == "reference" else nullcontext():
+            latents = self.draw_latents(rows["prompt"])
         reward = self.log_reward(self.judge(self.reward, latents, rows, self.minibatch), rows["prompt"])
         reward, latents = reward.view(-1, k).cpu(), latents.unflatten(0, (-1, k))
         untied = (reward.amax(1) > reward.amin(1)).nonzero().flatten()
@@ -44,6 +60,12 @@ class OnlineDPO(OnlinePreference):
             "win_latents": pick(reward.argmax(1)),
             "lose_latents": pick(reward.argmin(1)),
         }
+
+    def optimizer_steps(self, collected: dict | None) -> Iterator[list]:
+        return (minibatches * self.draws for minibatches in super().optimizer_steps(collected))
+
+    def batch_loss(self, batch: dict) -> Tensor:
+        return super().batch_loss(batch) / self.draws
 
     def loss(self, e: Errors) -> Tensor:
         return -F.logsigmoid(self.beta * e.gap)

@@ -61,6 +61,7 @@ class Preference(Algorithm):
 
     feedback = ("win", "lose")
     uses_reference = True
+    refuses: dict[str, str] = {}  # arguments below that a method cannot use, and why
 
     def __init__(
         self,
@@ -70,6 +71,9 @@ class Preference(Algorithm):
     ):
         super().__init__(**kwargs)
         self.timestep_sampling, self.safeguard = timestep_sampling, safeguard
+        for name, unset in (("timestep_sampling", "uniform"), ("safeguard", None)):
+            if name in self.refuses and getattr(self, name) != unset:
+                raise ValueError(f"{type(self).__name__} has no {name}, as {self.refuses[name]}: leave it out.")
 
     @abstractmethod
     def loss(self, e: Errors) -> Tensor:

@@ -11,25 +11,45 @@ from lit_align.rewards.reward import Reward
 
 
 class SmPO(InPO):
-    """arXiv 2506.02698: InPO with one ReNoise refinement and a soft label p = P(x^w better) in place of 1. The gap's
-    coefficient is beta (2p - 1); p is the softmax of `gamma` times the two rewards, min-max normalised over the batch.
+    """arXiv 2506.02698: InPO with one ReNoise refinement, no fresh noise, and a soft label p = P(x^w better).
+
+    As released, the gap's coefficient is beta gamma (2 p - 1), p = sigmoid(n(x^w) - n(x^l)), n = (reward - low) / (high
+    - low), with fixed bounds: bounds from the batch would give every pair of a batch of one the same label. (The paper
+    has gamma inside the sigmoid, which is the same for close pairs.)
+
+    A pair whose loser has the higher reward is learnt the other way round. The reward is computed in every step
+    (released: once, for the whole data set).
 
     Args:
         reward: scores winners and losers (the paper: PickScore).
-        gamma: sharpness of p; the smaller, the softer the labels.
+        reward_range: low and high, the lowest and highest reward of the data set (released, for PickScore on Pick-a-Pic
+            v2: 11.5435 and 28.2016).
+        gamma: sharpness of the labels.
     """
 
-    def __init__(self, reward: Reward, gamma: float = 10.0, inversion_steps: int = 9, refinements: int = 1, **kwargs):
-        super().__init__(inversion_steps=inversion_steps, refinements=refinements, **kwargs)
+    refuses = InPO.refuses | {"safeguard": "its reward decides which image of a pair wins"}
+
+    def __init__(
+        self,
+        reward: Reward,
+        reward_range: tuple[float, float],
+        gamma: float = 10.0,
+        eta: float = 0.0,
+        refinements: int = 1,
+        **kwargs,
+    ):
+        super().__init__(eta=eta, refinements=refinements, **kwargs)
         self.reward, self.gamma = reward.eval().requires_grad_(False), gamma
+        self.low, self.high = reward_range
+        if not self.low < self.high:
+            raise ValueError(f"SmPO: reward_range is {[*reward_range]}; give the lowest reward, then the highest.")
 
     @torch.no_grad()
     def label(self, batch: dict) -> Tensor:
         """p (B,) of a batch."""
         latents = torch.cat([self.latents(batch, "win"), self.latents(batch, "lose")])
-        score = self.judge(self.reward, latents, tile_rows(batch, 2)).to(latents.device)  # (2B,)
-        score = (score - score.min()) / (score.max() - score.min()).clamp(min=1e-6)
-        return torch.sigmoid(self.gamma * (score[: len(score) // 2] - score[len(score) // 2 :]))
+        win, lose = self.judge(self.reward, latents, tile_rows(batch, 2)).to(latents.device).chunk(2)  # (B,) each
+        return torch.sigmoid((win - lose) / (self.high - self.low))
 
     def loss(self, e: Errors) -> Tensor:
-        return -F.logsigmoid((2 * self.label(e.batch) - 1) * self.beta * e.gap)
+        return -F.logsigmoid(self.gamma * (2 * self.label(e.batch) - 1) * self.beta * e.gap)

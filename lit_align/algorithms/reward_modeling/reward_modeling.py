@@ -17,7 +17,7 @@ class RewardModeling(Algorithm):
     Logs `train/accuracy` and, on validation pairs, `val/accuracy`. Writes the reward to `<run>/reward`.
     """
 
-    feedback = ("win", "lose")
+    feedback, models_ties = ("win", "lose"), True
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)

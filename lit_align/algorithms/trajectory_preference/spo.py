@@ -45,7 +45,8 @@ class Candidates(Hook):
         s, prompts, x_0, eps = repeated(state.s), repeated(state.prompts), x, None
         if self.reward.needs_x0 and state.i < state.steps - 1:
             x_0, eps = self.rollout.predict(policy, x, s, repeated(state.cond), False)
-        score = self.reward(policy, x, x_0, s, prompts).view(n, k)
+        time = s if self.reward.needs_x0 else repeated(state.t)  # as released: a latent reward is told the step's own t
+        score = self.reward(policy, x, x_0, time, prompts).view(n, k)
         rows = torch.arange(n, device=x.device) * k
         win, lose = x[rows + score.argmax(1)], x[rows + score.argmin(1)]
         paired = lambda value: torch.stack([value, value], 1)  # (n, 2, ...)
@@ -66,14 +67,14 @@ class Candidates(Hook):
         return x[chosen]
 
     def recorded(self, state: State, key: str) -> Tensor:
-        """A quantity of all scored steps: (n, T), or (2n, T, ...) with best and worst candidate alternating."""
-        steps = [step[key] for step in state.extras[self]["steps"].values()]
-        return torch.stack(steps, 1) if steps[0].ndim == 1 else torch.stack(steps, 2).flatten(0, 1)
+        """A quantity of all T scored steps: (T, n), or (T, n, 2, ...) of the best and the worst candidate."""
+        return torch.stack([step[key] for step in state.extras[self]["steps"].values()])
 
     def pairs(self, state: State) -> Trajectory:
-        """The scored steps (2n, T), best and worst candidate alternating."""
-        rows = [i for i in range(len(state.x)) for _ in range(2)]
-        columns = (self.recorded(state, key) for key in STEP)
+        """Trajectories (2 T n, 1) of one step each: the n pairs of the first scored step, then those of the second;
+        best and worst candidate alternate."""
+        columns = [self.recorded(state, key).flatten(0, 2)[:, None] for key in STEP]
+        rows = [i for _ in state.extras[self]["steps"] for i in range(len(state.x)) for _ in range(2)]
         return Trajectory(*columns, select_rows(state.cond, rows), select_rows(state.prompts, rows))
 
 
@@ -85,7 +86,9 @@ class SPO(TrajectoryPreference):
     LPO (Zhang et al. 2025, arXiv 2502.01051) is SPO with LatentReward, which needs no decoding, and a threshold that
     grows with the step's noise.
 
-    Pairs whose softmax scores differ by less than the threshold are ties. One forward serves both candidates.
+    Pairs whose softmax scores differ by less than the threshold are ties, with a constant loss (released: they are left
+    out). One forward serves both candidates. An optimizer step trains a random share of the pairs of all prompts and
+    steps.
 
     Args:
         reward: scores noisy samples.
@@ -116,12 +119,12 @@ class SPO(TrajectoryPreference):
         state = self.rollout(self.policy, rows["prompt"], columns=rows["columns"], hooks=(hook,))
         if not state.extras[hook]["steps"]:
             raise ValueError("SPO found no step with noise to learn from: give rollout a transition with eta > 0.")
-        self.log_reward(hook.recorded(state, "score").mean(1), rows["prompt"])
-        gap, std = hook.recorded(state, "gap"), hook.recorded(state, "std")[0]  # (n, T), (T,)
+        self.log_reward(hook.recorded(state, "score").mean(0), rows["prompt"])
+        gap, std = hook.recorded(state, "gap"), hook.recorded(state, "std")[:, :1]  # (T, n), (T, 1)
         low, high = self.threshold
         kept = (gap > low + (high - low) * (std - std.min()) / (std.max() - std.min()).clamp(min=1e-9)).float()
-        self.log_mean("train/pairs_kept", kept.mean(), len(kept))
-        return hook.pairs(state), torch.stack([kept, -kept], 1).flatten(0, 1)
+        self.log_mean("train/pairs_kept", kept.mean(), len(rows["prompt"]))
+        return hook.pairs(state), torch.stack([kept, -kept], 2).flatten()
 
     def gaussian(self, m: dict) -> Gaussian:
         """Both candidates of a pair have the same x_t: one forward."""

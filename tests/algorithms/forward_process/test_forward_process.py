@@ -130,7 +130,7 @@ def test_the_old_policy_follows_by_the_schedule(tmp_path):
 def drawn_by(method, batch):
     """The policies that draw a batch's samples: None for the one that is trained, or a name."""
     seen, draw = [], method.draw_latents
-    with mock.patch.object(method, "draw_latents", lambda prompts: seen.append(method.policy._active) or draw(prompts)):
+    with mock.patch.object(method, "draw_latents", lambda prompts: seen.append(method.policy.versions.active) or draw(prompts)):
         method.collect(batch)
     return seen
 

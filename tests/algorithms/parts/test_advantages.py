@@ -53,3 +53,33 @@ def test_win_rates_forget_how_far_rewards_lie_apart():
     reward = T([0.5, 0.5001, 9.0, 1.0, 1.0, 3.0])
     rates = T([0.0, 0.5, 1.0, 0.25, 0.25, 1.0])
     torch.testing.assert_close(WinRate()(prompt, reward), Group(global_std=False)(prompt, rates))
+
+
+@pytest.mark.parametrize("make", [Group, lambda: Group(global_std=False), PerPrompt, LeaveOneOut, WinRate], ids=["global", "group", "prompt", "rest", "wins"])
+@pytest.mark.parametrize("value", [1.0, 0.3, 20.95, -25.337, 1234.567])
+def test_equal_rewards_have_advantage_zero(make, value):
+    """In float32 the mean of 24 equal numbers is not that number, and a small std makes the rest large."""
+    for n in (3, 8, 24, 64):
+        assert not make()(torch.zeros(n, dtype=torch.long), torch.full((n,), value)).any()
+
+
+@pytest.mark.parametrize("make", [Group, lambda: Group(global_std=False), LeaveOneOut, WinRate], ids=["global", "group", "rest", "wins"])
+def test_one_group_of_equal_rewards_is_zero_beside_others(make):
+    prompt, reward = torch.arange(3).repeat_interleave(24), torch.full((72,), 20.95)
+    reward[48:] = torch.linspace(20, 22, 24)
+    advantage = make()(prompt, reward)
+    assert not advantage[:48].any() and (advantage[48:].sign() == (reward[48:] - reward[48:].mean()).sign()).all()
+
+
+def test_prompts_that_were_not_seen_for_long_are_forgotten():
+    tracker = PerPrompt(buffer_size=4, min_count=2, max_prompts=2)
+    see = lambda *prompts: tracker(torch.tensor(prompts), torch.arange(len(prompts)).float())
+    see(1, 1, 2, 2)
+    see(1)
+    see(3, 3)
+    assert list(tracker.memory) == [1, 3] and list(tracker.memory[1]) == [0.0, 1.0, 0.0]
+    again = PerPrompt(buffer_size=4, min_count=2, max_prompts=2)
+    again.load_state_dict(tracker.state_dict())
+    for t in (tracker, again):
+        t(torch.tensor([4, 4]), torch.tensor([0.0, 1.0]))
+        assert list(t.memory) == [3, 4]

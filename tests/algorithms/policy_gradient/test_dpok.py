@@ -4,9 +4,11 @@ from unittest import mock
 import pytest
 import torch
 from online import policy_gradient, quiet, step
-from parts import T, prompts, spy, trainer
+from parts import Darkness, T, prompts, spy, trainer
 
 from lit_align.algorithms.policy_gradient.dpok import DPOK
+from lit_align.diffusion.process import VP
+from lit_align.diffusion.transition import DDIM
 
 
 def test_dpok_stops_at_both_ends_of_its_band():
@@ -30,3 +32,32 @@ def test_dpoks_baseline_learns_the_reward_at_its_own_rate(tmp_path):
     k = len(losses) // 15
     assert sum(losses[-k:]) < 0.5 * sum(losses[:k])
     assert all(torch.equal(a, b) for a, b in zip(policy, method.policy.parameters()))
+
+
+def test_the_baseline_starts_at_the_first_rollouts_mean_reward(tmp_path):
+    class High(Darkness):
+        def forward(self, images, prompts):
+            return 20 + super().forward(images, prompts)
+
+    method = policy_gradient(DPOK, reward=High(), samples_per_prompt=4, minibatch=100, value_lr=0.0, optimizer=lambda groups: torch.optim.SGD(groups, lr=0.0))
+    with spy(method, "collect") as collect, spy(method.value, "forward") as value:
+        trainer(tmp_path).fit(method, prompts(2, 2))
+    (_, first), (_, second) = collect.results
+    for seen in value.results:
+        assert (seen - first.mean()).abs().max() < 1  # the untrained network's own part
+    assert method.value.head.bias.item() == pytest.approx(first.mean().item(), abs=1e-4) and not torch.equal(first, second)
+
+
+def test_its_kl_is_a_tenth_of_the_squared_distance_of_the_noise_predictions():
+    """At most of 50 DDIM steps with SD's noise schedule; hence ten times the released kl_weight of 0.01."""
+    abar = (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()).cumprod(0)
+    process = VP(abar, "epsilon", "leading", 1)
+    grid = process.timesteps(50)
+    t, s = grid[:-1], grid[1:]
+    eps = torch.zeros(50, 4, requires_grad=True)
+    x_t = torch.zeros(50, 4)
+    a, sigma = process.coefficients(t, x_t)
+    of = lambda e: DDIM(1.0)(process, x_t, (x_t - sigma * e) / a, e, t, s)
+    share = of(eps + 0.1).kl(of(eps)) / 0.1**2
+    assert share.median().item() == pytest.approx(0.088, abs=0.002)
+    assert policy_gradient(DPOK).kl_weight == 0.1

@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 from online import policy_gradient, quiet, step
-from parts import T, prompts, rollout, spy, tiny, trainer
+from parts import Darkness, T, move, prompts, rollout, sgd, spy, tiny, trainer
 
 from lit_align.algorithms.policy_gradient.flow_grpo import FlowGRPO
 from lit_align.algorithms.policy_gradient.policy_gradient import StepBatch
 from lit_align.diffusion.process import Flow
 from lit_align.diffusion.sampler import Sampler
-from lit_align.diffusion.transition import DDIM, FlowSDE, Gaussian, Windowed
+from lit_align.diffusion.transition import CPS, DDIM, DanceSDE, FlowSDE, Gaussian, Windowed
 from lit_align.policies.stable_diffusion3 import StableDiffusion3
 
 FLOW = lambda steps=6: Sampler(steps, 2.0, FlowSDE(0.7))
@@ -62,6 +62,47 @@ def test_off_a_flow_the_kl_is_the_gaussians_own():
     method = quiet(make(tiny(), beta=0.04))
     loss = method.loss(step(0.0, 2.0, mean=0.3, ref_mean=0.1, std=0.5, t=501.0, s=481.0))
     assert loss.item() == pytest.approx(-2.0 + 0.04 * 0.2**2 / (2 * 0.5**2), rel=1e-5)
+
+
+@pytest.mark.parametrize("transition", [CPS(0.8), DanceSDE(0.3), DDIM(1.0)], ids=lambda t: type(t).__name__)
+@pytest.mark.parametrize("window", [None, 2])
+def test_under_other_transitions_of_a_flow_the_kl_is_the_gaussians_own(transition, window):
+    """The released code divides by the step's own variance under CPS: there is no t - s to it."""
+    method = quiet(make(beta=0.04, rollout=Sampler(4, 1.0, transition), window=window))
+    loss = method.loss(step(0.0, 2.0, mean=0.3, ref_mean=0.1, std=0.5, t=0.7, s=0.6))
+    assert loss.item() == pytest.approx(-2.0 + 0.04 * 0.2**2 / (2 * 0.5**2), rel=1e-5)
+
+
+def test_samples_without_advantage_are_left_out_of_the_mean_with_their_kl(tmp_path):
+    """The gradient of an optimizer step is that of the mean over the prompt whose rewards differ."""
+
+    class OneDiffers(Darkness):
+        def forward(self, images, prompts):
+            return torch.where(T([p == "p0" for p in prompts]), super().forward(images, prompts), 0.25)
+
+    method = make(reward=OneDiffers(), beta=0.5, updates=1, minibatch=100, optimizer=sgd(0.0), clip_range=10.0)
+    move(method.policy)
+    with spy(method, "evaluate") as evaluate, spy(method, "collect") as collect, spy(method, "batch_loss") as loss:
+        trainer(tmp_path).fit(method, prompts(2))
+    (step,), (_, advantage) = evaluate.results, collect.results[0]
+    assert advantage[:4].abs().min() > 0 and not advantage[4:].any()
+    rows = evaluate.call_args.args[2] < 4
+    kl = (step.gaussian.mean - step.reference.mean).square().flatten(1).mean(1) / (2 * step.gaussian.std.flatten(1)[:, 0].square())
+    want = (-step.ratio * step.advantage + 0.5 * kl * (step.t - step.s))[rows].mean()
+    assert 0 < rows.sum() < len(rows) and kl.min() > 0
+    assert loss.results[0].item() == pytest.approx(want.item(), rel=1e-4)
+
+
+def test_a_rollout_without_any_advantage_changes_nothing(tmp_path):
+    class Flat(Darkness):
+        def forward(self, images, prompts):
+            return torch.full((len(images),), 20.95)
+
+    method = make(reward=Flat(), beta=0.5, optimizer=sgd(1.0))
+    move(method.policy)
+    before = [p.detach().clone() for p in method.policy.parameters()]
+    trainer(tmp_path).fit(method, prompts(2, 2))
+    assert all(torch.equal(a, b) for a, b in zip(before, method.policy.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("delta,advantage,want", [(0.2, 1.0, -1.1), (0.2, -1.0, math.exp(0.2)), (-0.2, 1.0, -math.exp(-0.2)), (-0.2, -1.0, 0.9)])

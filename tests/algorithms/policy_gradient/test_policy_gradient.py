@@ -5,7 +5,7 @@ from unittest import mock
 
 import pytest
 import torch
-from online import policy_gradient, quiet
+from online import Mean, policy_gradient, quiet
 from parts import FAMILIES, Darkness, move, prompts, sgd, spy, tiny, trainer
 
 from lit_align.algorithms.policy_gradient.ddpo import DDPO
@@ -15,7 +15,9 @@ from lit_align.algorithms.policy_gradient.prdp import PRDP
 from lit_align.algorithms.policy_gradient.sdpo import SDPO
 from lit_align.algorithms.policy_gradient.tdpo_r import TDPOR
 from lit_align.algorithms.trajectory_preference.d3po import D3PO
+from lit_align.algorithms.trajectory_preference.spo import SPO
 from lit_align.diffusion.sampler import Sampler
+from lit_align.diffusion.transition import DDIM
 
 ddpo = partial(policy_gradient, DDPO)
 
@@ -129,3 +131,24 @@ def test_a_value_functions_gradient_does_not_shrink_the_policys(tmp_path, cls):
 def test_pairs_are_of_one_prompt(cls):
     with pytest.raises(ValueError, match="compares 2 trajectories of a prompt: give a multiple of 2"):
         policy_gradient(cls, samples_per_prompt=3).draw_trajectories({"prompt": ["a"] * 3, "columns": {}})
+
+
+@pytest.mark.parametrize("cls", [DDPO, D3PO, TDPOR], ids=lambda c: c.__name__)
+@pytest.mark.parametrize("updates", [1, 3, 4])
+def test_an_inner_epoch_makes_exactly_that_many_steps_and_sees_everything_once(tmp_path, cls, updates):
+    """Five prompts of which `chunk(4)` would make three shares."""
+    method = policy_gradient(cls, updates=updates, samples_per_prompt=2 if cls is D3PO else 1)
+    with spy(method, "evaluate") as evaluate:
+        t = trainer(tmp_path)
+        t.fit(method, prompts(5))
+    steps = 3 if cls is TDPOR else 1  # an optimizer step for each denoising step
+    assert t.global_step == updates * steps
+    seen = sorted(cell for call in evaluate.call_args_list for cell in zip(call.args[2].tolist(), call.args[3].tolist()))
+    assert len(seen) == len(set(seen)) and len(seen) % (5 * method.samples_per_prompt) == 0
+
+
+@pytest.mark.parametrize("cls", [DDPO, D3PO, TDPOR, SPO], ids=lambda c: c.__name__)
+def test_more_steps_than_there_is_to_share_out_are_refused(tmp_path, cls):
+    more = {"reward": Mean(), "skip_steps": 0, "rollout": Sampler(2, 1.0, DDIM(1.0))} if cls is SPO else {}
+    with pytest.raises(ValueError, match=f"updates is 50, and a training step of {cls.__name__} has [0-9]+ samples or pairs"):
+        trainer(tmp_path).fit(policy_gradient(cls, updates=50, **more), prompts(2))

@@ -61,7 +61,7 @@ RANKED_STARTS = {
     PRO: lambda m, r: LN2 + r.error[:, 0],
     RRHF: lambda m, r: r.error[:, 0],
 }
-OPTIONS = {InPO: {"eta": 0.0}, SmPO: {"eta": 0.0}}  # no noise of each image's own
+OPTIONS = {InPO: {"eta": 0.0}, SmPO: {"eta": 0.0, "reward_range": (0.0, 1.0), "gamma": 1.0}}  # no noise of each image's own
 BACKWARDS = {DiffusionNPO}  # learns the opposite on purpose
 REWARD_DECIDES = {SmPO}  # its label, not the batch, says which image is better
 

@@ -3,10 +3,11 @@ from unittest import mock
 import pytest
 import torch
 from online import online_preference
-from parts import Darkness, T
+from parts import Darkness, T, move, prompts, sgd, spy, tiny, trainer
 from preferences import at, collecting
 
 from lit_align.algorithms.preference.online_dpo import OnlineDPO
+from lit_align.diffusion.sampler import Sampler
 from lit_align.rewards.reward import Reward
 
 
@@ -29,6 +30,34 @@ def test_online_dpo_pairs_the_best_with_the_worst_and_leaves_alike_prompts_out()
     assert pairs["win_latents"][:, 0, 0, 0].tolist() == [1, 8] and pairs["lose_latents"][:, 0, 0, 0].tolist() == [2, 6]
     score[:] = [1.0] * 9
     assert method.collect({"prompt": ["a", "b", "c"]}) is None
+
+
+@pytest.mark.parametrize("samples_from", ["policy", "reference"])
+def test_samples_are_drawn_from_the_policy_or_from_the_reference(samples_from):
+    method = online_preference(OnlineDPO, samples_from=samples_from, samples_per_prompt=2)
+    move(method.policy)
+    with spy(method, "draw_latents") as draw:
+        torch.manual_seed(0)
+        method.collect({"prompt": ["a", "b"]})
+    prompts = ["a", "a", "b", "b"]
+    torch.manual_seed(0)
+    own = method.draw_latents(prompts)
+    torch.manual_seed(0)
+    with method.policy.reference():
+        base = method.draw_latents(prompts)
+    assert not torch.allclose(own, base, atol=1e-3)
+    torch.testing.assert_close(draw.results[0], base if samples_from == "reference" else own)
+
+
+def test_an_optimizer_step_is_the_mean_over_draws_of_timestep_and_noise(tmp_path):
+    method = OnlineDPO(policy=tiny(), reward=Darkness(), rollout=Sampler(2, 1.0), optimizer=sgd(0.0), draws=5, updates=2)
+    with spy(method, "measure") as measure, spy(method, "noise") as noise:
+        t = trainer(tmp_path)
+        t.fit(method, prompts(2))
+    assert t.global_step == 2 and len(measure.results) == 10
+    assert len({eps[0, 0, 0, 0].item() for _, eps in noise.results}) == 10
+    want = torch.stack([loss.detach() for loss in measure.results]).mean()
+    torch.testing.assert_close(t.callback_metrics["train/loss"], want)
 
 
 def test_online_dpos_loss_is_diffusion_dpos(policy):

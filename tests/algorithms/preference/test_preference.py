@@ -1,12 +1,21 @@
 """What pairs give a loss: denoising errors, the safeguard, and what a run refuses."""
 
+from functools import partial
+
+import lightning as L
 import pytest
 import torch
-from parts import T, trainer
-from preferences import attached, batch, still
+from parts import T, move, sgd, spy, tiny, trainer
+from preferences import Brightness, attached, batch, still
 
 from lit_align.algorithms.preference.dpo import DiffusionDPO
+from lit_align.algorithms.preference.dpo_kernels import DPOKernels
+from lit_align.algorithms.preference.npo import DiffusionNPO
+from lit_align.algorithms.preference.offline_pso import OfflinePSO
 from lit_align.algorithms.preference.preference import Errors, safeguarded
+from lit_align.algorithms.preference.sft import SFT
+from lit_align.algorithms.preference.smpo import SmPO
+from lit_align.algorithms.preference.spin import SPINDiffusion
 from lit_align.policies.adapters import Full, LoRA
 from lit_align.policies.sdxl import StableDiffusionXL
 from lit_align.policies.stable_diffusion import StableDiffusion
@@ -114,3 +123,44 @@ def test_a_safeguarded_step_never_raises_the_winners_error():
         e = safeguarded(vectors(g_w.tolist(), (3 * g_l + 2 * g_w).tolist()), mu=0.3)
         grads = torch.autograd.grad((e.win - e.lose).sum(), e.prediction)[0]
         assert (grads.sum(0) @ g_w).item() >= 0.3 * g_w.square().sum().item() - 1e-4
+
+
+@pytest.mark.parametrize(
+    "cls, option",
+    [(OfflinePSO, {"timestep_sampling": "mode"}), (SmPO, {"timestep_sampling": "logit_normal"}), (SmPO, {"safeguard": 0.5})]
+    + [(DPOKernels, {"safeguard": 0.5}), (DiffusionNPO, {"safeguard": 0.5})],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_an_argument_that_a_method_cannot_use_is_refused(cls, option):
+    more = {"reward": Brightness(), "reward_range": (0.0, 1.0)} if cls is SmPO else {}
+    (name,) = option
+    with pytest.raises(ValueError, match=f"{cls.__name__} has no {name}, as .*: leave it out"):
+        cls(policy=still(), **more, **option)
+
+
+@pytest.mark.parametrize("make", [DiffusionDPO, partial(SFT, learns_from="win"), SPINDiffusion], ids=["dpo", "sft", "spin"])
+def test_a_tie_is_refused_by_methods_that_need_a_winner(tmp_path, make):
+    method = make(policy=still())
+    data = batch(method.policy) | {"label": T([1.0, 1.0, 0.5]), "index": [7, 8, 9]}
+    with pytest.raises(ValueError, match=f"row 9 is a tie, and {type(method).__name__} needs a winner: set --data.ties drop"):
+        trainer(tmp_path).fit(method, loader([data]))
+
+
+@pytest.mark.parametrize("accumulate, batches", [(2, 4), (3, 5)])
+def test_what_is_logged_is_the_mean_over_the_pairs_of_an_optimizer_step(tmp_path, accumulate, batches):
+    """Three pairs a batch; the last optimizer step of five batches in threes has two."""
+    dpo, logged = DiffusionDPO(policy=tiny(), beta=5000.0, optimizer=sgd(0.0)), []
+    move(dpo.policy, 0.1)
+
+    class Read(L.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, data, i):
+            logged.append({k: v.item() for k, v in trainer.logged_metrics.items()})
+
+    with spy(dpo, "errors") as errors, spy(dpo, "batch_loss") as loss:
+        trainer(tmp_path, callbacks=[Read()], accumulate_grad_batches=accumulate).fit(dpo, loader([batch(dpo.policy, seed=i) for i in range(batches)]))
+    right = [(e.gap > 0).float() for e in errors.results]
+    assert len({r.mean().item() for r in right}) > 1
+    for i in range(batches):
+        since = i - i % accumulate
+        assert logged[i]["train/implicit_accuracy"] == pytest.approx(torch.cat(right[since : i + 1]).mean().item())
+        assert logged[i]["train/loss"] == pytest.approx(torch.stack(loss.results[since : i + 1]).mean().item())

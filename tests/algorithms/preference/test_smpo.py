@@ -5,33 +5,39 @@ from unittest import mock
 
 import pytest
 import torch
-import torch.nn.functional as F
 from parts import T
 from preferences import Brightness, at
 
-from lit_align.algorithms.preference.preference import Errors
 from lit_align.algorithms.preference.smpo import SmPO
 
 
-def test_smooth_labels_shrink_close_pairs(policy):
-    smpo = SmPO(policy=policy, reward=Brightness(), beta=1.0)
+@pytest.mark.parametrize("win, lose", [(1.5, 1.2), (1.2, 1.5), (2.0, 0.0), (0.7, 0.7)])
+def test_one_pair_has_the_coefficient_of_its_rewards_within_the_fixed_bounds(policy, win, lose):
+    """beta gamma (2 p - 1) D, p the softmax of the two rewards scaled by the bounds, for a batch of one pair; a pair
+    whose loser scores higher is learnt the other way round."""
+    beta, gamma, (low, high), gap = 50.0, 10.0, (0.5, 2.5), 0.003
+    smpo = SmPO(policy=policy, reward=Brightness(), beta=beta, gamma=gamma, reward_range=(low, high))
+    image = lambda value: torch.full((1, *policy.latent_shape), value)
+    data = {"prompt": ["a"], "index": [0], "win_latents": image(win), "lose_latents": image(lose)}
+    with mock.patch.object(policy, "decode", lambda z: z[:, :3]):
+        loss = smpo.loss(at(gap)._replace(batch=data))
+    a, b = (math.exp((value - low) / (high - low)) for value in (win, lose))
+    argument = beta * gamma * (2 * a / (a + b) - 1) * gap
+    assert loss.item() == pytest.approx(math.log1p(math.exp(-argument)), abs=1e-6)
+    assert (argument > 0) == (win > lose)
+
+
+def test_a_pairs_label_does_not_depend_on_its_batch(policy):
+    smpo = SmPO(policy=policy, reward=Brightness(), reward_range=(0.0, 1.0))
     bright = lambda *values: torch.stack([torch.full(policy.latent_shape, v) for v in values])
     with mock.patch.object(policy, "decode", lambda z: z[:, :3]):
-        data = {"prompt": ["a", "b"], "index": [0, 1], "win_latents": bright(1.0, 0.5), "lose_latents": bright(0.0, 0.4)}
-        p = smpo.label(data)
-        assert p.tolist() == pytest.approx([1 / (1 + math.exp(-10)), 1 / (1 + math.exp(-1))], abs=1e-5)
-        e = Errors(*(T([x, x]) for x in (0.0, 0.3, 0.0, 0.0)), batch=data)
-        torch.testing.assert_close(smpo.loss(e), -F.logsigmoid((2 * p - 1) * 0.3))
+        labels = lambda win, lose: smpo.label({"prompt": ["a"] * len(win), "win_latents": bright(*win), "lose_latents": bright(*lose)})
+        torch.testing.assert_close(labels((0.9, 0.3), (0.1, 0.2)), torch.cat([labels((0.9,), (0.1,)), labels((0.3,), (0.2,))]))
+        torch.testing.assert_close(labels((0.9,), (0.1,)), T([1 / (1 + math.exp(-0.8))]))
 
 
-
-def test_the_label_follows_the_reward_not_the_order(policy):
-    """A pair whose loser scores higher is learnt the other way round."""
-    smpo = SmPO(policy=policy, reward=Brightness(), beta=1.0)
-    image = lambda value: torch.full((1, *policy.latent_shape), value)
-    with mock.patch.object(policy, "decode", lambda z: z[:, :3]):
-        data = {"prompt": ["a"], "index": [0], "win_latents": image(0.1), "lose_latents": image(0.9)}
-        p = smpo.label(data)
-        assert p.item() == pytest.approx(1 / (1 + math.exp(10)), abs=1e-6)
-        e = at(0.3)._replace(batch=data)
-        assert smpo.loss(e).item() == pytest.approx(math.log1p(math.exp((1 - 2 * p.item()) * 0.3)), abs=1e-6)
+def test_its_defaults_are_the_released_ones(policy):
+    smpo = SmPO(policy=policy, reward=Brightness(), reward_range=(0.0, 1.0))
+    assert (smpo.eta, smpo.refinements, smpo.gamma) == (0.0, 1, 10.0)
+    with pytest.raises(ValueError, match="lowest reward, then the highest"):
+        SmPO(policy=policy, reward=Brightness(), reward_range=(1.0, 0.0))

@@ -135,7 +135,6 @@ def test_a_nan_reward_is_named(tmp_path, cls):
         trainer(tmp_path).fit(method, prompts(2))
 
 
-@pytest.mark.xfail(strict=True, reason="logging train/grad_norm between two logs of training_step resets the first ones")
 def test_the_first_batch_of_an_epoch_is_logged_like_the_others(tmp_path):
     t = trainer(tmp_path)
     t.fit(make(RWR, updates=1), prompts(2, 1))

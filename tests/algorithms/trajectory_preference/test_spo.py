@@ -26,17 +26,22 @@ def test_pairs_are_the_best_and_the_worst_candidates_of_one_x_t(needs_x0, family
         state = sampler(policy, ["a", "b"], hooks=(hook,))
     trajectory = hook.pairs(state)
     learnt = len(state.extras[hook]["steps"])  # a last step without noise teaches nothing
-    assert learnt >= 2 and trajectory.x_t.shape[:2] == (4, learnt) and trajectory.prompts == ["a", "a", "b", "b"]
+    assert learnt >= 2 and trajectory.x_t.shape[:2] == (4 * learnt, 1)
+    assert trajectory.prompts == ["a", "a", "b", "b"] * learnt
+    torch.testing.assert_close(trajectory.cond["text"], policy.condition(trajectory.prompts)["text"])
+    x_t_of, x_s_of, t_of, s_of = (getattr(trajectory, key).view(learnt, 2, 2, *getattr(trajectory, key).shape[2:]) for key in ("x_t", "x_s", "t", "s"))
     for i, (x_t, x_0, t, texts) in enumerate(reward.seen):
-        assert texts == ["a"] * 3 + ["b"] * 3 and torch.equal(t, trajectory.s[:1, i].expand(6))
+        told = s_of if needs_x0 else t_of  # LPO's released code tells its latent reward the time at which the step starts
+        assert texts == ["a"] * 3 + ["b"] * 3 and torch.equal(t, told[i, 0, :1].expand(6))
+        assert (t_of[i] > s_of[i]).all()
         score = (x_0 if needs_x0 else x_t).mean((1, 2, 3)).view(2, 3)
         candidates = x_t.unflatten(0, (2, 3))
         for n in range(2):
-            assert torch.equal(trajectory.x_s[2 * n, i], candidates[n, score[n].argmax()])
-            assert torch.equal(trajectory.x_s[2 * n + 1, i], candidates[n, score[n].argmin()])
+            assert torch.equal(x_s_of[i, n, 0], candidates[n, score[n].argmax()])
+            assert torch.equal(x_s_of[i, n, 1], candidates[n, score[n].argmin()])
             if i + 1 < learnt:  # sampling goes on from one of the three
-                assert any(torch.equal(trajectory.x_t[2 * n, i + 1], c) for c in candidates[n])
-        assert torch.equal(trajectory.x_t[::2, i], trajectory.x_t[1::2, i])
+                assert any(torch.equal(x_t_of[i + 1, n, 0], c) for c in candidates[n])
+        assert torch.equal(x_t_of[i, :, 0], x_t_of[i, :, 1])
     guided = 2 * 2  # two prompts, two branches
     looks = (learnt - (1 if learnt == 3 else 0)) if needs_x0 else 0  # the end needs no estimate
     fresh = 4 - looks  # a step after a look needs no prediction of its own
@@ -46,11 +51,12 @@ def test_pairs_are_the_best_and_the_worst_candidates_of_one_x_t(needs_x0, family
 def test_a_step_seen_again_has_the_likelihood_it_was_drawn_with():
     method = alone(spo(tiny(), Mean(needs_x0=True)))
     trajectory, advantage = method.collect({"prompt": ["a", "b"]})
-    for i in range(trajectory.t.shape[1]):
-        m = trajectory.minibatch(torch.arange(4), torch.full((4,), i))
+    for rows in torch.arange(len(trajectory.t)).split(4):
+        m = trajectory.minibatch(rows, torch.zeros(4, dtype=torch.long))
         with torch.no_grad():
             torch.testing.assert_close(method.gaussian(m).log_prob(m["x_s"]), m["log_prob"], atol=1e-5, rtol=1e-5)
-    assert advantage.shape == trajectory.t.shape and torch.equal(advantage[::2], -advantage[1::2])
+    advantage = advantage.view(-1)
+    assert len(advantage) == len(trajectory.t) and torch.equal(advantage[::2], -advantage[1::2])
 
 
 def test_the_threshold_grows_with_the_steps_noise():
@@ -62,13 +68,26 @@ def test_the_threshold_grows_with_the_steps_noise():
     grid = policy.process.timesteps(6)
     a, s = policy.process.alpha(grid), policy.process.sigma(grid)
     std = s[1:] * (1 - (a[:-1] * s[1:] / (a[1:] * s[:-1])).square()).sqrt()
-    std = std[: advantage.shape[1]]
+    advantage = advantage.view(-1, 8)  # (steps, prompts x 2)
+    std = std[: len(advantage)]
     for i, (x_t, _, _, _) in enumerate(reward.seen):
         score = reward.scale * x_t.mean((1, 2, 3)).view(4, 3)
         two = torch.stack([score.amax(1), score.amin(1)], 1).softmax(1)
         bar = 0.1 + 0.8 * (std[i] - std.min()) / (std.max() - std.min())
-        assert torch.equal(advantage[::2, i], (two[:, 0] - two[:, 1] > bar).float())
-    assert 0 < advantage[::2].mean() < 1
+        assert torch.equal(advantage[i, ::2], (two[:, 0] - two[:, 1] > bar).float())
+    assert 0 < advantage[:, ::2].mean() < 1
+
+
+def test_an_optimizer_step_learns_from_pairs_of_all_prompts_and_steps(tmp_path):
+    """Four prompts and three noisy steps give twelve pairs: twelve optimizer steps at most, each pair in one of them."""
+    method = spo(tiny(), updates=4, minibatch=100, optimizer=sgd(0.0))
+    with spy(method, "evaluate") as evaluate:
+        t = trainer(tmp_path)
+        t.fit(method, prompts(4))
+    pairs = [{(call.args[0].prompts[i], call.args[0].t[i].item()) for i in call.args[2].tolist()} for call in evaluate.call_args_list]
+    assert t.global_step == len(pairs) == 4 and all(len(part) == 3 for part in pairs)
+    assert len(set.union(*pairs)) == 12 and any(len({time for _, time in part}) > 1 for part in pairs)
+    assert any(len({prompt for prompt, _ in part}) > 1 for part in pairs)
 
 
 def test_undecided_pairs_teach_nothing(tmp_path):
