@@ -1,9 +1,12 @@
 """The sampling half of a method: validate, test and predict."""
 
+import warnings
+
 import lightning as L
 import torch
 from torch import Tensor
 
+from lit_align.algorithms import hyperparameters
 from lit_align.diffusion.sampler import Sampler
 from lit_align.diffusion.state import State
 from lit_align.policies.policy import Policy
@@ -24,9 +27,21 @@ class Sampling(L.LightningModule):
 
     def __init__(self, policy: Policy, sampler: Sampler | None = None, rewards: list[Reward] | None = None):
         super().__init__()
+        hyperparameters.save(self)
         self.policy, self.sampler = policy, sampler or Sampler()
         self.rewards = torch.nn.ModuleList(rewards or []).eval().requires_grad_(False)
         self._logged: dict[str, tuple] = {}  # name -> (sum, rows) in this optimizer step's batches
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path, *args, **kwargs):
+        """Rebuilds the module of a run of the command line from its checkpoint. A module that was built in Python needs
+        its objects again: `load_from_checkpoint(path, policy=policy)`."""
+        saved = hyperparameters.read(cls, checkpoint_path, kwargs)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found keys that are")  # a checkpoint holds what is trained
+            module = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        module.save_hyperparameters(saved)
+        return module
 
     def setup(self, stage: str) -> None:
         for part in (self, self.sampler, self.sampler.transition):
