@@ -31,14 +31,12 @@ def start_from(policy: "Policy", lora: str) -> None:
         policy.pipe.unload_lora_weights()
         train_further(policy, lora, layers)
         return
-    parts = [part for name in policy.pipe._lora_loadable_modules if (part := getattr(policy.pipe, name, None))]
-    for part in parts:
+    parts = {name: part for name in policy.pipe._lora_loadable_modules if (part := policy.pipe.components.get(name))}
+    for part in parts.values():
         part.float()
-    policy.pipe.fuse_lora(
-        components=[name for name in policy.pipe._lora_loadable_modules if hasattr(policy.pipe, name)]
-    )
+    policy.pipe.fuse_lora(components=list(parts))
     policy.pipe.unload_lora_weights()
-    for part in parts:
+    for part in parts.values():
         keep = part is policy.denoiser and isinstance(policy.adapter, Full)  # which trains float32 weights
         part.to(torch.float32 if keep else policy.dtype).requires_grad_(False)
     policy.adapter.prepare(policy)

@@ -85,7 +85,7 @@ def why(pretrained: str, where: str, revision: str | None, variant: str | None, 
         return f"{pretrained} is neither a folder with a diffusers pipeline nor a hub repository that can be reached."
     if "model_index.json" not in files:
         if any("lora" in Path(f).name or f.startswith("adapter_") for f in files):
-            return f"{pretrained} holds a LoRA, not a model: pretrained is the model that the LoRA was trained on."
+            return f"{pretrained} holds a LoRA, not a model: give it as lora, and its base model as pretrained."
         return f"{pretrained} is not a diffusers pipeline: it has no model_index.json."
     parts = {Path(f).parent.name for f in files if Path(f).name == "config.json"}
     for part in sorted(parts.difference(UNUSED)):

@@ -212,6 +212,7 @@ def lora_of(model):
 
 def test_export_writes_what_fit_wrote_and_says_where(run, capsys):
     callbacks = ["--trainer.callbacks+=EMA", "--trainer.callbacks.decay=0.5"]
+    callbacks += ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.every_n_train_steps=1"]
     fit = main(["fit", *RUN, *WITH_LORA, *callbacks])
     by_fit = load_file(run / "policy" / LORA_FILE)
     main(["export", *RUN, *WITH_LORA])

@@ -37,12 +37,13 @@ class DPOK(PolicyGradient):
         self.reward_weight, self.kl_weight, self.clip_range = reward_weight, kl_weight, clip_range
         self.value_lr = value_lr
         self.value = Value(self.policy, self.rollout.timesteps(self.policy)[:-1])
+        torch.nn.init.zeros_(self.value.head.weight)  # V is a constant at the start
 
     def parameter_groups(self) -> list:
         return param_groups(self.policy, self.value, self.value_lr)
 
     def advantages(self, prompts: list[str], reward: Tensor) -> Tensor:
-        if self.batch_number == 0:
+        if self.batch_number == 0 and not self.value.head.weight.any():  # not that of `init_from`
             self.value.head.bias.data.fill_(self.all_gather(reward).mean().item())
         return reward
 

@@ -13,7 +13,7 @@ from lit_align.policies.adapters import Full
 
 @pytest.mark.parametrize("clip_range", [1e9, None, 1e-6], ids=["inside", "some clamped", "clamped"])
 def test_prdps_two_passes_are_the_gradient_of_the_one_graph(tmp_path, clip_range):
-    method = policy_gradient(PRDP, tiny(adapter=Full()), rollout=Sampler(4, 2.0, DDIM(1.0)), beta=3.0, clip_range=clip_range or 0.0, minibatch=2, optimizer=sgd(0.0), max_grad_norm=1e9)
+    method = policy_gradient(PRDP, tiny(adapter=Full()), rollout=Sampler(4, 2.0, DDIM(1.0)), beta=3.0, clip_range=clip_range or 1.0, minibatch=2, optimizer=sgd(0.0), max_grad_norm=1e9)
     kept, optimizer_steps = {}, method.optimizer_steps
 
     def moved(collected):
