@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_align.algorithms import hyperparameters
+from lit_align.data.datamodule import AlignData
 from lit_align.diffusion.sampler import Sampler
 from lit_align.diffusion.state import State
 from lit_align.policies.policy import Policy
@@ -51,8 +52,8 @@ class Sampling(L.LightningModule):
     def check_columns(self, rewards, split: str) -> None:
         """Raises ValueError if a reward needs a column that the split's data lacks (train, val, test or predict)."""
         data = self.trainer.datamodule
-        if data is None or (split != "train" and not data.prompt_files[split]):
-            return
+        if not isinstance(data, AlignData) or (split != "train" and not data.prompt_files[split]):
+            return  # of other data, `judge` names the column at the first batch
         available = data.column_names(split)
         for reward in rewards:
             missing = [name for name, needed in reward.columns.items() if needed and name not in available]
