@@ -10,6 +10,7 @@ import torch
 from lit_align.callbacks.grid import grid, save_png, to_pil
 from torch import Tensor
 
+NOTHING = "test sampled nothing: there was no batch of test prompts."  # Lightning calls no hook of an empty test
 Z = 1.96  # two-sided 95 % of a normal
 
 
@@ -38,10 +39,10 @@ class Comparison(L.Callback):
     """
 
     def __init__(self, pairs: int = 24):
-        self.pairs = pairs
+        self.pairs, self.last_line = pairs, NOTHING
 
     def on_test_start(self, trainer, module) -> None:
-        self.rows, self.start, self.last_line = [], time.time(), ""
+        self.rows, self.start = [], time.time()
 
     def on_test_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
         compared = "reference_image" in outputs
@@ -65,10 +66,7 @@ class Comparison(L.Callback):
             gathered = [None] * trainer.world_size
             torch.distributed.all_gather_object(gathered, rows)
             rows = list({row["index"]: row for part in gathered for row in part}.values())
-        if not trainer.is_global_zero:
-            return
-        if not rows:
-            self.last_line = "test sampled nothing: there was no batch of test prompts."
+        if not trainer.is_global_zero or not rows:
             return
         self.write(sorted(rows, key=lambda row: row["index"]), trainer.default_root_dir, type(module).__name__)
 
@@ -83,9 +81,11 @@ class Comparison(L.Callback):
         self.sheet(rows, next(iter(report), None), path)
         for name, figures in report.items():
             self.show(name, figures)
-        print(f"same prompts and seeds, before and after: {path}" if compared else f"samples of the test prompts: {path}")
+        print(
+            f"same prompts and seeds, before and after: {path}" if compared else f"samples of the test prompts: {path}"
+        )
         if not compared:
-            self.last_line = f"{method} keeps no reference, so test compared nothing: it wrote the samples alone."
+            self.last_line = f"{method} has no fixed reference to compare with: the sheet shows the samples alone."
             return
         if not report:
             self.last_line = "there is no reward to compare by: name one in --model.rewards for figures and a win rate."
@@ -100,10 +100,11 @@ class Comparison(L.Callback):
 
     def teardown(self, trainer, module, stage: str) -> None:
         """Prints the result last, after Lightning's own table."""
-        if stage == "test" and self.last_line:
+        if stage == "test" and trainer.is_global_zero:
             if bar := trainer.progress_bar_callback:  # it draws itself once more when it ends: before the result
                 bar.teardown(trainer, module, stage)
             print(self.last_line)
+            self.last_line = NOTHING
 
     @staticmethod
     def fit_seconds(root: str) -> float:

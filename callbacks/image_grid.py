@@ -8,8 +8,8 @@ from lit_align.callbacks.grid import grid, save_png, to_pil
 
 
 class ImageGrid(L.Callback):
-    """Writes the validation's samples, those of all ranks, as one picture to `<run>/samples/step_<n>.png` and to
-    TensorBoard (`val/images`).
+    """Writes the validation's samples, those of all ranks, as one picture to `<run>/samples/step_<n>.png` (under
+    `validate` to `validate.png`) and to TensorBoard (`val/images`).
 
     Args:
         max_images: how many at most, each of at most 512 pixels.
@@ -37,7 +37,9 @@ class ImageGrid(L.Callback):
             return
         cells = sorted(cells, key=lambda cell: cell[0])[: self.max_images]
         sheet = grid([[image] for _, image, _ in cells], [prompt for _, _, prompt in cells])
-        path = os.path.join(trainer.default_root_dir, "samples", f"step_{trainer.global_step:06d}.png")
+        alone = trainer.state.fn == "validate"  # the trainer does not know the checkpoint's step
+        name = "validate.png" if alone else f"step_{trainer.global_step:06d}.png"
+        path = os.path.join(trainer.default_root_dir, "samples", name)
         save_png(sheet, path)
         for logger in trainer.loggers:
             if isinstance(logger, L.pytorch.loggers.TensorBoardLogger):
@@ -45,5 +47,5 @@ class ImageGrid(L.Callback):
                     sheet.height, sheet.width, 3
                 )
                 logger.experiment.add_image("val/images", pixels, trainer.global_step, dataformats="HWC")
-        if trainer.state.fn == "validate":
+        if alone:
             print(f"samples: {path}")

@@ -19,7 +19,7 @@ class SampleWriter(L.Callback):
     """
 
     def __init__(self, folder: str | None = None):
-        self.folder = folder
+        self.folder, self.path = folder, None
 
     def on_predict_start(self, trainer, module) -> None:
         self.path = self.folder or os.path.join(trainer.default_root_dir, "predict")
@@ -40,3 +40,7 @@ class SampleWriter(L.Callback):
     def on_predict_end(self, trainer, module) -> None:
         if trainer.is_global_zero:
             print(f"images and metadata.jsonl in {self.path}")
+
+    def teardown(self, trainer, module, stage: str) -> None:
+        if stage == "predict" and trainer.is_global_zero and not self.path:  # Lightning calls no hook of an empty one
+            print("predict wrote nothing: there was no batch of prompts.")

@@ -1,4 +1,4 @@
-"""`python -m lit_align fit|validate|test|predict --config NAME`, and what needs no torch: `--help`, `list`."""
+"""`python -m lit_align fit|validate|test|predict|export --config NAME`, and what needs no torch: `--help`, `list`."""
 
 import sys
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import lightning as L
 import torch
 from jsonargparse import ActionConfigFile, Namespace
-from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, ProgressBar
+from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint, ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
@@ -20,10 +20,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lit_align import configs
-from lit_align.callbacks import Progress, SaveOnInterrupt, Summary
+from lit_align.callbacks import Comparison, Progress, SampleWriter, SaveOnInterrupt, Summary
 from lit_align.checkpoint import AtomicCheckpointIO
 from lit_align.cli_errors import Parser, of_the_user, subclasses  # noqa: F401 (subclasses: for lit_align.studies)
 from lit_align.paths import PACKAGE, find
+from lit_align.start import missing_devices, training_amount
 
 
 def import_all() -> None:
@@ -52,7 +53,9 @@ class ConfigFile(ActionConfigFile):
         parser.reading = ""
 
 
-TINY = {"pretrained": "tiny", "vae": None, "quantize": None, "checkpoint": None, "dtype": "float32", "resolution": 32}
+TINY = {"pretrained": "tiny", "dtype": "float32", "resolution": 32} | dict.fromkeys(
+    ("vae", "lora", "quantize", "checkpoint")
+)
 FEW = {"samples_per_prompt": 2, "updates": 1, "accumulate": 1}
 
 
@@ -78,7 +81,7 @@ class CLI(LightningCLI):
 
     def subcommands(self) -> dict:
         """The one that was typed: a parser of each takes seconds to build."""
-        every = LightningCLI.subcommands()
+        every = LightningCLI.subcommands() | {"export": {"model", "datamodule"}}
         return {name: skip for name, skip in every.items() if name in self.typed[:1]} or every
 
     def init_parser(self, **kwargs):
@@ -109,7 +112,11 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         self.parser.check_makers(self.config[self.subcommand])
+        if self.subcommand == "export":
+            self.trainer_class.without_gpu(self.config.export)
         trainer = self.config[self.subcommand].trainer
+        if sentence := missing_devices(trainer.accelerator, trainer.devices):
+            self.parser.error(sentence)
         trainer.default_root_dir = trainer.default_root_dir or self.run_folder()  # so that the saved config names it
         if self.config[self.subcommand].data.init_args.get("smoke"):
             shrink(self.config[self.subcommand].model)
@@ -135,6 +142,11 @@ class CLI(LightningCLI):
             callbacks.append(Progress())
         if config.enable_model_summary is not False and not any(isinstance(c, ModelSummary) for c in callbacks):
             callbacks.append(Summary(self.about))
+        writes = any(isinstance(c, SampleWriter | BasePredictionWriter) for c in callbacks)
+        if self.subcommand == "predict" and not writes:
+            callbacks.append(SampleWriter())
+        if self.subcommand == "test" and not any(isinstance(c, Comparison) for c in callbacks):
+            callbacks.append(Comparison())
         return super().instantiate_trainer(**kwargs)
 
     def about(self) -> list[str]:
@@ -146,7 +158,8 @@ class CLI(LightningCLI):
             how = f"adapter {name(adapter)}" if adapter else "adapter Full"
             reference = "with a reference" if self.model.policy.has_reference else "without a reference"
             lines.append(f"policy {name(policy)} from {policy.init_args.pretrained}, {how}, {reference}")
-        return [*lines, f"data {name(config.data)}, seed {config.seed_everything}"]
+        lines.append(f"data {name(config.data)}, seed {config.seed_everything}")
+        return [*lines, training_amount(self.trainer, self.model, self.datamodule)]
 
     def after_instantiate_classes(self) -> None:
         """Refuses what the Trainer cannot do for the method, and makes a path of `--ckpt_path last|best`: a checkpoint
@@ -204,6 +217,7 @@ def main(args: list[str] | None = None, model_class=None, data_class=None) -> CL
     from lit_align.policies.policy import Policy
     from lit_align.rewards.reward import Reward
     from lit_align.rewards.step_reward import StepReward
+    from lit_align.tools.export import Trainer
 
     typed = sys.argv[1:] if args is None else list(args)
     if debug := "--debug" in typed:
@@ -220,6 +234,7 @@ def main(args: list[str] | None = None, model_class=None, data_class=None) -> CL
             subclass_mode_data=True,
             seed_everything_default=42,
             auto_configure_optimizers=False,
+            trainer_class=Trainer,
             parser_class=Parser,
             trainer_defaults={"inference_mode": False},  # steered sampling takes gradients
             save_config_kwargs={"overwrite": True},

@@ -55,6 +55,11 @@ class Parser(LightningArgumentParser):
     debug = False  # whether errors show their traceback
     reading = ""  # the config file that is being read
 
+    def parse_args(self, args=None, *more, **kwargs):
+        """Turns `--key=None`, as jsonargparse writes a nested flag `--key null` again, back into null."""
+        nulled = args and [f"{arg[:-4]}null" if arg.endswith("=None") else arg for arg in args]
+        return super().parse_args(nulled, *more, **kwargs)
+
     def parse_path(self, path, **kwargs):
         """Reads a config file with its base merged in."""
         try:

@@ -23,6 +23,7 @@ Commands
   validate   score samples of the validation prompts
   test       score samples of the test prompts before and after training, and write pictures
   predict    write samples to disk
+  export     write a checkpoint as LoRA weights or a pipeline, for diffusers or (--format kohya) ComfyUI
   list       what can be run: methods, recipes, rewards, datasets (list NAME: one of these)
 
 A config is found by its name under {CONFIGS}.

@@ -14,6 +14,7 @@ LOGS = {  # logger -> messages that it does not print
         r"|Trainer already configured with model summary callbacks"
         r"|Loaded model weights from the checkpoint"  # after "Restoring states from the checkpoint"
     ),
+    "diffusers.loaders.lora_base": r"No LoRA keys associated to",  # of the text encoder; policy.lora checks all keys
     "diffusers.models.modeling_utils": r"There are modules in \w+ that should be kept in float32: \[\]",  # none
     "transformers.utils.import_utils": r"`\w+` requires torchvision \(not installed\); falling back to",
 }

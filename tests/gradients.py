@@ -1,28 +1,31 @@
 """What tests of reward-gradient methods share: a method with one step's gradient, and sampling written out by hand."""
 
 import torch
-from parts import Darkness, T, move, trained
-from preferences import attached
+from parts import Darkness, T, move, tiny, trained
+from preferences import attached, still
 
 from lit_align.algorithms.reward_gradient.refl import ReFL
 from lit_align.diffusion.sampler import Sampler
 from lit_align.diffusion.transition import DDIM
-from lit_align.policies.adapters import LoRA
 from lit_align.policies.stable_diffusion import StableDiffusion
 from lit_align.policies.stable_diffusion3 import StableDiffusion3
 
 BATCH = {"prompt": ["a red circle", "b"], "index": [0, 1], "seed": [0, 1]}
 
 
+def fresh(family=StableDiffusion):
+    """A policy that a test may change, away from its reference."""
+    policy = tiny(family)
+    move(policy)
+    return policy
+
+
 def make(cls, policy=None, steps=4, eta=0.0, **kwargs):
-    """A method ready for `batch_loss`, its LoRA away from where it starts."""
-    torch.manual_seed(1)
-    policy = policy or StableDiffusion("tiny", LoRA(rank=2))
+    """A method ready for `batch_loss`; its policy, by default a shared one, is away from its reference."""
+    policy = policy or still(scale=0.05)
     defaults = {"min_step": 1} if cls is ReFL else {}
     rollout = Sampler(steps, 2.0, DDIM(eta))
-    method = cls(policy=policy, rollout=rollout, **({"reward": Darkness()} | defaults | kwargs))
-    move(method.policy)
-    return attached(method)
+    return attached(cls(policy=policy, rollout=rollout, **({"reward": Darkness()} | defaults | kwargs)))
 
 
 def gradient(method, loss):

@@ -6,9 +6,9 @@ from pathlib import Path
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lit_align.callbacks import EMA
 from parts import trainer
 
-from callbacks import EMA
 from lit_align.algorithms.preference.dpo import DiffusionDPO
 from lit_align.checkpoint import AtomicCheckpointIO
 from lit_align.data.pick_a_pic import PickAPic

@@ -422,3 +422,11 @@ def test_a_published_config_from_another_directory(tmp_path, monkeypatch, capsys
     with pytest.raises(SystemExit):
         cli.main(["fit", "--config", "shapes/dpo", "--print_config"])
     assert yaml.safe_load(capsys.readouterr().out)["model"]["class_path"].endswith(".DiffusionDPO")
+
+
+def test_null_on_the_command_line_is_no_word(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        cli.main(["fit", "--config", "dpo_sdxl", "--model.policy.vae", "null", "--model.policy.revision", "null", "--print_config"])
+    policy = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["policy"]["init_args"]
+    assert policy["vae"] is None and policy["revision"] is None

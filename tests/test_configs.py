@@ -1,18 +1,27 @@
 """Every recipe is parsed and run for two steps with tiny weights; in one process, so that start-up is paid once."""
 
+import json
+import os
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from lit_align import configs
 from lit_align.cli import main
 from lit_align.configs import CONFIGS, load_config
+from lit_align.data.tables import read_prompts
+from lit_align.paths import ROOT
+from lit_align.studies import recipes
 
 NAMES = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml") if p.parent.name != "base")
 RECIPES = [name for name in NAMES if not name.startswith("with/")]
+PUBLISHED = [name for name in RECIPES if "/" not in name]
+REWARD_MODELS = [name for name in PUBLISHED if load_config(name)["model"]["class_path"] == "StepPreference"]
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
 
 
@@ -25,6 +34,8 @@ def test_recipe_runs_two_steps_under_smoke(recipe, tmp_path, monkeypatch):
     run = tmp_path / "checkpoints" / (recipe.removesuffix(".yaml") + "+smoke")
     assert (run / "config.yaml").exists() and any(run.glob("events*"))
     assert any(any((run / made).glob("*")) for made in ("policy", "reward"))
+    if recipe in PUBLISHED and recipe not in REWARD_MODELS:
+        assert any((run / "samples").glob("step_*.png"))
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -51,6 +62,40 @@ def test_training_ends_with_a_checkpoint_and_validates_on_the_way(recipe):
     assert steps == t["max_steps"] and steps % save == 0
     assert c["model"]["class_path"] == "LaSRO" or save % a_batch == 0  # looked at after a batch
     assert batches * t.get("accumulate_grad_batches", 1) >= t.get("val_check_interval", 0)
+    if recipe in PUBLISHED and c["model"]["class_path"] != "LaSRO":  # validated whenever a checkpoint is saved
+        assert t["val_check_interval"] * a_batch == save * t.get("accumulate_grad_batches", 1)
+
+
+@pytest.mark.parametrize("recipe", PUBLISHED)
+def test_a_recipe_shows_its_samples(recipe):
+    c = load_config(recipe)
+    data, t = c["data"]["init_args"], c["trainer"]
+    assert t["check_val_every_n_epoch"] is None
+    if recipe in REWARD_MODELS:  # validate on pairs
+        assert data["val_split"] == "validation_unique" and "val_prompts" not in data
+        return
+    assert {"ImageGrid", "Comparison", "SampleWriter"} <= {cb["class_path"] for cb in t["callbacks"]}
+    assert (ROOT / data["val_prompts"]).is_file() and (ROOT / data["test_prompts"]).is_file()
+    assert data["val_batch_size"] * t["limit_val_batches"] <= (8 if data["resolution"] > 768 else 16)
+
+
+def test_the_prompts_that_ship():
+    rows = read_prompts("configs/prompts/small.jsonl")
+    skills = Counter(rows["columns.skill"])
+    assert len(set(rows["prompt"])) == 32 and len(skills) == 8 and set(skills.values()) == {4}
+    assert max(len(prompt.split()) for prompt in rows["prompt"]) < 50  # CLIP reads 77 tokens
+
+
+def test_every_hub_repository_of_a_config_stands_in_the_table():
+    table, removed = (ROOT / "docs/hub.md").read_text().split("## Removed")
+    listed = re.findall(r"^\| `([\w.-]+/[\w.-]+)` \|", table, re.M)
+    named = {i for name in NAMES for i in recipes.hub_ids(load_config(name))}
+    assert len(listed) == len(set(listed)) and set(listed) == named
+    assert not named & set(re.findall(r"`([\w.-]+/[\w.-]+)`", removed.split("use |")[1])) - set(listed)
+
+
+def test_the_page_of_recipes_is_up_to_date():
+    assert recipes.PAGE.read_text() == recipes.page(), "run python -m lit_align.studies.recipes"
 
 
 def differences(written, parsed, key="") -> list[str]:
@@ -178,3 +223,85 @@ def test_a_method_with_optimizer_steps_of_its_own_names_its_own_option(flag, ins
         main(["fit", "--config", "shapes/ddpo", "--config", "smoke", f"--trainer.{flag}", "2", *QUIET])
     said = capsys.readouterr().err.splitlines()[-1]
     assert said == f"lit_align: DDPO makes its own optimizer steps: set --{instead} in place of --trainer.{flag}."
+
+
+TINY = """--model.policy.pretrained tiny --model.policy.resolution 32 --model.policy.dtype float32 --data.resolution 32
+    --model.sampler.steps 2 --trainer.accelerator cpu --trainer.precision 32-true""".split()
+
+
+def test_own_pairs_on_one_device(tmp_path, monkeypatch, capsys):
+    """The README's command, with tiny weights on a CPU: 20 pairs are 5 batches of 4, so 2 steps an epoch."""
+    monkeypatch.chdir(tmp_path)
+    with open("pairs.jsonl", "w") as file:
+        for i in range(20):
+            for key in ("win", "lose"):
+                Image.new("RGB", (40, 32), (10 * i, 99, 200 * (key == "win"))).save(f"{i}_{key}.png")
+            file.write(json.dumps({"prompt": f"pattern {i}", "win": f"{i}_win.png", "lose": f"{i}_lose.png"}) + "\n")
+    own = ["--data", "PreferencePairs", "--data.path", "pairs.jsonl"]
+    quiet = ["--trainer.enable_progress_bar", "false", "--trainer.max_epochs", "2"]
+    cli = main(["fit", "--config", "dpo_sd15", "--config", "one_gpu", *own, *TINY, *quiet])
+    said = capsys.readouterr().out
+    assert "20 pairs, 16 a step (batch 4 x 1 device x accumulation 4), 4 steps, 2 epochs" in said
+    assert cli.trainer.global_step == 4 and type(cli.model.optimizers().optimizer).__name__ == "AdamW8bit"
+    run = tmp_path / "checkpoints/dpo_sd15+one_gpu"
+    made = sorted(p.relative_to(run).as_posix() for p in run.glob("*/*") if "step" in p.name)
+    epochs = ["checkpoints/epoch=0-step=2.ckpt", "checkpoints/epoch=1-step=4.ckpt"]
+    assert made == [*epochs, *(f"samples/step_{n:06d}.png" for n in (0, 2, 4))]
+    assert (run / "policy/pytorch_lora_weights.safetensors").is_file()
+
+
+def test_methods_that_sample_on_one_device(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.txt").write_text("a cat\na dog\na fish\n")
+    small = ["--model.rollout.steps", "2", "--trainer.max_steps", "4", "--trainer.enable_progress_bar", "false"]
+    flags = [*TINY, *small, "--data.path", "prompts.txt"]
+    cli = main(["fit", "--config", "ddpo_sd15", "--config", "one_gpu_online", *flags])
+    assert "3 prompts, 2 a batch (batch 2 x 1 device), 4 optimizer steps in all" in capsys.readouterr().out
+    assert cli.model.policy.adapter.rank == 16 and cli.model.samples_per_prompt == 8 and cli.trainer.global_step == 4
+
+
+def test_a_command_writes_whatever_the_callbacks(tmp_path, monkeypatch, capsys):
+    """Without callbacks of its own, and without a reward."""
+    monkeypatch.chdir(tmp_path)
+    run, bare = tmp_path / "checkpoints/dpo_sd15+smoke", ["--trainer.callbacks", "null", *QUIET]
+    files = ["--config", "dpo_sd15", "--config", "smoke"]
+    main(["predict", *files, *bare])
+    lines = (run / "predict/metadata.jsonl").read_text().splitlines()
+    assert len(lines) == 2 and all((run / "predict" / json.loads(line)["file_name"]).is_file() for line in lines)
+    capsys.readouterr()
+    main(["test", *files, *bare])
+    said = capsys.readouterr().out.strip().splitlines()
+    assert (run / "comparison.png").is_file()
+    assert said[-1] == "there is no reward to compare by: name one in --model.rewards for figures and a win rate."
+    main(["validate", *files, *QUIET])
+    assert "samples: checkpoints/dpo_sd15+smoke/samples/validate.png" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["validate", *files, *QUIET, "--data.val_prompts", "null"])
+    assert "nothing to validate on: set --data.val_prompts" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("gpus,flags,said", [
+    (0, "", "trainer.accelerator is gpu and PyTorch finds no GPU on this machine"),
+    (0, "--trainer.accelerator cpu --trainer.devices 4096", "trainer.devices is 4096 and this machine has {cores} CPU core"),
+    (0, "--trainer.accelerator auto --trainer.devices 4096", "trainer.devices is 4096 and this machine has {cores} CPU core"),
+    (1, "", "trainer.devices is 16 and this machine has 1 GPU: set --trainer.devices 1, or add --config one_gpu.yaml"),
+    (2, "--trainer.devices [0,2]", "trainer.devices is [0, 2] and this machine has 2 GPUs: set --trainer.devices 2"),
+])  # fmt: skip
+def test_missing_devices_are_named_before_anything_is_loaded(gpus, flags, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr("lit_align.cli.CLI.instantiate_classes", lambda self: pytest.fail("something was loaded"))
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", "dpo_sd15", *flags.split()])
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert said.format(cores=os.cpu_count()) in lines[-1] and not (tmp_path / "checkpoints").exists()
+
+
+def test_a_missing_dataset_names_its_copies(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", "dpo_sd15", *TINY, "--trainer.devices", "1", "--trainer.strategy", "auto", *QUIET])
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "liuhuohuo2/pick-a-pic-v2 is neither a file" in said and "pickapic-anonymous/pickapic_v1" in said
+    assert "--data.path" in said

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from lit_align import configs
 from lit_align.cli import main
@@ -47,3 +49,22 @@ def test_every_config_the_readme_names_exists():
     names = set(re.findall(r"--config (\S+?)(?=[\s`)]|$)", README)) - {"shapes/hinge"}
     names = {n for n in names if "<" not in n}
     assert len(names) >= 5 and all(find_config(name).exists() for name in names)
+
+
+def test_the_reward_of_the_readme_scores_a_batch():
+    scope = {}
+    exec(blocks("python")[2], scope)
+    reward, images = scope["Brightness"](), torch.stack([torch.full((3, 8, 8), v) for v in (0.25, 0.75)])
+    assert reward.columns == {"brightness": True}
+    assert reward(images, ["dark", "dark"], brightness=[0.25, 0.25]).tolist() == [0.0, -0.5]
+
+
+def test_the_library_example_of_the_readme_trains_and_is_rebuilt(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, scope = blocks("python")[3], {}
+    assert "max_steps=20" in code
+    exec(code.replace("max_steps=20", "max_steps=2"), scope)
+    assert scope["trainer"].global_step == 2
+    written = load_file("checkpoints/mine/policy/pytorch_lora_weights.safetensors")
+    assert any(w.abs().max() > 0 for name, w in written.items() if "up" in name)
+    assert scope["again"].beta == 500 and scope["again"].policy is scope["policy"]

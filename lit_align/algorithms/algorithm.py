@@ -12,7 +12,8 @@ from lit_align.algorithms import restore
 from lit_align.algorithms.parts.clipping import clip_gradients
 from lit_align.algorithms.parts.constant_reward import ConstantReward
 from lit_align.algorithms.sampling import Sampling
-from lit_align.paths import find
+from lit_align.diffusion.conditioning import fill_conditioning
+from lit_align.diffusion.process import append_dims
 from lit_align.policies.adapters import LoRA
 from lit_align.policies.policy import Policy
 from lit_align.rewards.reward import Reward
@@ -36,6 +37,7 @@ class Algorithm(Sampling):
     uses_reference = False  # True if the loss compares with the reference policy
     moves_reference = False  # True if the method updates the reference
     samples_online = False  # True if training samples from prompts
+    takes_several_rewards = False  # True if training takes a reward of R numbers per image
     models_ties = False  # True if the method learns from pairs whose `label` is 0.5
     max_grad_norm: float | None = None  # gradient clipping of a method with manual optimization
 
@@ -60,18 +62,15 @@ class Algorithm(Sampling):
         """Training loss of a batch, a scalar; with manual optimization, a minibatch's share of the step's loss."""
         raise TypeError(f"{type(self).__name__} has no training loss.")
 
-    # Batch -> latents and conditioning
-
     def latents(self, batch: dict, key: str) -> Tensor:
         """Latents of the batch's images under `key`, cached or encoded now: (B, ...), or (B, K, ...) for the lists
         under `images`."""
         cached = batch.get(f"{key}_latents")
         if cached is not None:
             return cached
-        images = batch[key]
         if key != "images":
-            return self.policy.encode(images)
-        return self.policy.encode(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+            return self.policy.encode(batch[key])
+        return self.policy.encode(batch[key].flatten(0, 1)).unflatten(0, batch[key].shape[:2])
 
     def cond(self, batch: dict) -> dict[str, Tensor]:
         """Conditioning of the batch's captions, every tensor (B, ...). In training, a fraction `caption_dropout` is
@@ -81,15 +80,15 @@ class Algorithm(Sampling):
             return self.policy.condition([p if k else "" for p, k in zip(batch["prompt"], keep.tolist())])
         if keep.all():
             return batch["cond"]
-        keep, empty = keep.to(self.device), self.policy.condition([""])
-        return {k: torch.where(keep.view(-1, *[1] * (v.ndim - 1)), v, empty[k]) for k, v in batch["cond"].items()}
+        empty, cond = fill_conditioning([self.policy.condition([""]), batch["cond"]])
+        return {k: torch.where(append_dims(keep.to(v.device), v), v, empty[k]) for k, v in cond.items()}
 
     # Training
 
     def initialise(self) -> None:
         """Loads `init_from`, once, after everything that it may hold has been built."""
         if self.init_from:
-            self.load_weights(self.init_from)
+            restore.load_weights(self, self.init_from)
             self.init_from = None
 
     def setup(self, stage: str) -> None:
@@ -133,6 +132,7 @@ class Algorithm(Sampling):
 
     def on_train_batch_start(self, batch, batch_idx: int) -> None:
         """Seeds each step from (seed, batch number, rank), so a resumed run draws what the full run would have."""
+        self._grad_norm = None
         if batch_idx % self.trainer.accumulate_grad_batches == 0:  # the first batch of an optimizer step
             self._logged = {}
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
@@ -149,10 +149,14 @@ class Algorithm(Sampling):
             schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
             restore.restore_hyperparameters(self.trainer.optimizers[0], self._hyperparameters, schedulers)
 
+    def on_train_batch_end(self, outputs, batch, batch_idx: int) -> None:
+        if self._grad_norm is not None:  # a log in the middle of training_step would reset those before it
+            self.log("train/grad_norm", self._grad_norm)
+
     def on_before_optimizer_step(self, optimizer) -> None:  # fp16 gradients are unscaled by now
         """Clips the gradients of each parameter group separately, so a value function's gradients do not shrink the
-        policy's. Logs their norm before clipping as `train/grad_norm`, and raises FloatingPointError before the step if
-        it is NaN or inf. (In 16-mixed precision the loss scaler skips such a step.)"""
+        policy's, and raises FloatingPointError before the step if their norm is NaN or inf. (In 16-mixed precision the
+        loss scaler skips such a step.)"""
         by_value = self.trainer.gradient_clip_algorithm == "value"
         max_norm = self.trainer.gradient_clip_val if self.automatic_optimization else self.max_grad_norm
         norms = [clip_gradients(group["params"], None if by_value else max_norm) for group in optimizer.param_groups]
@@ -162,7 +166,7 @@ class Algorithm(Sampling):
                 f"the gradient is {norm.item()} at step {self.global_step}, and no weight was changed: lower the "
                 "learning rate, or look at the rows of this batch."
             )
-        self.log("train/grad_norm", norm)
+        self._grad_norm = norm
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         """Leaves clipping by norm to `on_before_optimizer_step`."""
@@ -182,7 +186,12 @@ class Algorithm(Sampling):
     def log_reward(self, reward: Tensor, prompts: list[str]) -> Tensor:
         """Logs the mean reward over all ranks as `train/reward` and returns the rewards, (N,) or (N, R), unchanged. The
         parts of a weighted sum, or R rewards, are logged as `train/reward/<name>`. Raises FloatingPointError if any is
-        not finite."""
+        not finite, and ValueError for R rewards where the method takes one."""
+        if reward.ndim > 1 and not self.takes_several_rewards:
+            raise ValueError(
+                f"{type(self).__name__} takes one number per image and {self.reward.name} gives {reward.shape[1]}: put "
+                "the rewards into a WeightedSum."
+            )
         finite = reward.isfinite().view(len(reward), -1).all(1)  # (N,)
         if not finite.all():
             bad = prompts[int(finite.logical_not().nonzero()[0])]
@@ -226,26 +235,9 @@ class Algorithm(Sampling):
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Checks weights and optimizer against this run's; the hyperparameters stay this run's."""
-        if "state_dict" not in checkpoint:  # absent in sharded checkpoints
-            return
-        state = checkpoint["state_dict"]
-        restore.check_weights(self, state, "the checkpoint")
-        if not self.policy.reference_moves:  # `test` of a run that updated it
-            checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("policy._frozen.reference.")}
-        if self.trainer.training:
-            optimizer = self.optimizer([torch.nn.Parameter(torch.zeros(1))])
-            restore.check_optimizer(checkpoint.get("optimizer_class"), type(optimizer).__name__)
-            checkpoint["lr_schedulers"] = [restore.keep_counters(s) for s in checkpoint.get("lr_schedulers", [])]
+        restore.prepare(self, checkpoint)
 
     def state_dict(self, *args, **kwargs) -> dict:
         prefix, trained = kwargs.get("prefix", ""), {n for n, p in self.named_parameters() if p.requires_grad}
         kept = {prefix + name for name in trained | {f"policy.{name}" for name in self.policy.state_names()}}
         return {k: v for k, v in super().state_dict(*args, **kwargs).items() if k in kept or k.endswith("_extra_state")}
-
-    def load_weights(self, path: str) -> None:
-        """Loads the trained weights of a checkpoint file. Raises ValueError if one of this policy's is missing."""
-        if path.endswith(".safetensors"):
-            raise ValueError(f"init_from takes a .ckpt file of this library; {path} is none: load it by policy.lora.")
-        weights = torch.load(find(path), map_location="cpu", weights_only=True)["state_dict"]
-        restore.check_weights(self, weights, f"init_from {path}", policy_alone=True)
-        self.load_state_dict(weights, strict=False)

@@ -4,6 +4,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from lit_align.paths import find
+
 COUNTERS = {"last_epoch", "_step_count", "_last_lr", "best", "num_bad_epochs", "cooldown_counter", "_schedulers"}
 
 
@@ -45,13 +47,31 @@ def check_finite(state: dict[str, Tensor]) -> None:
             raise FloatingPointError(f"{name} is not finite: nothing was saved; resume from the checkpoint before it.")
 
 
-def check_optimizer(saved: str | None, current: str) -> None:
-    """Raises ValueError if the checkpoint's optimizer has another class."""
+def prepare(module, checkpoint: dict) -> None:
+    """Checks a checkpoint against the module that loads it, and leaves in it what the module takes."""
+    if "state_dict" not in checkpoint:  # absent in sharded checkpoints
+        return
+    state, policy = checkpoint["state_dict"], module.policy
+    check_weights(module, state, "the checkpoint")
+    if not policy.reference_moves:  # `test` of a run that updated it
+        checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("policy._frozen.reference.")}
+    module.init_from = None  # these weights replace it
+    if module._trainer is None and not policy.trains_text:  # load_from_checkpoint: still the base model
+        policy.add_reference(moving=module.moves_reference)
+    elif module._trainer is not None and module.trainer.training:
+        keep_this_schedule(checkpoint, module.optimizer([nn.Parameter(torch.zeros(1))]))
+
+
+def keep_this_schedule(checkpoint: dict, optimizer: torch.optim.Optimizer) -> None:
+    """Leaves only the position of the checkpoint's schedules, so the schedule itself is this run's. Raises ValueError
+    if its optimizer has another class than this run's."""
+    saved, current = checkpoint.get("optimizer_class"), type(optimizer).__name__
     if saved not in (None, current):
         raise ValueError(
             f"the checkpoint holds the state of {saved} and this run's optimizer is {current}: resume with {saved}, "
             "or start a new run from its weights with --model.init_from."
         )
+    checkpoint["lr_schedulers"] = [keep_counters(state) for state in checkpoint.get("lr_schedulers", [])]
 
 
 def keep_counters(scheduler_state: dict) -> dict:
@@ -60,6 +80,15 @@ def keep_counters(scheduler_state: dict) -> dict:
     if "lr_lambdas" in scheduler_state:  # LambdaLR requires one entry per group; None: not restored
         kept["lr_lambdas"] = [None] * len(scheduler_state["lr_lambdas"])
     return kept
+
+
+def load_weights(module: nn.Module, path: str) -> None:
+    """Loads the trained weights of a checkpoint file. Raises ValueError if one of the policy's is missing."""
+    if path.endswith(".safetensors"):
+        raise ValueError(f"init_from takes a .ckpt file of this library; {path} is none: load it by policy.lora.")
+    weights = torch.load(find(path), map_location="cpu", weights_only=True)["state_dict"]
+    check_weights(module, weights, f"init_from {path}", policy_alone=True)
+    module.load_state_dict(weights, strict=False)
 
 
 def restore_hyperparameters(optimizer, hyperparameters: list[dict], schedulers: list) -> None:

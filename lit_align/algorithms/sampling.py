@@ -1,9 +1,13 @@
 """The sampling half of a method: validate, test and predict."""
 
+import warnings
+
 import lightning as L
 import torch
 from torch import Tensor
 
+from lit_align.algorithms import hyperparameters
+from lit_align.data.datamodule import AlignData
 from lit_align.diffusion.sampler import Sampler
 from lit_align.diffusion.state import State
 from lit_align.policies.policy import Policy
@@ -24,9 +28,21 @@ class Sampling(L.LightningModule):
 
     def __init__(self, policy: Policy, sampler: Sampler | None = None, rewards: list[Reward] | None = None):
         super().__init__()
+        hyperparameters.save(self)
         self.policy, self.sampler = policy, sampler or Sampler()
         self.rewards = torch.nn.ModuleList(rewards or []).eval().requires_grad_(False)
         self._logged: dict[str, tuple] = {}  # name -> (sum, rows) in this optimizer step's batches
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path, *args, **kwargs):
+        """Rebuilds the module of a run of the command line from its checkpoint. A module that was built in Python needs
+        its objects again: `load_from_checkpoint(path, policy=policy)`."""
+        saved = hyperparameters.read(cls, checkpoint_path, kwargs)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found keys that are")  # a checkpoint holds what is trained
+            module = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        module.save_hyperparameters(saved)
+        return module
 
     def setup(self, stage: str) -> None:
         for part in (self, self.sampler, self.sampler.transition):
@@ -36,8 +52,8 @@ class Sampling(L.LightningModule):
     def check_columns(self, rewards, split: str) -> None:
         """Raises ValueError if a reward needs a column that the split's data lacks (train, val, test or predict)."""
         data = self.trainer.datamodule
-        if data is None or (split != "train" and not data.prompt_files[split]):
-            return
+        if not isinstance(data, AlignData) or (split != "train" and not data.prompt_files[split]):
+            return  # of other data, `judge` names the column at the first batch
         available = data.column_names(split)
         for reward in rewards:
             missing = [name for name, needed in reward.columns.items() if needed and name not in available]

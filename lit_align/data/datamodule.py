@@ -198,7 +198,10 @@ class AlignData(L.LightningDataModule):
 
     def val_dataloader(self) -> list[DataLoader]:
         pairs = [self.row_loader(Rows(self.val))] if self.val is not None else []
-        return pairs + ([self.prompt_loader("val")] if self.prompt_files["val"] else [])
+        loaders = pairs + ([self.prompt_loader("val")] if self.prompt_files["val"] else [])
+        if not loaders and self.trainer and self.trainer.state.fn == "validate":
+            raise ValueError("nothing to validate on: set --data.val_prompts to a file with a column `prompt`.")
+        return loaders
 
     def test_dataloader(self) -> DataLoader:
         return self.prompt_loader("test")

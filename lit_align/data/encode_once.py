@@ -7,6 +7,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lit_align.data.batch import COLUMN, batch_of
 from lit_align.data.images import READER
+from lit_align.diffusion.conditioning import fill_tensors
 
 ENCODE_BATCH = 32  # rows; a batch's bytes must stay below Arrow's 2 GiB
 
@@ -129,7 +130,8 @@ def unpack(rows: list[dict]) -> dict:
 
     batch = batch_of([{k: v for k, v in row.items() if k != "bucket"} for row in rows])
     encoded = [load(blob) for blob in batch.pop("encoded")]
-    tensors = {k: torch.stack([row[k] for row in encoded]) for k in encoded[0]}
+    columns = {k: [row[k][None] for row in encoded] for k in encoded[0]}
+    tensors = {k: torch.cat(fill_tensors(v) if k.startswith("cond.") else v) for k, v in columns.items()}
     if cond := {k.removeprefix("cond."): v for k, v in tensors.items() if k.startswith("cond.")}:
         batch["cond"] = cond
     return batch | {k: v for k, v in tensors.items() if not k.startswith("cond.")}

@@ -52,7 +52,7 @@ class PickAPic(AlignData):
 
     def __init__(
         self,
-        path: str = "yuvalkirstain/pickapic_v2",
+        path: str = "liuhuohuo2/pick-a-pic-v2",
         split: str = "train",
         val_split: str | None = None,
         ties: Literal["drop", "keep"] = "drop",
@@ -76,6 +76,8 @@ class PickAPic(AlignData):
 
     def read(self, split: Literal["train", "val"]):
         """The split as a datasets.Dataset, or an IterableDataset when streaming."""
+        from datasets import Dataset
+
         name, streaming = self.splits[split], self.streaming and split == "train"
         path = Path(find(self.path))
         if path.is_dir():
@@ -86,9 +88,12 @@ class PickAPic(AlignData):
             files = find(self.split_name(split))
         else:
             try:
-                return load_dataset_of(self.path, self.path, split=name, streaming=streaming)
+                rows = load_dataset_of(self.path, self.path, split=name, streaming=self.streaming)
             except FileNotFoundError as error:
-                raise FileNotFoundError(f"{error} {MIRRORS if 'pickapic' in self.path else ''}") from error
+                raise FileNotFoundError(f"{error} {MIRRORS}") from error
+            if self.streaming and not streaming:  # held-out pairs are read whole, but no other split is downloaded
+                return Dataset.from_generator(lambda: iter(rows), features=rows.features)
+            return rows
         return load_dataset_of(self.path, "parquet", data_files=files, split="train", streaming=streaming)
 
     def split_name(self, split: str) -> str:

@@ -50,7 +50,8 @@ class LoRA(Adapter):
         denoiser, targets = policy.denoiser, self.target_modules or policy.lora_targets
         if not isinstance(denoiser, PeftAdapterMixin):
             raise ValueError(f"diffusers attaches no LoRA to a {type(denoiser).__name__}; choose adapter: Full.")
-        init = {"init_lora_weights": self.init, "target_modules": list(targets)}
+        targets = targets if isinstance(targets, str) else list(targets)
+        init = {"init_lora_weights": self.init, "target_modules": targets}
         denoiser.add_adapter(LoraConfig(r=self.rank, lora_alpha=self.alpha, **init), name)
         for key, p in denoiser.named_parameters():
             if f".{name}." in key:

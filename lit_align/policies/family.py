@@ -1,4 +1,4 @@
-"""What a model family says about its models."""
+"""What differs between model families."""
 
 import math
 from abc import abstractmethod
@@ -13,7 +13,7 @@ from lit_align.policies.adapters import ATTENTION
 
 
 class Family(nn.Module):
-    """The questions that Policy asks of a model family, with the answers that most give; a family overrides the others.
+    """What differs between model families, with defaults that suit most; a family overrides the rest.
 
     Policy sets `pipe` (the diffusers pipeline), `denoiser`, `height` and `width` of an image in pixels, `latent_shape`,
     `process` and `condition`.
@@ -30,8 +30,8 @@ class Family(nn.Module):
     packs = False  # whether `predict` packs a square into channels
     image_axes = 3  # of one sample before encoding: (3, H, W), or 4 for a video (F, 3, H, W)
 
-    def default_resolution(self) -> int:
-        """Pixels of a side; 1024 where the denoiser's config says nothing."""
+    def default_resolution(self) -> int | tuple[int, int]:
+        """Side of a square image, or height and width, pixels; 1024 where the denoiser's config says nothing."""
         size = self.denoiser.config.get("sample_size")
         return size * self.vae_scale_factor if size else 1024
 

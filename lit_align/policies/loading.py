@@ -1,6 +1,7 @@
 """Loading of a pipeline from a folder, the hub or a single file; safetensors only, unless pickles are trusted."""
 
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,14 +9,14 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from lit_align.paths import find
+from lit_align.paths import fetch, find
 from lit_align.policies.adapters import LoRA
-from lit_align.policies.refusals import refuse_family, refuse_file, refuse_meta, why
+from lit_align.policies.refusals import UNUSED, refuse_family, refuse_file, refuse_meta, why
 
 if TYPE_CHECKING:
     from lit_align.policies.policy import Policy
 
-UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # parts that no policy reads
+SINGLE_FILES = (".safetensors", ".sft", ".ckpt", ".gguf")
 
 
 def load_pipeline(
@@ -32,17 +33,14 @@ def load_pipeline(
     """The pipeline of a policy's family, with weights in the policy's dtype; the arguments are Policy's."""
     if pretrained == "tiny":
         return tiny_pipeline(policy)
+    source = {"variant": variant, "revision": revision, "dtype": policy.dtype, "use_safetensors": not allow_pickle}
     where = find(pretrained)
-    source = {
-        "variant": variant,
-        "revision": revision,
-        "dtype": policy.dtype,
-        "use_safetensors": not allow_pickle,
-    }
-    if Path(where).is_file() or pretrained.endswith(".gguf"):
+    if Path(where).is_file() or pretrained.endswith(SINGLE_FILES):
         refuse_file(pretrained, allow_pickle, quantize)
-        pipe = from_single_file(policy, pretrained, where, single_file_config, source, vae)
+        pipe = from_single_file(policy, pretrained, fetch(pretrained), single_file_config, source, vae)
     else:
+        if single_file_config:
+            raise ValueError(f"single_file_config is for a single file, and {pretrained} is none: leave it out.")
         try:
             pipe = from_pretrained(policy, pretrained, where, source, quantize, vae)
         except OSError as error:
@@ -173,8 +171,8 @@ def override_scheduler(pipe, options: dict | None) -> None:
     scheduler = getattr(diffusers, name, None)
     if scheduler is None:
         raise ValueError(f"policy.scheduler: diffusers has no scheduler {name}.")
-    known = {*pipe.scheduler.config, *scheduler._get_init_keys(scheduler), "_class_name"}
+    known = {*pipe.scheduler.config, *signature(scheduler).parameters, "_class_name"}
     if unknown := sorted(set(options) - known):
-        options = sorted(key for key in known if key[0] != "_" and key not in ("self", "kwargs"))
+        options = sorted(key for key in known if key[0] != "_")
         raise ValueError(f"policy.scheduler: {name} has no option {unknown[0]}; it has {', '.join(options)}.")
     pipe.register_modules(scheduler=scheduler.from_config(config))

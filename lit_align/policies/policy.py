@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_align.diffusion.conditioning import cast_conditioning, cat_conditioning
-from lit_align.policies import codec, loading, refusals, saving
+from lit_align.policies import codec, loading, lora_files, refusals, saving
 from lit_align.policies.adapters import Adapter, Frozen, Full, LoRA
 from lit_align.policies.family import Family
 from lit_align.policies.versions import OLD, REFERENCE, Versions
@@ -53,6 +53,7 @@ class Policy(Family):
         allow_pickle: bool = False,
         scheduler: dict | None = None,
         single_file_config: str | None = None,
+        lora: str | None = None,
     ):
         super().__init__()
         self.adapter, self.dtype = adapter or Full(), getattr(torch, dtype)
@@ -78,19 +79,23 @@ class Policy(Family):
         refusals.refuse_sizes(self)
         config = {**self.pipe.scheduler.config, "_class_name": type(self.pipe.scheduler).__name__}
         self.process = self.make_process(config)
-        self.adapter.prepare(self)
+        if lora:
+            lora_files.start_from(self, lora)
+        else:
+            self.adapter.prepare(self)
         if gradient_checkpointing:
             self.denoiser.enable_gradient_checkpointing()
         self.compiles = compile
         if compile:
             self.denoiser.compile()  # in place: names and files stay as they are
         self.fingerprint = f"{type(self).__name__} {pretrained} {revision} {variant} {vae} {dtype} {self.resolution}"
-        self.fingerprint += f" {single_file_config}" if single_file_config else ""
+        self.fingerprint += "".join(f" {given}" for given in (single_file_config, lora) if given)
 
-    def save(self, folder: str) -> None:
-        """Writes what plain diffusers loads: LoRA weights for `load_lora_weights`, or a whole pipeline for
-        `from_pretrained`. Under FSDP2 all ranks call it."""
-        saving.save(self, folder)
+    def save(self, folder: str, format: Literal["diffusers", "kohya"] = "diffusers", merge: bool = False) -> None:
+        """Writes LoRA weights for `load_lora_weights`, or in kohya's format; or a whole pipeline for `from_pretrained`.
+        With `merge` a LoRA is added to the denoiser's weights and a whole pipeline is written. Under FSDP2 all ranks
+        call it."""
+        saving.save(self, folder, format, merge)
 
     def save_lora(self, folder: str) -> None:
         """Writes the denoiser's adapter "default" for `load_lora_weights`, whoever attached it."""

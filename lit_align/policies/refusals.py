@@ -9,6 +9,8 @@ from torch import nn
 if TYPE_CHECKING:
     from lit_align.policies.policy import Policy
 
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # parts of a pipeline that no policy reads
+
 
 def refuse_file(pretrained: str, allow_pickle: bool, quantize: str | None) -> None:
     """Refuses single files whose weights are quantized or pickled."""
@@ -83,9 +85,10 @@ def why(pretrained: str, where: str, revision: str | None, variant: str | None, 
         return f"{pretrained} is neither a folder with a diffusers pipeline nor a hub repository that can be reached."
     if "model_index.json" not in files:
         if any("lora" in Path(f).name or f.startswith("adapter_") for f in files):
-            return f"{pretrained} holds a LoRA, not a model: pretrained is the model that the LoRA was trained on."
+            return f"{pretrained} holds a LoRA, not a model: give it as lora, and its base model as pretrained."
         return f"{pretrained} is not a diffusers pipeline: it has no model_index.json."
-    for part in sorted(Path(f).parent.name for f in files if Path(f).name == "config.json"):
+    parts = {Path(f).parent.name for f in files if Path(f).name == "config.json"}
+    for part in sorted(parts.difference(UNUSED)):
         found = [m for f in files if Path(f).parent.name == part and (m := WEIGHTS.fullmatch(Path(f).name))]
         tensors = {m[1] for m in found if m[2] == "safetensors"}
         if variant in tensors or None in tensors:

@@ -51,10 +51,7 @@ class Wan(Policy):
         return {"text": text}  # (B, L, D)
 
     def predict(self, x_t, t, cond):
-        t = t * self.process.num_train_timesteps
-        if self.pipe.config.expand_timesteps:  # 2.2's 5B: a time for every token
-            t = t[:, None].expand(-1, self.tokens())
-        return self.denoiser(x_t, t, cond["text"]).sample
+        return self.denoiser(x_t, t * self.process.num_train_timesteps, cond["text"]).sample
 
     def vae_encode(self, images):
         return super().vae_encode(images.transpose(1, 2))

@@ -170,3 +170,39 @@ def test_comparison_sheet_stays_small_for_large_images(trainer, tmp_path):
     trainer([Comparison()]).test(Large(), verbose=False)
     with Image.open(tmp_path / "comparison.png") as sheet:
         assert max(sheet.size) <= 2400
+
+
+def test_comparison_without_rewards_is_a_sheet(trainer, tmp_path, capsys):
+    class Unscored(Paints):
+        def test_step(self, rows, i):
+            return super().test_step(rows, i) | {"scores": {}, "reference_scores": {}}
+
+    trainer([Comparison()]).test(Unscored(), verbose=False)
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert str(tmp_path / "comparison.png") in lines[-2] and lines[-1].startswith("there is no reward to compare by")
+    with Image.open(tmp_path / "comparison.png") as sheet:  # four cells of two pictures
+        assert sheet.width == 4 * (2 * (128 + 6) + 6)
+
+
+def test_comparison_without_a_reference_is_a_sheet_of_samples(trainer, tmp_path, capsys):
+    class Alone(Paints):
+        test_step = Paints.validation_step
+
+    trainer([Comparison()]).test(Alone(), verbose=False)
+    assert capsys.readouterr().out.strip().splitlines()[-1].startswith("Alone has no fixed reference to compare with")
+    with Image.open(tmp_path / "comparison.png") as sheet:  # four cells of one picture
+        assert sheet.width == 4 * (128 + 6 + 6)
+    assert json.loads((tmp_path / "comparison.json").read_text()) == {}
+
+
+def test_a_command_without_prompts_says_that_it_made_nothing(trainer, capsys):
+    trainer([Comparison()], limit_test_batches=0).test(Paints(), verbose=False)
+    assert capsys.readouterr().out.strip().splitlines()[-1] == "test sampled nothing: there was no batch of test prompts."
+    trainer([SampleWriter()], limit_predict_batches=0).predict(Paints())
+    assert capsys.readouterr().out.strip() == "predict wrote nothing: there was no batch of prompts."
+
+
+def test_validate_does_not_overwrite_a_step(trainer, tmp_path, capsys):
+    trainer([ImageGrid()]).validate(Paints(), verbose=False)
+    assert [path.name for path in (tmp_path / "samples").iterdir()] == ["validate.png"]
+    assert f"samples: {tmp_path / 'samples/validate.png'}" in capsys.readouterr().out

@@ -1,6 +1,6 @@
 import pytest
 from data_parts import BLUE, RED, pick_a_pic, picture
-from datasets import Dataset
+from datasets import Dataset, load_dataset
 
 from lit_align.data.pick_a_pic import PickAPic
 from lit_align.shapes.make.pairs import row
@@ -115,3 +115,18 @@ def test_a_stream_has_its_columns_and_names_a_null_caption(tmp_path):
             data.collate([example])
     with pytest.raises(ValueError, match="row 1, column caption of .*train.parquet is empty"):
         PickAPic(str(tmp_path / "train.parquet"), resolution=8).load("train")
+
+
+def test_held_out_pairs_beside_a_stream_are_streamed_too(tmp_path, monkeypatch):
+    """The hub gives a split without the others only as a stream; what was read is then a table like any other."""
+    file, asked = pick_a_pic(tmp_path / "a.parquet", [1.0, 0.0, 0.5]), []
+
+    def hub(path, *args, split, streaming):
+        asked.append((split, streaming))
+        return load_dataset("parquet", data_files=file, split="train", streaming=streaming)
+
+    monkeypatch.setattr("lit_align.data.pick_a_pic.load_dataset_of", hub)
+    data = PickAPic("owner/name", val_split="validation_unique", streaming=True, resolution=8)
+    assert data.load("val")["prompt"][:] == ["prompt 0", "prompt 1"]
+    assert next(iter(data.load("train")))["prompt"] in ("prompt 0", "prompt 1")
+    assert asked == [("validation_unique", True), ("train", True)]

@@ -141,7 +141,7 @@ def test_dev_follows_its_distilled_guidance():
     assert (by_us(policy, 1.0) - by_us(other, 1.0)).abs().max() > 1e-4
 
 
-def test_wan_5b_gives_every_token_a_time(tmp_path):
+def test_wan_5b_draws_what_its_pipeline_draws_with_a_time_for_every_token(tmp_path):
     pipe = make(Wan).pipe
     pipe.register_to_config(expand_timesteps=True)
     pipe.save_pretrained(tmp_path / "5b")

@@ -142,6 +142,10 @@ def test_a_single_file_says_what_it_needs(sd15, tmp_path):
         StableDiffusion(str(file))
     with pytest.raises(ValueError, match="single_file_config: .*nowhere is neither a folder"):
         StableDiffusion(str(file), single_file_config=str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="gone.safetensors is neither a file nor"):
+        StableDiffusion(str(tmp_path / "gone.safetensors"), single_file_config=str(configs))
+    with pytest.raises(ValueError, match="single_file_config is for a single file"):
+        StableDiffusion(str(configs), single_file_config=str(configs))
     (tmp_path / "model.ckpt").write_bytes(file.read_bytes())
     with pytest.raises(ValueError, match="model.ckpt is a pickled checkpoint; set allow_pickle"):
         StableDiffusion(str(tmp_path / "model.ckpt"), single_file_config=str(configs))

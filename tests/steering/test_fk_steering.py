@@ -1,4 +1,5 @@
 import math
+from functools import cache
 
 import pytest
 import torch
@@ -35,11 +36,12 @@ def bell():
     return Analytic(0.5, 0.2, shape=(1, 1, 1))
 
 
+@cache
 def particles(lmbda, k, groups, steps=40, **kwargs):
     """All particles' final values (groups, k) with their log-weights, before the best is picked."""
     hook = All(Level(), k, lmbda, **({"start": 0.2, "end": 0.9, "every": 0.1} | kwargs))
     torch.manual_seed(0)
-    state = Sampler(steps, 1.0, DDIM(1.0), [hook])(bell(), ["x"] * groups, seeds=list(range(groups)))
+    state = Sampler(steps, 1.0, DDIM(1.0), [hook])(bell(), ["x"] * groups)
     return state.x.view(groups, k), state.extras[hook]["logw"].view(groups, k)
 
 

@@ -48,8 +48,8 @@ class TDPOR(DDPO):
         self.value_lr, self.value_clip_range = value_lr, value_clip_range
         self.reset_every, self.dormant = reset_every, dormant
         with torch.no_grad():
-            side = self.policy.resolution
-            self.critic = Critic(self.reward.embed(torch.zeros(1, 3, side, side)).shape[1])
+            image = torch.zeros(1, 3, self.policy.height, self.policy.width)
+            self.critic = Critic(self.reward.embed(image).shape[1])
 
     def parameter_groups(self) -> list:
         return param_groups(self.policy, self.critic, self.value_lr)

@@ -24,6 +24,8 @@ class MaxMin(RWR):
         rate: of the exponentiated gradient, in 1/reward; none: the worst off only, as in the paper.
     """
 
+    takes_several_rewards = True
+
     def __init__(self, annotators: dict[str, Reward], rate: float | None = None, **kwargs):
         super().__init__(reward=MultiReward(annotators), **kwargs)
         self.rate = rate

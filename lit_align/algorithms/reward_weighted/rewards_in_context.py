@@ -31,6 +31,8 @@ class RewardsInContext(WeightedLikelihood):
         online: sample the training images with target scores.
     """
 
+    takes_several_rewards = True
+
     def __init__(
         self,
         conditions: dict[str, Reward],

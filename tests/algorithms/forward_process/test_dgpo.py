@@ -20,7 +20,7 @@ def test_dgpos_groups_share_their_noise():
 def test_in_dgpo_the_old_policy_draws_from_some_step_on(tmp_path):
     method, seen = forward_process(DGPO, switch=1), []
     draw = method.draw_latents
-    with mock.patch.object(method, "draw_latents", lambda prompts: seen.append(method.policy._active) or draw(prompts)):
+    with mock.patch.object(method, "draw_latents", lambda prompts: seen.append(method.policy.versions.active) or draw(prompts)):
         trainer(tmp_path).fit(method, prompts(1, 4))
     assert seen[::3] == [None, None, "old", "old"]  # at optimizer steps 0, 1, 2, 3
 

@@ -1,6 +1,8 @@
 """What every forward-process method does. A new file is tested unasked."""
 
 import math
+from functools import cache
+from tempfile import TemporaryDirectory
 from unittest import mock
 
 import lightning as L
@@ -26,12 +28,14 @@ def make(cls, policy=None, scale=1.0, **kwargs):
     return forward_process(cls, policy, **({"reward": Darkness(scale)} | EXTRA.get(cls, {}) | kwargs))
 
 
-def change(cls, tmp_path, scale):
+@cache
+def change(cls, scale):
     """What a training step adds to the policy's trained parameters."""
     L.seed_everything(0, verbose=False)
     method = make(cls, scale=scale, optimizer=sgd(1e-2))
     before = torch.cat([p.detach().flatten() for p in trained(method.policy)])
-    trainer(tmp_path).fit(method, prompts())
+    with TemporaryDirectory() as folder:
+        trainer(folder).fit(method, prompts())
     return torch.cat([p.detach().flatten() for p in trained(method.policy)]) - before
 
 
@@ -65,13 +69,13 @@ def test_it_starts_at_the_old_policy_and_a_step_moves_what_is_trained_and_drags_
 
 
 @pytest.mark.parametrize("cls", METHODS, **by_name)
-def test_equal_rewards_move_nothing(tmp_path, cls):
-    assert change(cls, tmp_path, 0.0).norm() < 1e-4 * change(cls, tmp_path, 1.0).norm()
+def test_equal_rewards_move_nothing(cls):
+    assert change(cls, 0.0).norm() < 1e-4 * change(cls, 1.0).norm()
 
 
 @pytest.mark.parametrize("cls", METHODS, **by_name)
-def test_the_first_update_turns_with_the_sign_of_the_reward(tmp_path, cls):
-    up, down = change(cls, tmp_path, 1.0), change(cls, tmp_path, -1.0)
+def test_the_first_update_turns_with_the_sign_of_the_reward(cls):
+    up, down = change(cls, 1.0), change(cls, -1.0)
     assert torch.cosine_similarity(up, down, dim=0) < -0.5 and up.any()
 
 

@@ -1,5 +1,8 @@
 """What every method of the policy-gradient family does, trajectory preferences included. A new file is tested unasked."""
 
+from functools import cache
+from tempfile import TemporaryDirectory
+
 import lightning as L
 import pytest
 import torch
@@ -28,12 +31,14 @@ def make(cls, policy=None, scale=1.0, **kwargs):
     return policy_gradient(cls, policy, **({"reward": reward} | EXTRA.get(cls, {}) | kwargs))
 
 
-def change(cls, tmp_path, scale):
+@cache
+def change(cls, scale):
     """What a training step adds to the policy's trained parameters."""
     L.seed_everything(0, verbose=False)
     method = make(cls, scale=scale, optimizer=sgd(1e-2))
     before = torch.cat([p.detach().flatten() for p in trained(method.policy)])
-    trainer(tmp_path).fit(method, prompts())
+    with TemporaryDirectory() as folder:
+        trainer(folder).fit(method, prompts())
     return torch.cat([p.detach().flatten() for p in trained(method.policy)]) - before
 
 
@@ -63,13 +68,13 @@ def test_it_starts_at_its_reference_with_ratios_of_1_and_moves_what_is_trained(t
 
 
 @pytest.mark.parametrize("cls", [cls for cls in METHODS if cls not in BASELINES], **by_name)
-def test_equal_rewards_move_nothing(tmp_path, cls):
-    assert not change(cls, tmp_path, 0.0).any()
+def test_equal_rewards_move_nothing(cls):
+    assert not change(cls, 0.0).any()
 
 
 @pytest.mark.parametrize("cls", METHODS, **by_name)
-def test_the_first_update_turns_with_the_sign_of_the_reward(tmp_path, cls):
-    up, down = change(cls, tmp_path, 10.0), change(cls, tmp_path, -10.0)
+def test_the_first_update_turns_with_the_sign_of_the_reward(cls):
+    up, down = change(cls, 10.0), change(cls, -10.0)
     assert torch.cosine_similarity(up, down, dim=0) < -0.5 and up.any()
 
 

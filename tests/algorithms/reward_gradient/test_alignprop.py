@@ -4,6 +4,7 @@ import pytest
 import torch
 from gradients import ByHand, close, darkness, gradient, make, noise, seeded
 from parts import Darkness, T, prompts, trained, trainer
+from preferences import still
 
 from lit_align.algorithms.reward_gradient.alignprop import AlignProp
 from lit_align.diffusion.sampler import Sampler
@@ -15,7 +16,7 @@ from lit_align.policies.stable_diffusion3 import StableDiffusion3
 @pytest.mark.parametrize("keep", [[1, 0, 1, 0], [0, 1, 0, 1]], ids=str)
 @pytest.mark.parametrize("family", [StableDiffusion, StableDiffusion3], ids=lambda c: c.__name__)
 def test_alignprops_left_out_steps_still_pass_gradient_along_x(family, keep):
-    method = make(AlignProp, family("tiny", LoRA(rank=2)))
+    method = make(AlignProp, still(family, 0.05))
     method.grad_steps = lambda steps: T(keep).bool()
     loss, got = seeded(method)
     hand = ByHand(method)

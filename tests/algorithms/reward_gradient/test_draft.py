@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from gradients import BATCH, ByHand, Calls, close, darkness, gradient, make, noise, seeded
+from gradients import BATCH, ByHand, Calls, close, darkness, fresh, gradient, make, noise, seeded
 from parts import T
+from preferences import still
 
 from lit_align.algorithms.reward_gradient.draft import DRaFT, DRaFTLV
-from lit_align.policies.adapters import LoRA
 from lit_align.policies.stable_diffusion import StableDiffusion
 from lit_align.policies.stable_diffusion3 import StableDiffusion3
 
@@ -14,7 +14,7 @@ from lit_align.policies.stable_diffusion3 import StableDiffusion3
 @pytest.mark.parametrize("K", [1, 2, 4])
 @pytest.mark.parametrize("family", [StableDiffusion, StableDiffusion3], ids=lambda c: c.__name__)
 def test_drafts_gradient_is_back_propagation_through_a_loop_by_hand(family, K):
-    method = make(DRaFT, family("tiny", LoRA(rank=2)), K=K)
+    method = make(DRaFT, still(family, 0.05), K=K)
     loss, got = seeded(method)
     hand = ByHand(method)
     keep = [i >= 4 - K for i in range(4)]
@@ -43,7 +43,7 @@ def test_draft_1_depends_on_what_came_before_only_through_x():
 @pytest.mark.parametrize("n", [1, 2])
 @pytest.mark.parametrize("family", [StableDiffusion, StableDiffusion3], ids=lambda c: c.__name__)
 def test_draft_lv_averages_draft_1_and_n_estimates_from_its_sample(family, n):
-    method = make(DRaFTLV, family("tiny", LoRA(rank=2)), n=n)
+    method = make(DRaFTLV, still(family, 0.05), n=n)
     loss, got = seeded(method)
     again = seeded(method)
     assert loss == again[0] and torch.equal(got, again[1])  # deterministic, given the noise
@@ -66,7 +66,7 @@ def test_memory_is_that_of_one_step():
     """Between forward and backward nothing of a kept step's network is held: each is called again."""
 
     def held(K):
-        method, size = make(DRaFT, steps=8, K=K), 0
+        method, size = make(DRaFT, fresh(), steps=8, K=K), 0
 
         def pack(x):
             nonlocal size

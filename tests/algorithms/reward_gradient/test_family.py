@@ -4,7 +4,7 @@ tested unasked."""
 import lightning as L
 import pytest
 import torch
-from gradients import BATCH, Contrast, darkness, make, seeded
+from gradients import BATCH, Contrast, darkness, fresh, make, seeded
 from parts import POLICIES, Darkness, T, by_name, methods_of, prompts, rollout, trained, trainer
 
 from lit_align.algorithms.reward_gradient.alignprop import AlignProp
@@ -32,7 +32,7 @@ options = lambda cls: OPTIONS.get(cls, {})
 def test_a_small_step_down_the_loss_raises_the_reward_and_one_up_lowers_it(cls):
     """On the same noise; SEIKO's reward is its surrogate, SRPO's the difference that its control words make."""
     contrast = {"reward": Contrast(), "good_words": ("Real",), "bad_words": ("Oil",)} if cls is SRPO else {}
-    method = make(cls, eta=1.0, **options(cls), **contrast)
+    method = make(cls, fresh(), eta=1.0, **options(cls), **contrast)
     start, (_, g) = [p.detach().clone() for p in trained(method.policy)], seeded(method)
     found = []
     for step in (-0.1, 0.0, 0.1):

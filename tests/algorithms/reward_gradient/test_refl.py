@@ -3,14 +3,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from gradients import BATCH, ByHand, Calls, close, darkness, gradient, make, seeded
+from gradients import BATCH, ByHand, Calls, close, darkness, fresh, gradient, make, seeded
 
 from lit_align.algorithms.reward_gradient.refl import ReFL
 from lit_align.diffusion.sampler import Sampler
 
 
 def test_refls_gradient_is_that_of_one_call_on_an_estimate_of_x_0():
-    method = make(ReFL, steps=6, min_step=3, eta=1.0)
+    method = make(ReFL, fresh(), steps=6, min_step=3, eta=1.0)
     calls = Calls(method.policy)
     loss, got = seeded(method)
     hand = ByHand(method)

@@ -5,17 +5,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from gradients import BATCH, Calls, Contrast, make, seeded
+from gradients import BATCH, Calls, Contrast, fresh, make, seeded
 
 from lit_align.algorithms.reward_gradient.srpo import LEVELS, SRPO
-from lit_align.policies.adapters import LoRA
 from lit_align.policies.stable_diffusion import StableDiffusion
 from lit_align.policies.stable_diffusion3 import StableDiffusion3
 
 
 @pytest.mark.parametrize("family", [StableDiffusion, StableDiffusion3], ids=lambda c: c.__name__)
 def test_srpo_recovers_x_0_where_the_step_is_exact(family):
-    method = make(SRPO, family("tiny", LoRA(rank=2)))
+    method = make(SRPO, fresh(family))
     policy, times = method.policy, method.times()
     x_0, eps = torch.randn(2, 2, *policy.latent_shape)
     policy.denoise = lambda x, t, cond, scale: policy.process.target(x_0, eps, t)
@@ -29,7 +28,7 @@ def test_srpo_recovers_x_0_where_the_step_is_exact(family):
 
 
 def test_srpos_reward_is_relative_and_its_two_steps_meet():
-    method = make(SRPO, good_words=("Real",), bad_words=("Oil",))
+    method = make(SRPO, fresh(), good_words=("Real",), bad_words=("Oil",))
     method.reward, method.policy.decode = Contrast(), lambda z: image
     image, (good, bad) = torch.full((2, 3, 8, 8), 0.2), method.controlled(BATCH["prompt"])
     assert good == ["Real. a red circle", "Real. b"] and bad == ["Oil. a red circle", "Oil. b"]
@@ -52,7 +51,7 @@ def test_srpos_reward_is_relative_and_its_two_steps_meet():
 
 
 def test_srpo_starts_from_the_noise_it_injects_and_calls_with_gradient_twice():
-    method = make(SRPO)
+    method = make(SRPO, fresh())
     calls, seen, recover = Calls(method.policy), [], method.recover
     method.recover = lambda x_0, eps, *rest: seen.append((x_0, eps)) or recover(x_0, eps, *rest)
     seeded(method)

@@ -4,6 +4,7 @@ from itertools import product
 
 import torch
 from parts import T
+from preferences import still
 from weighted import make
 
 from lit_align.algorithms.reward_weighted.bond import BOND
@@ -20,11 +21,11 @@ def test_bonds_weights_are_the_law_of_the_best_of_n_draws():
                 best = max(r[i] for i in drawn)
                 winners = [i for i in range(4) if r[i] == best]
                 want[row, winners] += 1 / len(winners) / 4**n
-        torch.testing.assert_close(make(BOND, n=n).weights(reward), 4 * want)
+        torch.testing.assert_close(make(BOND, still(), n=n).weights(reward), 4 * want)
     many = torch.rand(1, 400)
     shares = (many <= many.view(-1, 1)).float().mean(1)
-    torch.testing.assert_close(make(BOND, n=3).weights(many)[0], 3 * shares.square(), atol=0.03, rtol=0)
+    torch.testing.assert_close(make(BOND, still(), n=3).weights(many)[0], 3 * shares.square(), atol=0.03, rtol=0)
 
 
 def test_bonds_anchor_moves():
-    assert make(BOND).moves_reference and not make(RewardWeighted).moves_reference
+    assert make(BOND, still()).moves_reference and not make(RewardWeighted, still()).moves_reference

@@ -3,13 +3,14 @@
 import pytest
 import torch
 from parts import T, prompts, trainer
+from preferences import still
 from weighted import alone, make
 
 from lit_align.algorithms.reward_weighted.max_min import MaxMin
 
 
 def test_the_worst_off_annotator_decides():
-    method = alone(MaxMin, weighting="sparse", per_prompt=True, quantile=1.0)
+    method = alone(MaxMin, policy=still(), weighting="sparse", per_prompt=True, quantile=1.0)
     reward = T([[[0.9, 0.1], [0.2, 0.3], [0.5, 0.0]]])  # means 0.53, 0.13
     assert method.weights(reward).tolist() == [[0.0, 3.0, 0.0]]
     assert method.logged["train/annotator/dark"] == 0 and method.logged["train/annotator/red"] == 1
@@ -18,7 +19,7 @@ def test_the_worst_off_annotator_decides():
 
 
 def test_exponentiated_gradient_shifts_to_the_worse_off():
-    method = alone(MaxMin, rate=2.0)
+    method = alone(MaxMin, policy=still(), rate=2.0)
     reward = T([[[0.6, 0.1], [0.2, 0.3]]])  # means 0.4, 0.2
     for steps in (1, 2):
         weight = method.weights(reward)

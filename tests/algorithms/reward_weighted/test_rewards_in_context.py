@@ -3,20 +3,21 @@
 import pytest
 import torch
 from parts import Darkness, T, prompts, trainer
+from preferences import still
 from weighted import alone, make
 
 from lit_align.algorithms.reward_weighted.rewards_in_context import RewardsInContext
 
 
 def test_the_statistics_are_all_ranks():
-    method = alone(RewardsInContext)
+    method = alone(RewardsInContext, policy=still())
     method.all_gather = lambda x: torch.stack([x, x + 4.0])
     got = method.standardised(T([[[1.0, 0.0], [3.0, 2.0]]])).float()[..., 0]  # 1, 3 here and 5, 7 there
     torch.testing.assert_close(got, T([[-3.0, -1.0]]) / 5**0.5, atol=1e-4, rtol=0)
 
 
 def test_prompts_carry_standardised_rewards():
-    method = alone(RewardsInContext)
+    method = alone(RewardsInContext, policy=still())
     first, second = T([[[1.0, 10.0], [3.0, 10.0]]]), T([[[5.0, 10.0], [7.0, 50.0]]])
     torch.testing.assert_close(method.standardised(first).float()[..., 0], T([[-1.0, 1.0]]), atol=1e-4, rtol=0)
     got = method.standardised(second).float()  # all four by now: mean 4, variance 5; 20, 300
@@ -29,7 +30,7 @@ def test_prompts_carry_standardised_rewards():
 
 
 def test_values_can_be_words():
-    method = make(RewardsInContext, template=" {value}", words=["low", "mid", "high"])
+    method = make(RewardsInContext, still(), template=" {value}", words=["low", "mid", "high"])
     told = [method.written("a", [v, 0.0]) for v in (-7.0, -1.0, -0.4, 0.4, 0.6, 1.0, 7.0)]
     assert told == [f"a {word} mid" for word in ("low", "low", "mid", "mid", "high", "high", "high")]
 
@@ -76,4 +77,4 @@ def test_sampling_asks_and_the_base_does_not():
 
 def test_what_is_asked_must_be_what_is_told():
     with pytest.raises(ValueError, match="ask names red; conditions are dark, red"):
-        make(RewardsInContext, ask={"red": 1.0})
+        make(RewardsInContext, still(), ask={"red": 1.0})

@@ -4,6 +4,7 @@ import lightning as L
 import pytest
 import torch
 from parts import T, prompts, trainer
+from preferences import still
 from weighted import make
 
 from lit_align.algorithms.reward_weighted.rwr import RWR
@@ -14,17 +15,17 @@ from lit_align.rewards.reward import Reward
 
 
 def test_exponential_weights():
-    weight = make(RWR).weights(T([[4.0, 5.0, 6.0, 7.0]]))
+    weight = make(RWR, still()).weights(T([[4.0, 5.0, 6.0, 7.0]]))
     torch.testing.assert_close(weight, T([[0.722629, 0.882621, 1.078035, 1.316715]]), atol=1e-6, rtol=0)
     r = T([[4.0, 5.0], [6.0, 7.0]])
-    torch.testing.assert_close(make(RWR).weights(r).flatten(), weight[0])  # over the collection
-    each = make(RWR, per_prompt=True).weights(r)
+    torch.testing.assert_close(make(RWR, still()).weights(r).flatten(), weight[0])  # over the collection
+    each = make(RWR, still(), per_prompt=True).weights(r)
     low = 2 / (1 + 2.718281828**0.2)
     torch.testing.assert_close(each, T([[low, 2 - low]] * 2))
 
 
 def test_sparse_weights_keep_the_best_and_those_alike():
-    sparse = lambda r, **kwargs: make(RWR, weighting="sparse", **kwargs).weights(T(r))
+    sparse = lambda r, **kwargs: make(RWR, still(), weighting="sparse", **kwargs).weights(T(r))
     r = [[float(i) for i in range(10)]]
     assert sparse(r).tolist() == [[0.0] * 9 + [10.0]]  # the 90th percentile of 0 .. 9 is 8.1
     assert sparse([[0.0, 3.0, 3.0, 1.0]], quantile=0.75).tolist() == [[0.0, 2.0, 2.0, 0.0]]

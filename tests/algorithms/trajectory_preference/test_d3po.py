@@ -6,11 +6,6 @@ from online import compared, policy_gradient
 from parts import T, prompts, sgd, spy, trainer
 
 from lit_align.algorithms.trajectory_preference.d3po import D3PO
-from lit_align.algorithms.trajectory_preference.trajectory_preference import preferred
-
-
-def test_labels_of_pairs_ties_are_zero():
-    assert preferred(T([1.0, 0.0, 0.3, 0.7, 0.5, 0.5])).tolist() == [1, -1, -1, 1, 0, 0]
 
 
 def test_d3pos_loss_lies_in_its_band_and_is_flat_outside_the_clip():

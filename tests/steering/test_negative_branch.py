@@ -1,0 +1,24 @@
+import pytest
+import torch
+from parts import ADAPTERS, FAMILIES, move, tiny
+
+from lit_align.diffusion.sampler import Sampler
+from lit_align.steering.negative_branch import NegativeBranch
+
+
+@ADAPTERS
+@FAMILIES
+@pytest.mark.parametrize("w", [1.0, 3.0])
+def test_guidance_leads_from_the_policys_null_prediction_to_the_references(family, adapter, w):
+    policy, base = tiny(family, adapter), tiny(family, adapter)
+    policy.add_reference()
+    move(policy, 0.3)
+    x, cond = torch.randn(2, *policy.latent_shape), policy.condition(["a", "b"])
+    t, s = policy.process.timesteps(10)[[3, 4]].float()[:, None].expand(2, 2)
+    with torch.no_grad():
+        _, x0, eps = Sampler(10, w, steering=[NegativeBranch()]).gaussian(policy, x, t, s, cond)
+        negative, positive = policy.denoise(x, t, policy.null(2)), base.denoise(x, t, cond)
+        want = negative + w * (positive - negative)
+    assert not torch.allclose(negative, base.denoise(x, t, base.null(2)), atol=1e-3)
+    torch.testing.assert_close(x0, policy.process.to_x0(want, x, t), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(eps, policy.process.to_eps(want, x, t), atol=1e-4, rtol=1e-4)
