@@ -29,6 +29,8 @@ class SampleWriter(L.Callback):
         open(self.metadata, "w").close()
 
     def on_predict_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
+        if not outputs or "image" not in outputs:  # of a module that returns no samples
+            return
         with open(self.metadata, "a") as file:
             rows = zip(outputs["image"], outputs["prompt"], outputs["index"], outputs["seed"])
             for i, (image, prompt, index, seed) in enumerate(rows):

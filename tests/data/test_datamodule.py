@@ -73,7 +73,7 @@ def commands(tmp_path_factory):
         for name in ("dpo", "ddpo"):
             files = ["--config", f"shapes/{name}.yaml", "--config", "with/smoke.yaml", "--trainer.max_steps", "2"]
             options = [f"--data.{split}_prompts=p.jsonl" for split in ("val", "test")] + ["--data.val_batch_size=2"]
-            options += ["--trainer.limit_test_batches=2", "--trainer.enable_progress_bar=false"]
+            options += [f"--trainer.limit_{stage}_batches=2" for stage in ("test", "predict")] + ["--trainer.enable_progress_bar=false"]
             for command in ("fit", "validate", "test", "predict"):
                 last = [] if command == "fit" else ["--ckpt_path", "last"]
                 main([command, *files, *options, *last])

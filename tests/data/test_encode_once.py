@@ -142,5 +142,5 @@ def test_images_have_the_policys_resolution(tmp_path, given, due):
 
 def test_two_resolutions_that_differ_are_an_error(tmp_path):
     data = PickAPic(pick_a_pic(tmp_path / "a.parquet", [1.0, 0.0]), resolution=24)
-    with pytest.raises(ValueError, match="data.resolution is 24 and the policy's resolution is 16: leave --data.resol"):
+    with pytest.raises(ValueError, match="data.resolution is 24 and the policy's resolution is 16: set both to the same"):
         fit(data, tmp_path, Encoding())
