@@ -45,7 +45,7 @@ class Comparison(L.Callback):
         self.rows, self.start = [], time.time()
 
     def on_test_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
-        if not outputs or "image" not in outputs:  # of a module that returns no samples
+        if not isinstance(outputs, dict) or "image" not in outputs:  # of a module that returns no samples
             return
         compared = "reference_image" in outputs
         skills = outputs.get("columns", {}).get("skill", [None] * len(outputs["prompt"]))

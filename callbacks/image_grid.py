@@ -23,7 +23,7 @@ class ImageGrid(L.Callback):
         self.cells = []
 
     def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
-        if outputs and "image" in outputs:
+        if isinstance(outputs, dict) and "image" in outputs:
             rows = list(zip(outputs["index"], outputs["image"], outputs["prompt"]))[: self.max_images - len(self.cells)]
             self.cells += [(index, to_pil(image, 128, 512), prompt) for index, image, prompt in rows]
 

@@ -29,7 +29,7 @@ class SampleWriter(L.Callback):
         open(self.metadata, "w").close()
 
     def on_predict_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
-        if not outputs or "image" not in outputs:  # of a module that returns no samples
+        if not isinstance(outputs, dict) or "image" not in outputs:  # of a module that returns no samples
             return
         with open(self.metadata, "a") as file:
             rows = zip(outputs["image"], outputs["prompt"], outputs["index"], outputs["seed"])
