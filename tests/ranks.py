@@ -46,7 +46,7 @@ METHODS = {
     "ddpo": lambda: sd(DDPO, advantage=PerPrompt(4, 3), updates=2, **NOISY),
     "rloo": lambda: sd(DDPO, advantage=LeaveOneOut(), **NOISY),
     "tdpo_r": lambda: sd(TDPOR, advantage=Group(), reset_every=1, **NOISY),
-    "branch_grpo": lambda: sd3(BranchGRPO, advantage=Group(), splits=(0, 1), minibatch=4, rollout=Sampler(3, 2.0, FlowSDE())),
+    "branch_grpo": lambda: sd3(BranchGRPO, splits=(0, 1), minibatch=4, rollout=Sampler(3, 2.0, FlowSDE())),
     "nft": lambda: sd3(DiffusionNFT, **NFT),
     "nft_full": lambda: sd3(DiffusionNFT, Full(), **NFT),
     "raft": lambda: sd(RAFT, rollout=Sampler(3, 2.0), samples_per_prompt=2, reward=WeightedSum({"dark": Darkness(), "again": Darkness()})),

@@ -9,6 +9,10 @@ class NegativeBranch(Hook):
 
     replaces = ("predict",)
 
+    def check(self, policy, sampler):
+        if sampler.guidance_scale == 1:
+            raise ValueError("NegativeBranch is what guidance leads away from; with guidance_scale 1 it does nothing.")
+
     def predict(self, policy, state, sampler):
         w = sampler.guidance_scale
         negative = policy.denoise(state.x, state.t, policy.null(len(state.x)))

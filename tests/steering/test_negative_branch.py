@@ -22,3 +22,8 @@ def test_guidance_leads_from_the_policys_null_prediction_to_the_references(famil
     assert not torch.allclose(negative, base.denoise(x, t, base.null(2)), atol=1e-3)
     torch.testing.assert_close(x0, policy.process.to_x0(want, x, t), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(eps, policy.process.to_eps(want, x, t), atol=1e-4, rtol=1e-4)
+
+
+def test_without_guidance_it_is_refused():
+    with pytest.raises(ValueError, match="with guidance_scale 1 it does nothing"):
+        Sampler(2, 1.0, steering=[NegativeBranch()])(tiny(), ["a"])

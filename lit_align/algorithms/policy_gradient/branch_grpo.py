@@ -41,6 +41,8 @@ class BranchGRPO(DDPO):
         slide_every: training steps after which `skip` moves one step towards the last split, where it stays; 0: never.
     """
 
+    uses_advantage = False
+
     def __init__(
         self,
         splits: tuple[int, ...] = (0, 3, 6, 9),

@@ -23,7 +23,7 @@ class DPOK(PolicyGradient):
         value_lr: learning rate of V.
     """
 
-    uses_reference = True
+    uses_reference, uses_advantage = True, False
 
     def __init__(
         self,

@@ -27,7 +27,7 @@ class PCL(PolicyGradient):
         value_lr: learning rate of V.
     """
 
-    uses_reference = True
+    uses_reference, uses_advantage = True, False
 
     def __init__(self, alpha: float = 10.0, length: int | None = None, value_lr: float = 1e-4, **kwargs):
         super().__init__(**kwargs)

@@ -64,6 +64,7 @@ class PolicyGradient(Online):
     """
 
     feedback = ("prompt",)
+    uses_advantage = True  # False if the method learns from rewards as they are, or has statistics of its own
     group_size = 1  # successive trajectories that `loss` compares, all at the same step
     noise_group_size = 1  # successive trajectories that start from the same noise
 
@@ -79,6 +80,11 @@ class PolicyGradient(Online):
         **kwargs,
     ):
         super().__init__(rollout=rollout or Sampler(50, 5.0, DDIM(eta=1.0)), updates=updates, **kwargs)
+        name = type(self).__name__
+        if advantage is not None and not self.uses_advantage:
+            raise ValueError(f"{name} has no use for {type(advantage).__name__}: leave advantage out.")
+        if self.caption_dropout:
+            raise ValueError(f"{name} learns from whole rollouts and drops no caption: leave caption_dropout out.")
         self.reward = reward.eval().requires_grad_(False)
         self.advantage = advantage or PerPrompt()
         self.samples_per_prompt, self.inner_epochs = samples_per_prompt, inner_epochs

@@ -22,7 +22,7 @@ class PRDP(PolicyGradient):
         samples_per_prompt: even; successive samples form pairs.
     """
 
-    uses_reference = True
+    uses_reference, uses_advantage = True, False
     group_size = 2
 
     def __init__(self, beta: float = 100.0, clip_range: float = 1e-4, samples_per_prompt: int = 2, **kwargs):

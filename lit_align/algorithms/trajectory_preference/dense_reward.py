@@ -22,7 +22,7 @@ class DenseReward(PolicyGradient):
         samples_per_prompt: K.
     """
 
-    uses_reference = True
+    uses_reference, uses_advantage = True, False
 
     def __init__(
         self, scale: float = 12.5, clip_range: float = 5e-4, gamma: float = 0.9, samples_per_prompt: int = 2, **kwargs

@@ -26,7 +26,7 @@ class TrajectoryPreference(PolicyGradient):
         clip_range: e, half-width of the ratio's clipping interval.
     """
 
-    uses_reference = True
+    uses_reference, uses_advantage = True, False
     group_size = 2
 
     def __init__(self, beta: float, clip_range: float = 0.1, samples_per_prompt: int = 2, **kwargs):

@@ -8,6 +8,7 @@ import torch
 from online import Mean, policy_gradient, quiet
 from parts import FAMILIES, Darkness, move, prompts, sgd, spy, tiny, trainer
 
+from lit_align.algorithms.parts.advantages import Group
 from lit_align.algorithms.policy_gradient.ddpo import DDPO
 from lit_align.algorithms.policy_gradient.dpok import DPOK
 from lit_align.algorithms.policy_gradient.pcl import PCL
@@ -152,3 +153,10 @@ def test_more_steps_than_there_is_to_share_out_are_refused(tmp_path, cls):
     more = {"reward": Mean(), "skip_steps": 0, "rollout": Sampler(2, 1.0, DDIM(1.0))} if cls is SPO else {}
     with pytest.raises(ValueError, match=f"updates is 50, and a training step of {cls.__name__} has [0-9]+ samples or pairs"):
         trainer(tmp_path).fit(policy_gradient(cls, updates=50, **more), prompts(2))
+
+
+def test_what_a_method_would_ignore_is_refused():
+    with pytest.raises(ValueError, match="DPOK has no use for Group: leave advantage out"):
+        policy_gradient(DPOK, advantage=Group())
+    with pytest.raises(ValueError, match="DDPO learns from whole rollouts and drops no caption"):
+        policy_gradient(DDPO, caption_dropout=0.1)
