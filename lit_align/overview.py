@@ -24,7 +24,7 @@ Commands
   test       score samples of the test prompts before and after training, and write pictures
   predict    write samples to disk
   export     write a checkpoint as LoRA weights or a pipeline, for diffusers or (--format kohya) ComfyUI
-  list       what can be run: methods, recipes, rewards, datasets (list NAME: one of these)
+  list       what can be run: methods, steering, recipes, rewards, datasets (list NAME: one of these)
 
 A config is found by its name under {CONFIGS}.
 Later --config files and flags win: --model.beta 1000, --data.path pairs.jsonl, --trainer.devices 8.
@@ -43,7 +43,7 @@ def answer(args: list[str]) -> bool:
         return True
     if args[0] != "list":
         return False
-    parts = {"methods": methods, "recipes": recipes, "rewards": rewards, "datasets": datasets}
+    parts = {"methods": methods, "steering": steering, "recipes": recipes, "rewards": rewards, "datasets": datasets}
     if unknown := [name for name in args[1:] if name not in parts]:
         sys.exit(f"lit_align: there is no list of {unknown[0]}; there are {', '.join(parts)}.")
     for name in args[1:] or parts:
@@ -72,6 +72,10 @@ def header(path: Path) -> str:
 
 def methods() -> dict[str, str]:
     return named(subclasses("LightningModule"), "algorithms")
+
+
+def steering() -> dict[str, str]:
+    return named(subclasses("Hook") | subclasses("Sampler"), "steering")
 
 
 def rewards() -> dict[str, str]:
@@ -108,7 +112,7 @@ def named(found: dict[str, tuple[Path, ast.ClassDef, str]], *folders: str) -> di
         top, *inside = path.relative_to(PACKAGE).parts
         abstract = any("abstractmethod" in ast.unparse(d) for f in cls.body for d in getattr(f, "decorator_list", []))
         family = top == "algorithms" and (len(inside) == 1 or path.stem == path.parent.name)
-        if top in folders and not abstract and not family:
-            own = ast.get_docstring(cls) or "Args:"
-            lines[name] = brief(doc if top == "algorithms" or own.startswith("Args:") else own)
+        own = ast.get_docstring(cls) or "Args:"
+        if top in folders and not abstract and not family and not own.startswith("Base of"):
+            lines[name] = brief(doc if top in ("algorithms", "steering") or own.startswith("Args:") else own)
     return dict(sorted(lines.items(), key=lambda item: item[0].lower()))
