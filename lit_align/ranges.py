@@ -18,7 +18,7 @@ RANGES = {
     "eta": SHARE,
     "beta": POSITIVE,
     "alpha": POSITIVE,
-    "tau": POSITIVE,
+    "tau": NOT_NEGATIVE,
     "clip_range": POSITIVE,
     "max_advantage": POSITIVE,
     "max_grad_norm": POSITIVE,
