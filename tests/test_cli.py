@@ -313,7 +313,7 @@ def test_killed_run_resumes(configs):
 
 @pytest.mark.parametrize("how, code", [("SIGTERM", 128 + signal.SIGTERM), ("SIGINT", 1)])
 def test_a_run_that_is_stopped_saves_where_it_is_and_does_not_look_finished(configs, monkeypatch, how, code):
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     rarely = CONFIG.replace("every_n_train_steps: 1", "every_n_train_steps: 100")
     (configs / "small/parabola.yaml").write_text(rarely)
 
