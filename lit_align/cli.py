@@ -128,7 +128,7 @@ class CLI(LightningCLI):
             super().instantiate_classes()
             getattr(self.model, "initialise", lambda: None)()
         except (ValueError, OSError, MisconfigurationException) as error:  # what a constructor says of its arguments
-            self.parser.end(str(error), 2)
+            self.parser.end(self.parser.sentence(str(error)), 2)
 
     def instantiate_trainer(self, **kwargs):
         config = self._get(self.config_init, "trainer")

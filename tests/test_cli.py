@@ -430,3 +430,12 @@ def test_null_on_the_command_line_is_no_word(tmp_path, monkeypatch, capsys):
         cli.main(["fit", "--config", "dpo_sdxl", "--model.policy.vae", "null", "--model.policy.revision", "null", "--print_config"])
     policy = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["policy"]["init_args"]
     assert policy["vae"] is None and policy["revision"] is None
+
+
+def test_what_a_constructor_deep_inside_says_is_the_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        cli.main(["fit", "--config", "dpo_sd15", "--config", "smoke", "--model.policy.scheduler", '{"rescale_betas_zero_snr": true}'])
+    said = capsys.readouterr().err.splitlines()[-1]
+    why = "epsilon prediction says nothing at zero SNR; use v_prediction."
+    assert said == f"lit_align: the scheduler has zero SNR at its end: {why}"
