@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from lit_align import configs
 from lit_align.callbacks import Comparison, Progress, SampleWriter, SaveOnInterrupt, Summary
 from lit_align.checkpoint import AtomicCheckpointIO
-from lit_align.cli_errors import Parser, of_the_user, subclasses  # noqa: F401 (subclasses: for lit_align.studies)
+from lit_align.cli_errors import Parser, of_the_user
 from lit_align.paths import PACKAGE, find
 from lit_align.start import missing_devices, training_amount
 

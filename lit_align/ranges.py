@@ -45,7 +45,7 @@ RANGES = {
 
 
 def check_ranges(owner: Any, ranges: dict[str, str] | None = None) -> None:
-    """Raises ValueError, one sentence, if an attribute of `owner` that is named in RANGES lies outside its range.
+    """Raises ValueError if an attribute of `owner` is outside the range that RANGES gives for its name.
 
     Args:
         owner: a method, sampler or transition.

@@ -6,6 +6,7 @@ import inspect
 import pkgutil
 from collections import Counter
 from contextlib import contextmanager
+from tempfile import TemporaryDirectory
 from unittest import mock
 
 import lightning as L
@@ -37,6 +38,20 @@ class Darkness(Reward):
         return self.scale * (1 - images.mean((1, 2, 3)))
 
 
+class BlackBox(Reward):
+    """Darkness without gradient, which records the prompts it scores."""
+
+    name, differentiable = "black_box", False
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def forward(self, images, texts):
+        self.asked += list(texts)
+        return Darkness()(images.detach().clone(), texts)
+
+
 class Level(Reward):
     """The mean of the sample. It tilts a Gaussian N(m, d^2) in one dimension to N(m + lambda d^2, d^2)."""
 
@@ -49,6 +64,14 @@ class Level(Reward):
 def trainer(tmp_path, **kwargs):
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     return L.Trainer(accelerator="cpu", default_root_dir=tmp_path, **(quiet | {"max_epochs": 1} | kwargs))
+
+
+def change(method):
+    """What one epoch on two prompts adds to the policy's trained parameters."""
+    before = torch.cat([p.detach().flatten() for p in trained(method.policy)])
+    with TemporaryDirectory() as folder:
+        trainer(folder).fit(method, prompts())
+    return torch.cat([p.detach().flatten() for p in trained(method.policy)]) - before
 
 
 def prompts(n=2, batches=1, **more):

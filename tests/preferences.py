@@ -29,7 +29,7 @@ def still(family=StableDiffusion, scale=0.0):
 
 
 def attached(method):
-    """The method in a Trainer that trains, outside of fit; what it logs lies in `method.logged`."""
+    """The method, attached to a Trainer in its training state without `fit`; `method.logged` collects what it logs."""
     method.trainer, method.logged = trainer(None), {}
     method.trainer.training = True
     method.log = lambda name, value, **kwargs: method.logged.update({name: float(value)})

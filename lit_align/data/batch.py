@@ -42,7 +42,7 @@ class PairBatch(Batch, total=False):
     by methods that sample their own pairs (OnlinePreference, SPIN, PSO).
 
     win, lose: (B, 3, H, W). Read by preference methods, and by reward modelling as they are.
-    win_latents, lose_latents: (B, C, h, w), with `encode_once` in place of the images.
+    win_latents, lose_latents: (B, C, h, w), which replace the images if `encode_once` is set.
     label: (B,), 1 where `win` is preferred and 0.5 in a tie; absent where there are no ties. Read by methods of ties.
     p: (B,), the probability that `win` is preferred. Made and read by NashMD.
     """
@@ -60,7 +60,7 @@ class ImageBatch(Batch, total=False):
     reward-weighted methods.
 
     image: (B, 3, H, W). Read by supervised fine-tuning, KTO, and methods with a pre-training loss.
-    image_latents: (B, C, h, w), with `encode_once` in place of the images.
+    image_latents: (B, C, h, w), which replace the images if `encode_once` is set.
     label: (B,), 1 for a desirable image, 0 for an undesirable one. Read by KTO.
     weight: (B,), each sample's weight in the denoising loss. Made and read by reward-weighted methods.
     """
@@ -76,7 +76,7 @@ class RankingBatch(Batch, total=False):
     rewards-in-context.
 
     images: (B, K, 3, H, W).
-    images_latents: (B, K, C, h, w), with `encode_once` in place of the images.
+    images_latents: (B, K, C, h, w), which replace the images if `encode_once` is set.
     scores: (B, K, R).
     """
 

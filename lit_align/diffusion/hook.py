@@ -94,7 +94,7 @@ def chain(hooks: tuple[Hook, ...], policy, sampler: "Sampler") -> tuple[Hook, ..
     for i, hook in enumerate(hooks):
         name = type(hook).__name__
         if hook in hooks[:i]:
-            raise ValueError(f"the same {name} stands twice in steering: list another one.")
+            raise ValueError(f"steering lists the same {name} object twice: create a second {name}.")
         for inner in hooks[i + 1 :]:
             unused = [m for m in hook.replaces if getattr(type(inner), m) is not getattr(Hook, m)]
             if unused:

@@ -64,7 +64,7 @@ class FKSteering(Hook):
 
     def check(self, policy, sampler: Sampler) -> None:
         if sum(isinstance(hook, FKSteering) for hook in sampler.steering) > 1:
-            raise ValueError("FKSteering stands twice in steering; their particles cannot be told apart: keep one.")
+            raise ValueError("steering lists FKSteering twice; their particles cannot be told apart: keep one.")
         noisy = (sampler.step_std(policy) > 0).tolist()
         steps = self.schedule(sampler.steps) - {sampler.steps - 1}
         if not any(noisy[i + 1] for i in steps):

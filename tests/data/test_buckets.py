@@ -24,7 +24,7 @@ def test_sizes_have_the_area_of_the_square(resolution):
 
 
 class SeesShapes(Watcher):
-    """Notes indices and the shape of what it is fed."""
+    """Records the batch indices and the image sizes it receives."""
 
     def __init__(self, key):
         super().__init__()

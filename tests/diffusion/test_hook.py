@@ -162,5 +162,5 @@ def test_what_would_do_nothing_is_refused_by_name():
     Sampler(2, 1.0, steering=[Guided(3.0, 0.1), Deaf()])(Analytic(), [""])  # this way round both act
     Sampler(2, 1.0, steering=[Deaf(), Shifted(0.1)])(Analytic(), [""])
     twice = Shifted(0.1)
-    with pytest.raises(ValueError, match="the same Shifted stands twice"):
+    with pytest.raises(ValueError, match="lists the same Shifted object twice"):
         Sampler(2, 1.0, steering=[twice, twice])(Analytic(), [""])

@@ -137,7 +137,7 @@ def test_particles_of_a_prompt_are_resampled_on_the_way_and_start_apart():
 def test_it_says_what_it_cannot_do():
     with pytest.raises(ValueError, match="it would only take the best of 4 samples"):
         Sampler(10, 1.0, DDIM(0.0), [FKSteering(Level())])(bell(), ["x"])
-    with pytest.raises(ValueError, match="stands twice"):
+    with pytest.raises(ValueError, match="lists FKSteering twice"):
         Sampler(10, 1.0, DDIM(1.0), [FKSteering(Level()), FKSteering(Level())])(bell(), ["x"])
     with pytest.raises(ValueError, match="0 <= start <= end <= 1"):
         FKSteering(Level(), start=20, end=80, every=20)

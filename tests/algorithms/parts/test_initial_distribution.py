@@ -13,7 +13,7 @@ from lit_align.policies.stable_diffusion import StableDiffusion
 
 
 def constant(policy, q):
-    """A law whose drift is q everywhere."""
+    """An initial distribution whose drift is q everywhere."""
     law = InitialDistribution(policy, steps=4)
     law.q[-1].bias.data[:] = q
     return law

@@ -2,26 +2,11 @@
 
 import pytest
 import torch
-from parts import Darkness, T
+from parts import BlackBox, T
 from preferences import still
 
 from lit_align.algorithms.parts.surrogate import Surrogate
-from lit_align.rewards.reward import Reward
 from lit_align.shapes.reward import ShapesReward
-
-
-class BlackBox(Reward):
-    """Darkness without gradient, which counts what it is asked."""
-
-    name, differentiable = "black_box", False
-
-    def __init__(self):
-        super().__init__()
-        self.asked = []
-
-    def forward(self, images, texts):
-        self.asked += list(texts)
-        return Darkness()(images.detach().clone(), texts)
 
 
 def surrogate(**kwargs):

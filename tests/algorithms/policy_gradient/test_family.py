@@ -1,9 +1,9 @@
 """What every method of the policy-gradient family does, trajectory preferences included. A new file is tested unasked."""
 
 from functools import cache
-from tempfile import TemporaryDirectory
 
 import lightning as L
+import parts
 import pytest
 import torch
 from online import Mean, policy_gradient
@@ -35,11 +35,7 @@ def make(cls, policy=None, scale=1.0, **kwargs):
 def change(cls, scale):
     """What a training step adds to the policy's trained parameters."""
     L.seed_everything(0, verbose=False)
-    method = make(cls, scale=scale, optimizer=sgd(1e-2))
-    before = torch.cat([p.detach().flatten() for p in trained(method.policy)])
-    with TemporaryDirectory() as folder:
-        trainer(folder).fit(method, prompts())
-    return torch.cat([p.detach().flatten() for p in trained(method.policy)]) - before
+    return parts.change(make(cls, scale=scale, optimizer=sgd(1e-2)))
 
 
 def test_the_family_is_found():

@@ -3,7 +3,7 @@
 import lightning as L
 import pytest
 import torch
-from parts import Darkness, prompts, trainer
+from parts import BlackBox, Darkness, prompts, trainer
 
 from lit_align.algorithms.reward_gradient.seiko import SEIKO
 from lit_align.diffusion.sampler import Sampler, all_steps
@@ -11,21 +11,6 @@ from lit_align.diffusion.transition import DDIM, FlowSDE
 from lit_align.policies.adapters import Full, LoRA
 from lit_align.policies.stable_diffusion import StableDiffusion
 from lit_align.policies.stable_diffusion3 import StableDiffusion3
-from lit_align.rewards.reward import Reward
-
-
-class BlackBox(Reward):
-    """Darkness without gradient, which counts what it is asked."""
-
-    name, differentiable = "black_box", False
-
-    def __init__(self):
-        super().__init__()
-        self.asked = []
-
-    def forward(self, images, texts):
-        self.asked += list(texts)
-        return Darkness()(images.detach().clone(), texts)
 
 
 def make(policy=None, **kwargs):
