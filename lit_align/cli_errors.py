@@ -110,6 +110,10 @@ class Parser(LightningArgumentParser):
         if not classes:
             every = {"model", "data", "trainer", "class_path", "init_args"} | options(*known)
             wrong = next((part for part in option.split(".") if part not in every), option)
+            takers = sorted(c.__name__ for c in known if wrong in signature(c.__init__).parameters)
+            if takers:  # a known option, in another place
+                some = f"{len(takers)} classes, such as {takers[0]}" if len(takers) > 1 else takers[0]
+                return f"there is no option {option} at this place; {wrong} is an option of {some}."
             return f"there is no option {option}" + perhaps(wrong, every)
         own = options(*classes) - {"self", "args", "kwargs"}
         wrong = next((part for part in option.split(".") if part not in own), option)

@@ -197,6 +197,7 @@ def test_paths_in_configs_mean_the_project_from_anywhere(tmp_path, monkeypatch):
         ("fit --config parabola --model nowhere.Parabola", "no module nowhere"),
         ("fit --config parabola --data Zeroes", "no class Zeroes; did you mean Zeros"),
         ("fit --config parabola --model.betta 2", "Parabola has no option betta; did you mean beta"),
+        ("fit --config parabola --beta 2", "no option beta at this place; beta is an option of "),
         ("fit --config parabola --model.beta two", "beta: Expected a float, got two"),
         ("fit --config parabola --model.beta -1", "beta is -1.0: give a positive one."),
         ("fit --config parabola --model.optimizer torch.optim.Adm", "no class Adm; did you mean Adam"),
