@@ -1,4 +1,5 @@
-"""`python -m lit_align fit|validate|test|predict|export --config NAME`, and what needs no torch: `--help`, `list`."""
+"""`python -m lit_align fit|validate|test|predict|export --config NAME`, the commands of `tools/`, and what needs no
+torch: `--help`, `list`."""
 
 import sys
 

@@ -23,6 +23,7 @@ from lit_align import configs
 from lit_align.callbacks import Comparison, Progress, SampleWriter, SaveOnInterrupt, Summary
 from lit_align.checkpoint import AtomicCheckpointIO
 from lit_align.cli_errors import Parser, of_the_user
+from lit_align.overview import tools
 from lit_align.paths import PACKAGE, find
 from lit_align.start import missing_devices, training_amount
 
@@ -204,7 +205,20 @@ class CLI(LightningCLI):
         return str(last.parent / os.path.relpath(best["best_model_path"], best["dirpath"]))  # where the run lies now
 
 
-def main(args: list[str] | None = None, model_class=None, data_class=None) -> CLI:
+def run_tool(name: str, args: list[str]) -> None:
+    """Calls the function `name` of lit_align/tools/<name>.py; its signature and docstring are the command line."""
+    function = getattr(importlib.import_module(f"lit_align.tools.{name}"), name)
+    parser = Parser(prog=f"python -m lit_align {name}", description=(function.__doc__ or "").split("\n\n")[0])
+    parser.add_function_arguments(function, as_group=False, sub_configs=True)
+    given = parser.parse_args(args)
+    try:
+        given = parser.instantiate(given)
+    except (ValueError, OSError) as error:  # what a constructor says of its arguments
+        parser.end(parser.sentence(str(error)), 2)
+    function(**vars(given))
+
+
+def main(args: list[str] | None = None, model_class=None, data_class=None) -> CLI | None:
     """Runs the command line; `args` in place of the process's own."""
     torch.set_flush_denormal(True)  # a loss that saturates leaves gradients of 1e-40, with which a CPU is slow
     import_all()
@@ -222,11 +236,13 @@ def main(args: list[str] | None = None, model_class=None, data_class=None) -> CL
     typed = sys.argv[1:] if args is None else list(args)
     if debug := "--debug" in typed:
         (sys.argv if args is None else args).remove("--debug")
-    CLI.typed = [word for word in typed if word != "--debug"]
+    CLI.typed = typed = [word for word in typed if word != "--debug"]
     model_class, data_class = model_class or Sampling, data_class or AlignData
     own = (model_class, data_class, Policy, Adapter, Reward, StepReward, Sampler, Hook, Transition)
     Parser.bases, Parser.debug = (*own, L.Callback, L.Trainer, Optimizer, LRScheduler), debug
     try:
+        if typed and typed[0] in tools():
+            return run_tool(typed[0], typed[1:])
         return CLI(
             model_class,
             data_class,

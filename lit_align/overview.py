@@ -11,7 +11,7 @@ from pathlib import Path
 from lit_align.configs import CONFIGS
 from lit_align.paths import PACKAGE
 
-HELP = f"""\
+HELP = """\
 lit_align aligns diffusion models: it trains or steers them towards preferences and rewards, and tests the result.
 
   python -m lit_align fit  --config shapes/dpo.yaml                     train; about three minutes on a laptop's CPU
@@ -25,6 +25,7 @@ Commands
   predict    write samples to disk
   export     write a checkpoint as LoRA weights or a pipeline, for diffusers or (--format kohya) ComfyUI
   list       what can be run: methods, steering, recipes, rewards, datasets (list NAME: one of these)
+{TOOLS}
 
 A config is found by its name under {CONFIGS}.
 Later --config files and flags win: --model.beta 1000, --data.path pairs.jsonl, --trainer.devices 8.
@@ -32,6 +33,7 @@ Later --config files and flags win: --model.beta 1000, --data.path pairs.jsonl, 
   python -m lit_align fit --config dpo_sdxl.yaml --print_config   every option of a recipe with its value
   python -m lit_align fit --model.help DiffusionDPO               what a method takes
   python -m lit_align fit --help                                  every option of a command
+  python -m lit_align merge --help                                what merge, or another of these tools, takes
   --debug                                                         with any command: the traceback of an error
 """
 
@@ -39,7 +41,8 @@ Later --config files and flags win: --model.beta 1000, --data.path pairs.jsonl, 
 def answer(args: list[str]) -> bool:
     """Prints what `args` ask for; False where they are a command that runs something."""
     if not args or args[0] in ("-h", "--help", "help"):
-        print(HELP, end="")
+        lines = "\n".join(f"  {name:<10} {line}" for name, line in tools().items())
+        print(HELP.format(CONFIGS=CONFIGS, TOOLS=lines), end="")
         return True
     if args[0] != "list":
         return False
@@ -84,6 +87,17 @@ def rewards() -> dict[str, str]:
 
 def datasets() -> dict[str, str]:
     return named(subclasses("AlignData"), "data", "shapes")
+
+
+def tools() -> dict[str, str]:
+    """Command -> a line about it: every file of `tools/` with a function of its own name."""
+    lines = {}
+    for path in sorted((PACKAGE / "tools").glob("*.py")):
+        functions = {f.name: f for f in ast.parse(path.read_text()).body if isinstance(f, ast.FunctionDef)}
+        if path.stem in functions:
+            line = brief(ast.get_docstring(functions[path.stem]) or "")
+            lines[path.stem] = line[:1].lower() + line[1:]
+    return lines
 
 
 def classes() -> dict[str, tuple[Path, ast.ClassDef, str]]:

@@ -17,12 +17,18 @@ class Reward(nn.Module):
     """A reward model or rule.
 
     Attributes: `name` labels it in logs (`val/reward/<name>`); `differentiable` is True if gradients reach the images;
-    `names` labels the R numbers of a reward that gives several.
+    `names` labels the R numbers of a reward that gives several. The others say what a user must know of a reward, and
+    `docs/rewards.md` lists them.
     """
 
     name: str
     differentiable: bool
     names: tuple[str, ...] = ()
+    artefact = ""  # the published weights it loads: hub id or file
+    licence = ""  # of the artefact
+    scale = ""  # its unit and usual range
+    text_limit: int | None = None  # tokens of a prompt that are read, special ones included; None: all
+    blind_to = ""  # what it does not see
 
     @abstractmethod
     def forward(self, images: Tensor, prompts: list[str], **columns: list) -> Tensor:

@@ -1,7 +1,7 @@
 """Co-Merge of SafetyDPO / AlignGuard (arXiv 2412.10493): merges several LoRA experts into one LoRA.
 
-`python -m lit_align.tools.merge --policy StableDiffusion --policy.pretrained checkpoints/shapes-sd --experts
-checkpoints/safety-red/policy checkpoints/safety-cross/policy --prompts red.jsonl cross.jsonl --out merged`
+`python -m lit_align merge --policy StableDiffusion --policy.pretrained checkpoints/shapes-sd --out merged
+--experts '[checkpoints/safety-red/policy, checkpoints/safety-cross/policy]' --prompts '[red.jsonl, cross.jsonl]'`
 
 Each expert samples from its own prompts. Each weight of the merged LoRA is taken from the expert in which that weight
 is most active.
@@ -17,7 +17,6 @@ started from the same A, so train the experts with the same seed.
 from contextlib import contextmanager
 
 import torch
-from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
 from lit_align.data.tables import read_prompts
@@ -65,11 +64,37 @@ def most_active(weights: list[Tensor], active: list[Tensor]) -> Tensor:
     return torch.stack(weights).gather(0, torch.stack(active).argmax(0, keepdim=True))[0]
 
 
-def merge(policy: Policy, experts: list[str], prompts: list[list[str]], out: str, sampler: Sampler) -> None:
-    """Merges LoRA experts, folders or files that `load_lora_weights` reads, and writes the result to the folder `out`.
-    `prompts` holds a list for each expert. Raises ValueError if the experts differ in rank, alpha or layers."""
+def merge(
+    policy: Policy,
+    experts: list[str],
+    prompts: list[str],
+    out: str,
+    sampler: Sampler | None = None,
+    column: str = "prompt",
+    n: int = 64,
+    device: str = "cpu",
+) -> None:
+    """Merges LoRA experts into one LoRA, by the activity of their weights (SafetyDPO's Co-Merge, arXiv 2412.10493).
+
+    Raises ValueError if the experts differ in rank, alpha or layers, or if there is not one prompt file for each.
+
+    Args:
+        policy: the base model.
+        experts: folders or files that `load_lora_weights` reads.
+        prompts: one prompt file for each expert.
+        out: folder to write pytorch_lora_weights.safetensors to.
+        sampler: how the experts sample (default: 50 DDIM steps, guidance 7.5).
+        column: of the prompts in these files.
+        n: number of prompts used from each file.
+        device: where the model runs.
+    """
+    if len(experts) != len(prompts):
+        raise ValueError(
+            f"{len(experts)} experts and {len(prompts)} prompt files: give one prompt file for each expert."
+        )
+    policy, sampler = policy.to(device), sampler or Sampler()
     weights, active, kinds = [], [], []
-    for expert, texts in zip(experts, prompts, strict=True):
+    for expert, file in zip(experts, prompts):
         policy.pipe.unload_lora_weights()
         policy.pipe.load_lora_weights(expert, adapter_name="default")
         weights.append({name: m.weight.detach().clone() for name, m in lora_layers(policy.denoiser).items()})
@@ -77,34 +102,8 @@ def merge(policy: Policy, experts: list[str], prompts: list[list[str]], out: str
         kinds.append((alpha, {name: w.shape for name, w in weights[-1].items()}))
         if kinds[-1] != kinds[0]:
             raise ValueError(f"{expert} differs from {experts[0]} in rank, alpha or layers: experts must be alike.")
-        active.append(activity(policy, sampler, texts))
+        active.append(activity(policy, sampler, read_prompts(file, column)["prompt"][:n]))
     for name, layer in lora_layers(policy.denoiser).items():
         layer.weight.data = most_active([w[name] for w in weights], [a[name] for a in active])
     policy.save_lora(out)
-
-
-def main(args: list[str] | None = None) -> None:
-    from lit_align.cli import import_all
-
-    import_all()
-    parser = ArgumentParser(prog="python -m lit_align.tools.merge", description=__doc__)
-    parser.add_subclass_arguments(Policy, "policy", required=True)
-    parser.add_class_arguments(Sampler, "sampler")
-    parser.add_argument("--experts", nargs="+", required=True, help="LoRA folders or files")
-    parser.add_argument("--prompts", nargs="+", required=True, help="one prompt file for each expert")
-    parser.add_argument("--column", default="prompt", help="column of the prompts in these files")
-    parser.add_argument("--n", type=int, default=64, help="number of prompts to use from each file")
-    parser.add_argument("--out", required=True, help="folder to write pytorch_lora_weights.safetensors to")
-    parser.add_argument("--device", default="cpu")
-    given = parser.instantiate_classes(parser.parse_args(args))
-    if len(given.experts) != len(given.prompts):
-        parser.error(
-            f"{len(given.experts)} experts and {len(given.prompts)} prompt files: give one prompt file for each expert."
-        )
-    prompts = [read_prompts(path, given.column)["prompt"][: given.n] for path in given.prompts]
-    merge(given.policy.to(given.device), given.experts, prompts, given.out, given.sampler)
-    print(f"merged {len(given.experts)} experts into {given.out}")
-
-
-if __name__ == "__main__":
-    main()
+    print(f"merged {len(experts)} experts into {out}")

@@ -11,7 +11,8 @@ from lit_align.policies.adapters import LoRA
 from lit_align.policies.sdxl import StableDiffusionXL
 from lit_align.policies.stable_diffusion import StableDiffusion
 from lit_align.policies.stable_diffusion3 import StableDiffusion3
-from lit_align.tools.merge import main, merge
+from lit_align.cli import main
+from lit_align.tools.merge import merge
 
 PROMPTS = [["a red circle", "two red squares"], ["a cross"]]
 FILE = "pytorch_lora_weights.safetensors"
@@ -40,8 +41,16 @@ def seen_by(policy, prompts):
     return {name: (weights[f"{name}.weight"], (weights[f"{name}.weight"][:, None, :] * torch.cat(x)[None]).abs().mean(1)) for name, x in inputs.items()}
 
 
+def written(folder, prompts):
+    """A prompt file for each expert."""
+    files = [folder / f"{i}.jsonl" for i in range(len(prompts))]
+    for file, texts in zip(files, prompts):
+        file.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in texts))
+    return [str(file) for file in files]
+
+
 def merged(family, folders, prompts, out):
-    merge(family("tiny"), folders, prompts, str(out), Sampler(2, 3.0))
+    merge(family("tiny"), folders, written(out.parent, prompts), str(out), Sampler(2, 3.0))
     return load_file(out / FILE)
 
 
@@ -75,8 +84,8 @@ def test_an_expert_that_is_always_the_most_active_comes_out_whole(tmp_path):
 def test_one_expert_merges_to_itself_from_the_command_line(tmp_path):
     policy, folder = expert(StableDiffusion, tmp_path / "a", 0)
     (tmp_path / "p.jsonl").write_text("".join(json.dumps({"caption": p}) + "\n" for p in PROMPTS[0]))
-    args = ["--policy", "StableDiffusion", "--policy.pretrained", "tiny", "--sampler.steps", "2", "--column", "caption"]
-    main([*args, "--experts", folder, "--prompts", str(tmp_path / "p.jsonl"), "--out", str(tmp_path / "out")])
+    args = ["merge", "--policy", "StableDiffusion", "--policy.pretrained", "tiny", "--sampler", "Sampler", "--sampler.steps", "2", "--column", "caption"]
+    main([*args, "--experts", f"[{folder}]", "--prompts", f"[{tmp_path}/p.jsonl]", "--out", str(tmp_path / "out")])
     plain, x = StableDiffusion("tiny"), torch.randn(2, *policy.latent_shape)
     plain.pipe.load_lora_weights(str(tmp_path / "out"))
     with torch.no_grad():
@@ -93,5 +102,5 @@ def test_experts_that_are_not_alike_are_refused(tmp_path):
 
 def test_each_expert_needs_its_prompts(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        main(["--policy", "StableDiffusion", "--policy.pretrained", "tiny", "--experts", "a", "b", "--prompts", "a.txt", "--out", "m"])
+        main(["merge", "--policy", "StableDiffusion", "--policy.pretrained", "tiny", "--experts", "[a, b]", "--prompts", "[a.txt]", "--out", "m"])
     assert "2 experts and 1 prompt files" in capsys.readouterr().err
