@@ -6,12 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lit_align.cli import main
 from lit_align.diffusion.sampler import Sampler
 from lit_align.policies.adapters import LoRA
 from lit_align.policies.sdxl import StableDiffusionXL
 from lit_align.policies.stable_diffusion import StableDiffusion
 from lit_align.policies.stable_diffusion3 import StableDiffusion3
-from lit_align.cli import main
 from lit_align.tools.merge import merge
 
 PROMPTS = [["a red circle", "two red squares"], ["a cross"]]
