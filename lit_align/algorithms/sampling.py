@@ -12,7 +12,7 @@ from lit_align.diffusion.sampler import Sampler
 from lit_align.diffusion.state import State
 from lit_align.policies.policy import Policy
 from lit_align.ranges import check_ranges
-from lit_align.rewards.reward import Reward, components, judge, missing_column
+from lit_align.rewards.reward import Reward, components, judge, missing_column, refuse_masks
 
 
 class Sampling(L.LightningModule):
@@ -48,6 +48,7 @@ class Sampling(L.LightningModule):
         for part in (self, self.sampler, self.sampler.transition):
             check_ranges(part, self.ranges)
         self.check_columns(self.rewards, {"fit": "val", "validate": "val"}.get(stage, stage))
+        refuse_masks(self.rewards, f"model.rewards of {type(self).__name__}")
 
     def check_columns(self, rewards, split: str) -> None:
         """Raises ValueError if a reward needs a column that the split's data lacks (train, val, test or predict)."""

@@ -17,13 +17,15 @@ class Reward(nn.Module):
     """A reward model or rule.
 
     Attributes: `name` labels it in logs (`val/reward/<name>`); `differentiable` is True if gradients reach the images;
-    `names` labels the R numbers of a reward that gives several. The others say what a user must know of a reward, and
-    `docs/rewards.md` lists them.
+    `names` labels the R numbers of a reward that gives several; `masks` is True if a score can be NaN, which means that
+    the image could not be scored, and that training leaves it out. The others say what a user must know of a reward,
+    and `docs/rewards.md` lists them.
     """
 
     name: str
     differentiable: bool
     names: tuple[str, ...] = ()
+    masks = False
     artefact = ""  # the published weights it loads: hub id or file
     licence = ""  # of the artefact
     scale = ""  # its unit and usual range
@@ -85,6 +87,16 @@ def checked(reward: Reward, score: Any, n: int, several: int = 0) -> Tensor:
     wanted = f"one number per image, a tensor of shape ({n},)"
     wanted += f", or {several} numbers, of shape ({n}, {several})" if several else ""
     raise ValueError(f"the reward {reward.name} must give {wanted}; it gave {gave}.")
+
+
+def refuse_masks(module: nn.Module, who: str) -> None:
+    """Raises ValueError if a reward within the module leaves out images that could not be scored."""
+    for part in module.modules():
+        if isinstance(part, Reward) and part.masks:
+            raise ValueError(
+                f"{who} needs a score for every image, and {type(part).__name__} leaves out those that could not be "
+                "scored: set its on_failure to stop."
+            )
 
 
 def missing_column(reward: Reward, name: str, available) -> str:

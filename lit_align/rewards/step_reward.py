@@ -14,6 +14,7 @@ class StepReward(nn.Module):
     """
 
     needs_x0: bool
+    masks = False  # every sample is scored
 
     @abstractmethod
     def forward(self, policy, x_t: Tensor, x_0: Tensor | None, t: Tensor, prompts: list[str]) -> Tensor:

@@ -10,7 +10,7 @@ from lit_align.diffusion.hook import Hook
 from lit_align.diffusion.process import append_dims
 from lit_align.diffusion.sampler import Sampler
 from lit_align.diffusion.state import State, derived_seed
-from lit_align.rewards.reward import Reward, judge
+from lit_align.rewards.reward import Reward, judge, refuse_masks
 from lit_align.steering.outer_sampler import OuterSampler
 
 
@@ -30,6 +30,7 @@ class BestOfN(OuterSampler):
         super().__init__(sampler)
         if n < 1:
             raise ValueError(f"BestOfN: n is {n}; draw at least one sample.")
+        refuse_masks(reward, "BestOfN")
         self.reward, self.n, self.decode_size = reward.eval().requires_grad_(False), n, decode_size
 
     def search(

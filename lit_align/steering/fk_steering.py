@@ -9,7 +9,7 @@ from lit_align.diffusion.hook import Hook
 from lit_align.diffusion.process import append_dims
 from lit_align.diffusion.sampler import Sampler
 from lit_align.diffusion.state import State, randn_like
-from lit_align.rewards.reward import Reward, judge
+from lit_align.rewards.reward import Reward, judge, refuse_masks
 
 
 def systematic(log_w: Tensor) -> Tensor:
@@ -51,6 +51,7 @@ class FKSteering(Hook):
         ess: float = 0.5,
         decode_size: int = 8,
     ):
+        refuse_masks(reward, "FKSteering")
         self.reward, self.particles = reward.eval().requires_grad_(False), particles
         self.lmbda, self.potential, self.ess = lmbda, potential, ess
         self.start, self.end, self.every, self.decode_size = start, end, every, decode_size

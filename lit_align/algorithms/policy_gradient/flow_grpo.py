@@ -3,9 +3,9 @@
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lit_align.algorithms.parts.advantages import Group
+from lit_align.algorithms.parts.advantages import Advantage, Group
 from lit_align.algorithms.parts.clipping import clipped_surrogate
 from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, StepBatch
 from lit_align.diffusion.state import Trajectory
@@ -38,7 +38,7 @@ class FlowGRPO(PolicyGradient):
             gradient at every step. For FlowSDE.
     """
 
-    uses_reference, ranges = True, {"beta": NOT_NEGATIVE}
+    uses_reference, takes_masked_rewards, ranges = True, True, {"beta": NOT_NEGATIVE}
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class FlowGRPO(PolicyGradient):
         samples_per_prompt: int = 24,
         fraction: float = 1.0,
         guard: bool = False,
-        advantage: nn.Module | None = None,
+        advantage: Advantage | None = None,
         **kwargs,
     ):
         super().__init__(advantage=advantage or Group(), samples_per_prompt=samples_per_prompt, **kwargs)
