@@ -103,7 +103,7 @@ class HTTPReward(Remote):
             raise ValueError("the answer is not that of a reward server")
         if answer.get("name") != self.about["name"]:
             served = f"one of {', '.join(self.client.urls)} serves {answer.get('name')}"
-            raise RuntimeError(f"{served}, another {self.about['name']}: give the URLs of one reward.")
+            raise RuntimeError(f"{served}, another than {self.about['name']}: give the URLs of one reward.")
         scores, width = answer["scores"], len(self.names)
         rows = scores if width else [[score] for score in scores]
         number = lambda x: isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)

@@ -91,12 +91,11 @@ def checked(reward: Reward, score: Any, n: int, several: int = 0) -> Tensor:
 
 def refuse_masks(module: nn.Module, who: str) -> None:
     """Raises ValueError if a reward within the module leaves out images that could not be scored."""
-    for part in module.modules():
-        if isinstance(part, Reward) and part.masks:
-            raise ValueError(
-                f"{who} needs a score for every image, and {type(part).__name__} leaves out those that could not be "
-                "scored: set its on_failure to stop."
-            )
+    if masked := [part for part in module.modules() if isinstance(part, Reward) and part.masks]:
+        raise ValueError(
+            f"{who} needs a score for every image, and {type(masked[-1]).__name__} leaves out those that could not be "
+            "scored: set its on_failure to stop."
+        )
 
 
 def missing_column(reward: Reward, name: str, available) -> str:

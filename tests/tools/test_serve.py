@@ -248,6 +248,7 @@ def test_a_server_that_others_reach_needs_a_token(host, monkeypatch):
         serve(Shade(), host=host)
 
 
+@pytest.mark.slow
 def test_the_command_serves_until_ctrl_c(tmp_path):
     """What a user types, from an empty folder."""
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
