@@ -17,6 +17,8 @@ class Prompts(AlignData):
 
     def __init__(self, path: str, column: str = "prompt", split: str = "train", **kwargs):
         super().__init__(**kwargs)
+        if self.smoke and self.prompt_files["val"]:
+            self.smoke_file = self.prompt_files["val"]  # it has the columns that the recipe's rewards ask for
         self.path, self.column, self.split = self.training_path(path), column, split
 
     def load(self, split: str):
