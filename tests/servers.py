@@ -1,10 +1,12 @@
 """Servers on this machine's loopback, for tests of what calls them."""
 
+import io
 import json
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import uvicorn
 
 from lit_align.tools.serve import application
@@ -24,6 +26,17 @@ def reward_server(reward, port=0, **options):
     finally:
         server.should_exit = True
         thread.join()
+
+
+def sent(body):
+    """What HTTPReward sent: {"prompts", "columns", "images"}."""
+    with np.load(io.BytesIO(body), allow_pickle=False) as file:
+        return json.loads(file["rows"].tobytes()) | {"images": file["images"]}
+
+
+def darkness(body):
+    """The answer of a server of 1 - the mean pixel."""
+    return 200, {"name": "fake", "scores": (1 - sent(body)["images"].mean((1, 2, 3))).tolist()}
 
 
 @contextmanager

@@ -216,6 +216,13 @@ def test_a_sum_of_rewards_logs_each_of_them(tmp_path, monkeypatch):
     assert checkpoint["state_dict"]["reward._extra_state"][0, 0] > 0  # samples that were scored
 
 
+def test_two_rewards_are_normalised_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cli = main(["fit", "--config", "shapes/flow_grpo", "--config", "with/gdpo", "--config", "smoke", *QUIET])
+    assert {"train/reward/right", "train/reward/small"} <= set(cli.trainer.callback_metrics)
+    assert type(cli.model.advantage).__name__ == "PerReward" and cli.model.advantage.weights == [1.0, 0.2]
+
+
 @pytest.mark.parametrize("flag,instead", [("gradient_clip_val", "model.max_grad_norm"), ("accumulate_grad_batches", "data.batch_size")])
 def test_a_method_with_optimizer_steps_of_its_own_names_its_own_option(flag, instead, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

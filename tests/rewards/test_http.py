@@ -1,8 +1,9 @@
 """Rewards that servers compute: what is asked, what is accepted, and what becomes of a server that fails."""
 
 import copy
-import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -10,12 +11,15 @@ import time
 import pytest
 import torch
 from parts import Darkness, T, prompts, tiny, trainer
-from servers import reward_server, scripted_server
+from PIL import Image
+from servers import darkness, reward_server, scripted_server, sent
 
 from lit_align.algorithms.forward_process.crd import CRD
 from lit_align.algorithms.policy_gradient.ddpo import DDPO
+from lit_align.cli import main
 from lit_align.diffusion.sampler import Sampler
 from lit_align.diffusion.transition import DDIM
+from lit_align.paths import ROOT
 from lit_align.policies.stable_diffusion3 import StableDiffusion3
 from lit_align.rewards.clip_score import CLIPScore
 from lit_align.rewards.http import HTTPReward
@@ -23,16 +27,7 @@ from lit_align.rewards.multi_reward import MultiReward
 from lit_align.rewards.reward import Reward, components, judge
 
 FAST = {"backoff": 0.01, "timeout": 5.0}
-GOOD = lambda body: (200, {"name": "fake", "scores": [0.5] * len(rows_of(body)["prompts"])})
-
-
-def rows_of(body):
-    import io
-
-    import numpy as np
-
-    with np.load(io.BytesIO(body), allow_pickle=False) as file:
-        return json.loads(file["rows"].tobytes()) | {"images": file["images"]}
+GOOD = lambda body: (200, {"name": "fake", "scores": [0.5] * len(sent(body)["prompts"])})
 
 
 class Wanted(Reward):
@@ -207,6 +202,7 @@ def ddpo(reward, **kwargs):
     return DDPO(policy=tiny(), reward=reward, optimizer=lambda p: torch.optim.SGD(p, lr=1e-3), **(ROLLOUT | kwargs))
 
 
+@pytest.mark.slow
 def test_a_method_learns_from_a_served_reward_as_from_the_reward(tmp_path):
     images = lambda method: torch.cat([p.detach().flatten() for p in method.policy.parameters() if p.requires_grad])
     with reward_server(Darkness()) as url:
@@ -250,6 +246,24 @@ def test_a_server_that_is_killed_and_comes_back_is_waited_for(tmp_path):
         process.kill()
 
 
+@pytest.mark.slow
+def test_the_commands_of_the_page(tmp_path, monkeypatch):
+    """docs/served_rewards.md: its server's reward, its run (two small steps), and its client."""
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs/served_rewards.md").read_text()
+    served, run = (shlex.split(line) for line in re.findall(r"^python -m lit_align (.+)$", page, re.M))
+    assert served == ["serve", "--reward", "CLIPScore", "--port", "8000"]
+    with reward_server(CLIPScore("tiny")) as url:
+        here = [word.replace("http://127.0.0.1:8000", url) for word in run]
+        cli = main([*here, "--config", "smoke", "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"])
+        assert cli.trainer.global_step >= 2 and cli.model.reward.client.urls == [url] and cli.model.reward.about["name"] == "pickscore"
+        Image.new("RGB", (16, 16), (9, 99, 200)).save("cat.png")
+        (client,) = re.findall(r"```python\n(.+?)```", page, re.S)
+        exec(client.replace("http://127.0.0.1:8000", url).replace("print(", "scores = list("), found := {})
+    with torch.no_grad():
+        assert found["scores"] == pytest.approx(CLIPScore("tiny")(T([9, 99, 200]).view(1, 3, 1, 1).expand(1, 3, 16, 16) / 255, ["a cat"]).tolist(), rel=1e-5)
+
+
 # Samples that could not be scored
 
 
@@ -259,9 +273,7 @@ def fails_at(*numbers):
 
     def answer(body):
         calls.append(body)
-        if len(calls) - 1 in numbers:
-            return 500, b""
-        return 200, {"name": "fake", "scores": (1 - rows_of(body)["images"].mean((1, 2, 3))).tolist()}
+        return (500, b"") if len(calls) - 1 in numbers else darkness(body)
 
     return answer
 
