@@ -22,7 +22,6 @@ import socket
 import threading
 import traceback
 import zipfile
-from collections import deque
 from concurrent.futures import Future
 from typing import NamedTuple
 
@@ -58,7 +57,7 @@ class Batcher:
     def __init__(self, reward: Reward, batch_size: int, limit: int, device: str):
         self.reward = reward.eval().requires_grad_(False).to(device)
         self.batch_size, self.limit, self.device = batch_size, limit, device
-        self.waiting: deque[Job] = deque()
+        self.waiting: list[Job] = []
         self.changed = threading.Condition()
         threading.Thread(target=self.run, daemon=True).start()
 
@@ -79,17 +78,22 @@ class Batcher:
             self.score(jobs)
 
     def gather(self) -> list[Job]:
-        """Takes the first job, and later ones of its kind that fit into a batch with it."""
-        jobs, n = [], 0
-        for job in list(self.waiting):
+        """Takes the first job, and later ones of its kind that fit into a batch with it, but those whose client has
+        gone."""
+        jobs, left, n = [], [], 0
+        for job in self.waiting:
             if not jobs or (job.kind == jobs[0].kind and n + len(job.images) <= self.batch_size):
                 jobs.append(job)
                 n += len(job.images)
-                self.waiting.remove(job)
-        return jobs
+            else:
+                left.append(job)
+        self.waiting = left
+        return [job for job in jobs if job.scores.set_running_or_notify_cancel()]
 
     def score(self, jobs: list[Job]) -> None:
         """Sets the scores of jobs of one kind. Where they fail together, each is tried alone."""
+        if not jobs:
+            return
         try:
             prompts = [p for job in jobs for p in job.rows["prompt"]]
             columns = {name: [x for job in jobs for x in job.rows["columns"][name]] for name in jobs[0].rows["columns"]}

@@ -217,6 +217,18 @@ def test_a_large_request_is_scored_in_batches():
     assert len(scores) == 5 and reward.sizes == [2, 2, 1]
 
 
+def test_requests_of_other_sizes_and_clients_that_left_do_not_hold_up_the_others():
+    reward = Shade(seconds=0.2)
+    batcher = Batcher(reward, 8, 100, "cpu")
+    put = lambda side, n: batcher.put(torch.full((n, 3, side, side), 0.1 * n), {"prompt": ["a"] * n, "columns": {}})
+    first = put(2, 1)
+    time.sleep(0.1)  # it is being scored while these arrive
+    jobs = [put(4, 1), put(2, 2), put(4, 3), put(2, 4), put(2, 5)]
+    assert jobs[4].cancel()
+    assert [round(1 - job.result(timeout=30)[0].item(), 3) for job in [first, *jobs[:4]]] == [0.1, 0.1, 0.2, 0.3, 0.4]
+    assert reward.sizes == [1, 4, 6] and put(2, 1).result(timeout=30)[0].item() == pytest.approx(0.9)
+
+
 def test_more_images_than_can_wait_are_sent_away():
     batcher = Batcher(Shade(seconds=0.5), 1, 2, "cpu")
     put = lambda: batcher.put(torch.rand(1, 3, 2, 2), {"prompt": ["a"], "columns": {}})
