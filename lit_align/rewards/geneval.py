@@ -226,17 +226,16 @@ class GenEval(Reward):
 
     @torch.no_grad()
     def forward(self, images: Tensor, prompts: list[str], include, tag, exclude=None) -> Tensor:
-        scores = []
-        for image, clauses, kind, without in zip(
-            images.float(), include, tag, exclude or [None] * len(tag), strict=True
-        ):
-            objects, colors = self.objects(image, kind), lambda name, found: self.colors(image, name, found)
-            if self.rule == "correct":
-                scores.append(float(not reasons(objects, clauses, without, colors)))
-            else:
-                score, correct = graded(objects, clauses, colors)
-                scores.append(score if self.rule == "partial" else float(correct))
-        return torch.tensor(scores, device=images.device)
+        rows = zip(images.float(), include, tag, exclude or [None] * len(tag), strict=True)
+        with torch.autocast(images.device.type, enabled=False):
+            return torch.tensor([self.score(*row) for row in rows], device=images.device)
+
+    def score(self, image: Tensor, include: list[dict], tag: str, exclude: list[dict] | None) -> float:
+        objects, colors = self.objects(image, tag), lambda name, found: self.colors(image, name, found)
+        if self.rule == "correct":
+            return float(not reasons(objects, include, exclude, colors))
+        partial, strict = graded(objects, include, colors)
+        return partial if self.rule == "partial" else float(strict)
 
     def objects(self, image: Tensor, tag: str) -> Objects:
         """The confident detections in an image (3, H, W) in [0, 1]. Raises ValueError for an unknown tag."""

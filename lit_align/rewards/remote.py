@@ -5,6 +5,7 @@ import math
 import os
 import random
 import threading
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +41,8 @@ class HTTPClient:
         if not urls or not all(url.startswith(("http://", "https://")) for url in urls):
             raise ValueError(f"urls is {urls}: give one URL or more, each with http:// or https://.")
         self.urls, self.timeout, self.retries, self.backoff = [u.rstrip("/") for u in urls], timeout, retries, backoff
-        self.token_env, self.turn = token_env, int(os.environ.get("LOCAL_RANK", 0))  # the server that is asked next
+        self.turn = int(os.environ.get("LOCAL_RANK", 0))  # the server that is asked next
+        self.token_env, self.warned = token_env, False
 
     def map(self, send: Callable, values: list, concurrency: int) -> list:
         """send(value, ask) of every value, `concurrency` at a time; the first error ends all. `ask(request, read)` is
@@ -83,6 +85,9 @@ class HTTPClient:
                 failure = " ".join(str(error).split())[:200].rstrip(".")
             if status and 400 <= status < 500 and status not in AGAIN:
                 raise ValueError(f"{url} refuses a request for scores: {failure}.")
+            if not self.warned and self.retries:
+                self.warned = True
+                warnings.warn(f"{url}: {failure}; such requests are repeated, {self.retries} times at most")
             if attempt < self.retries and stop.wait(self.backoff * 2**attempt * random.uniform(0.5, 1.5)):
                 break
         raise ConnectionError(f"{url} gave no score, at the last of {attempt + 1} attempts: {failure}.")
