@@ -152,7 +152,7 @@ class Progress(ProgressBar):
         parts.append(f"{duration((now - since) / (trainer.global_step - step))} a step")
         if total and unit != "seconds":
             left = (now - since) * (total - done) / (done - before)
-            parts.append(f"about {duration(left)} for the other {total - done:,} {unit}, validations not counted")
+            parts.append(f"about {duration(left)} for the {total - done:,} {unit} left, validations not counted")
         self.print(", ".join(parts))
 
     def on_train_end(self, trainer, module) -> None:

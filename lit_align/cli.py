@@ -132,12 +132,13 @@ class CLI(LightningCLI):
         below it a folder named after what flags change of the training: see `lit_align.run_folder`. Exactly the typed
         --trainer.default_root_dir."""
         given, fits = self._get(self.config, "trainer").default_root_dir, self.subcommand == "fit"
-        if any(word.split("=")[0] == "--trainer.default_root_dir" for word in self.typed):
+        if any(word.startswith("--trainer.def") for word in self.typed):  # flags may be cut short
             run_folder.check(Path(given), self.training, fits, ckpt_path)
             return Path(given)
         files = [Path(str(f)) for f in self._get(self.config, "config") or []]
+        words = {word.split("=")[0] for word in self.typed if word.startswith("--")} - {"--config", "--ckpt_path"}
         flags = {}
-        if files and any(word.startswith(("--model", "--data", "--trainer", "--seed")) for word in self.typed):
+        if files and words:
             of_files = self.of_the_files()
             flags = differences(training(of_files), self.training) if of_files else {}
         choose = run_folder.of_fit if fits else run_folder.of_weights

@@ -33,6 +33,18 @@ def options(*classes: type) -> set[str]:
     return set().union(*(signature(c.__init__).parameters for cls in classes for c in cls.__mro__ if c is not object))
 
 
+def takers_of(option: str, classes: set[type]) -> list[str]:
+    """The names of those classes whose own signature has the option."""
+    return sorted(c.__name__ for c in classes if option in signature(c.__init__).parameters)
+
+
+def owners(option: str, classes: set[type]) -> str:
+    """Which of the classes takes an option, in words; empty if none does."""
+    takers = takers_of(option, classes)
+    some = f"{len(takers)} classes, such as {takers[0]}" if len(takers) > 1 else "".join(takers)
+    return f"{option} is an option of {some}" if takers else ""
+
+
 def perhaps(wrong: str, known: set[str], otherwise: str = ".") -> str:
     """What was perhaps meant, as the end of a sentence."""
     matches = difflib.get_close_matches(wrong, sorted(known), 3)
@@ -112,23 +124,21 @@ class Parser(LightningArgumentParser):
         if not classes:
             every = {"model", "data", "trainer", "class_path", "init_args"} | options(*known)
             wrong = next((part for part in option.split(".") if part not in every), option)
-            takers = sorted(c.__name__ for c in known if wrong in signature(c.__init__).parameters)
-            if here := self.places(wrong, known):
+            if here := self.places(wrong, known) or owners(wrong, known):  # a known option, in another place
                 return f"there is no option {option} at this place; {here}."
-            if takers:  # a known option, in another place
-                some = f"{len(takers)} classes, such as {takers[0]}" if len(takers) > 1 else takers[0]
-                return f"there is no option {option} at this place; {wrong} is an option of {some}."
             return f"there is no option {option}" + perhaps(wrong, every)
         own = options(*classes) - {"self", "args", "kwargs"}
         wrong = next((part for part in option.split(".") if part not in own), option)
         if here := self.places(wrong, known):
             return f"{name} has no option {wrong}; {here}."
         kin = set().union(*(subclasses(base) for base in self.bases if issubclass(classes[0], base)))
-        takers = sorted(c.__name__ for c in kin if wrong in signature(c.__init__).parameters)
-        some = ", ".join(takers[:4]) + (f" and {len(takers) - 4} more" if takers[4:] else "")
-        text = f"{name} has no option {wrong}" + (f", which is one of {some}" if takers else "")
-        few = f"; it has {', '.join(sorted(own))}." if len(own) < 8 else "."
-        return text + perhaps(wrong, own, "." if takers else few)
+        if takers := takers_of(wrong, kin):
+            some = ", ".join(takers[:4]) + (f" and {len(takers) - 4} more" if takers[4:] else "")
+            return f"{name} has no option {wrong}, which is one of {some}" + perhaps(wrong, own)
+        if len(own) < 8:
+            return f"{name} has no option {wrong}" + perhaps(wrong, own, f"; it has {', '.join(sorted(own))}.")
+        other = owners(wrong, known)
+        return f"{name} has no option {wrong}" + perhaps(wrong, own, f"; {other}." if other else ".")
 
     def places(self, wrong: str, known: set[type]) -> str:
         """What to type for an option of this name, from the classes that this command's configs and flags name; empty

@@ -58,9 +58,12 @@ def differences(old, new, option: str = "") -> dict[str, tuple]:
 
 
 def given(part: dict) -> dict:
-    """The `init_args` of a class or function that are not its defaults."""
+    """The `init_args` of a class or function that are not its defaults; all of them if it is not there any more."""
     module, _, attribute = part["class_path"].rpartition(".")
-    made = getattr(importlib.import_module(module), attribute)
+    try:
+        made = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError):
+        return part.get("init_args") or {}
     calls = [c.__init__ for c in made.__mro__[::-1]] if isinstance(made, type) else [made]
     defaults = {name: p.default for call in calls for name, p in signature(call).parameters.items()}
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}
