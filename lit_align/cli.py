@@ -131,9 +131,9 @@ class CLI(LightningCLI):
         """`checkpoints/<config>[+<overlay>...]` under the working directory, after the names of the --config files, and
         below it a folder named after what flags change of the training: see `lit_align.run_folder`. Exactly the typed
         --trainer.default_root_dir."""
-        given, fits = self._get(self.config, "trainer").default_root_dir, self.subcommand == "fit"
+        given = self._get(self.config, "trainer").default_root_dir
         if any(word.startswith("--trainer.def") for word in self.typed):  # flags may be cut short
-            run_folder.check(Path(given), self.training, fits, ckpt_path)
+            run_folder.check(Path(given), self.training, self.subcommand, ckpt_path)
             return Path(given)
         files = [Path(str(f)) for f in self._get(self.config, "config") or []]
         words = {word.split("=")[0] for word in self.typed if word.startswith("--")} - {"--config", "--ckpt_path"}
@@ -141,8 +141,10 @@ class CLI(LightningCLI):
         if files and words:
             of_files = self.of_the_files()
             flags = differences(training(of_files), self.training) if of_files else {}
-        choose = run_folder.of_fit if fits else run_folder.of_weights
-        return choose(Path(given or named_after(files)), flags, self.training, ckpt_path)
+        root = Path(given or named_after(files))
+        if self.subcommand == "fit":
+            return run_folder.of_fit(root, flags, self.training, ckpt_path)
+        return run_folder.of_weights(root, flags, self.training, ckpt_path, self.subcommand == "export")
 
     def before_instantiate_classes(self) -> None:
         config, fits = self.config[self.subcommand], self.subcommand == "fit"

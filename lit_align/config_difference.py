@@ -28,7 +28,8 @@ def training(config: dict) -> dict:
     """What decides how a run trains, of a parsed configuration."""
     trainer = config.get("trainer") or {}
     callbacks = trainer.get("callbacks") or []
-    counted = [c for c in ([callbacks] if isinstance(callbacks, dict) else callbacks) if class_name(c) not in WATCHERS]
+    callbacks = [callbacks] if isinstance(callbacks, dict) else callbacks
+    counted = {class_name(c): given(c) for c in callbacks if class_name(c) not in WATCHERS}
     return {
         "seed_everything": config.get("seed_everything"),
         "model": config.get("model"),
@@ -97,7 +98,7 @@ def as_name(value) -> str:
     if isinstance(value, dict):
         parts = given(value) if "class_path" in value else value
         names = [class_name(value)] if "class_path" in value else []
-        return "-".join([*names, *(f"{key}-{as_name(part)}" for key, part in parts.items())])
+        return "-".join([*names, *(f"{key}-{as_name(part)}" for key, part in parts.items())]) or "on"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, str):

@@ -20,7 +20,6 @@ from lit_align.config_difference import differences, folder_name, tell, training
 from lit_align.paths import unfinished
 
 RESUMED = ("model.optimizer", "model.lr_scheduler", "model.max_grad_norm", "trainer.")  # may change when a run goes on
-SAMPLED = ("trainer.precision", "trainer.callbacks")  # may change when its weights are used
 
 
 def records(folder: Path) -> list[Path]:
@@ -75,7 +74,7 @@ def of_fit(root: Path, flags: dict[str, tuple], config: dict, ckpt_path: str | N
     return before
 
 
-def of_weights(root: Path, flags: dict[str, tuple], config: dict, ckpt_path: str | None) -> Path:
+def of_weights(root: Path, flags: dict[str, tuple], config: dict, ckpt_path: str | None, exports: bool) -> Path:
     """The folder of the run whose weights are tested, sampled from or exported; arguments as in `of_fit`. Raises
     ValueError if `ckpt_path` is last or best, and there are runs but none of this configuration."""
     folder = place(root / folder_name(flags), config)
@@ -83,17 +82,18 @@ def of_weights(root: Path, flags: dict[str, tuple], config: dict, ckpt_path: str
         owner = Path(ckpt_path).absolute().parent.parent if ckpt_path else folder
         if not ckpt_path or not records(owner):
             return folder
-        if found := difference(owner, config, SAMPLED):
+        if found := for_weights(difference(owner, config), exports):
             rank_zero_info(f"{ckpt_path} is of a run with {tell(found)}")
         return Path(os.path.relpath(owner)) if owner.is_relative_to(Path.cwd()) else owner
     changes = {run: difference(run, config) for run in runs(root)}
     if not changes or changes.get(folder) == {}:
         return folder
-    alike = [run for run in changes if not difference(run, config, SAMPLED)]
+    serious = {run: for_weights(found, exports) for run, found in changes.items()}
+    alike = [run for run, found in serious.items() if not found]
     if len(alike) == 1:
         rank_zero_info(f"takes the run in {alike[0]}, which has {tell(changes[alike[0]])}")
         return alike[0]
-    nearest = sorted(alike or changes, key=lambda run: len(changes[run]))
+    nearest = sorted(alike or changes, key=lambda run: (len(serious[run]), len(changes[run])))
     found = "; ".join(f"{run} has {tell(changes[run])}" for run in nearest[:3])
     more = f"; and {len(nearest) - 3} more" if nearest[3:] else ""
     raise ValueError(
@@ -102,11 +102,27 @@ def of_weights(root: Path, flags: dict[str, tuple], config: dict, ckpt_path: str
     )
 
 
-def check(folder: Path, config: dict, fits: bool, ckpt_path: str | None) -> None:
+def for_weights(found: dict[str, tuple], exports: bool) -> dict[str, tuple]:
+    """The differences that matter to the use of a run's weights: not the precision, and of callbacks only those that
+    the run had and that are missing now, such as an average of the weights; an export finds that in the checkpoint."""
+
+    def free(option: str, now) -> bool:
+        callback = option.startswith("trainer.callbacks.")
+        return option == "trainer.precision" or callback and (exports or now is not None or option.count(".") > 2)
+
+    return {option: (before, now) for option, (before, now) in found.items() if not free(option, now)}
+
+
+def check(folder: Path, config: dict, command: str, ckpt_path: str | None) -> None:
     """Raises ValueError if the folder that was asked for holds a run of another configuration."""
+    fits = command == "fit"
     if not records(folder) or not (fits or ckpt_path in ("last", "best")):
         return
-    if found := difference(folder, config, RESUMED if ckpt_path else ()):
+    found = difference(folder, config)
+    if ckpt_path:
+        callbacks = {} if fits else for_weights(found, command == "export")
+        found = {k: v for k, v in found.items() if not k.startswith(RESUMED) or k in callbacks and "callbacks" in k}
+    if found:
         instead = "give another --trainer.default_root_dir" if fits else "give that run's flags"
         raise ValueError(f"{folder} holds a run with {tell(found)}: {instead}, or --config {folder}/config.yaml.")
 

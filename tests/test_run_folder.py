@@ -66,7 +66,8 @@ LORA = {"class_path": "lit_align.policies.adapters.LoRA", "init_args": {"rank": 
         (config(adapter=LORA), "adapter=LoRA-rank-4"),
         (config(max_steps=20, precision="bf16-mixed"), "max_steps=20,precision=bf16-mixed"),
         (config(max_time={"hours": 1, "minutes": 5}), "max_time=hours-1-minutes-5"),
-        (config(callbacks=[{"class_path": "lit_align.callbacks.EMA", "init_args": {"decay": 0.5}}]), "callbacks=EMA-decay-0.5"),
+        (config(callbacks=[{"class_path": "lit_align.callbacks.EMA", "init_args": {"decay": 0.5}}]), "EMA=decay-0.5"),
+        (config(callbacks=[{"class_path": "lit_align.callbacks.EMA", "init_args": {"decay": 0.9999}}]), "EMA=on"),
         (config(devices=8, accelerator="gpu", logger=False, limit_val_batches=3), ""),
         (config(callbacks=[{"class_path": "lit_align.callbacks.ImageGrid"}]), ""),
         ({**config(), "ckpt_path": "last", "budget": 60}, ""),
@@ -146,6 +147,15 @@ def test_the_folder_that_is_typed_is_the_folder(configs, capsys):
     assert "mine holds a run with model.beta 5 in place of 1: give that run's flags" in complaint(f"test --config parabola {given} --ckpt_path last", capsys)
     assert folder_of(f"{FIT} {given} --model.beta 5 --trainer.max_steps 6 --ckpt_path last") == Path("mine") and steps("mine") == 6
     assert folder_of("fit --config mine/config.yaml --model.beta 8") == Path("mine/beta=8") and beta_of("mine") == 5
+
+
+def test_a_test_lacks_no_callback_of_its_run_and_may_have_more(configs, capsys):
+    run(f"{FIT} --trainer.callbacks+=EMA")
+    assert folder_of(f"{FIT} --model.beta 5") == ROOT / "beta=5"
+    assert "EMA=on has trainer.callbacks.EMA on in place of null" in complaint("test --config parabola --ckpt_path last", capsys)
+    more = "--trainer.callbacks+=EMA --trainer.callbacks.decay=0.3 --trainer.callbacks+=LoRAScaling --trainer.callbacks.scale=0.5"
+    assert folder_of(f"test --config parabola --ckpt_path last {more}") == ROOT / "EMA=on"
+    assert folder_of("test --config parabola --ckpt_path last --model.beta 5 --trainer.callbacks+=LoRAScaling") == ROOT / "beta=5"
 
 
 # Again, and on
