@@ -1,6 +1,7 @@
 """`python -m lit_align export`, the files it writes as other programs read them, and policies that start from such files."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
