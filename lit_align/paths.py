@@ -1,5 +1,7 @@
 """Where the project's own files lie."""
 
+import os
+import socket
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
@@ -35,3 +37,8 @@ def fetch(file: str) -> str:
         return hf_hub_download(f"{owner}/{name}", inside)
     except (ValueError, OSError) as error:
         raise ValueError(f"{file} is neither a file nor <owner>/<name>/<file> on a hub that can be reached.") from error
+
+
+def unfinished(path: str | Path) -> Path:
+    """Where this process writes before it renames to `path`: a name that no other process has."""
+    return Path(f"{os.path.normpath(path)}.{socket.gethostname()}.{os.getpid()}.part")

@@ -250,7 +250,8 @@ def test_own_pairs_on_one_device(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "20 pairs, 16 a step (batch 4 x 1 device x accumulation 4), 4 steps, 2 epochs" in said
     assert cli.trainer.global_step == 4 and type(cli.model.optimizers().optimizer).__name__ == "AdamW8bit"
-    run = tmp_path / "checkpoints/dpo_sd15+one_gpu"
+    run = tmp_path / cli.trainer.default_root_dir
+    assert run.parent == tmp_path / "checkpoints/dpo_sd15+one_gpu" and run.name.startswith("data=PreferencePairs,path=pairs.jsonl,")
     made = sorted(p.relative_to(run).as_posix() for p in run.glob("*/*") if "step" in p.name)
     epochs = ["checkpoints/epoch=0-step=2.ckpt", "checkpoints/epoch=1-step=4.ckpt"]
     assert made == [*epochs, *(f"samples/step_{n:06d}.png" for n in (0, 2, 4))]
