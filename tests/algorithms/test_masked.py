@@ -10,6 +10,7 @@ from lit_align.algorithms.forward_process.awm import AWM
 from lit_align.algorithms.forward_process.nft import DiffusionNFT
 from lit_align.algorithms.parts.advantages import Group, PerReward
 from lit_align.algorithms.policy_gradient.ddpo import DDPO
+from lit_align.algorithms.policy_gradient.flow_dppo import FlowDPPO
 from lit_align.algorithms.policy_gradient.flow_grpo import FlowGRPO
 from lit_align.algorithms.policy_gradient.sdpo import SDPO
 from lit_align.policies.stable_diffusion3 import StableDiffusion3
@@ -40,7 +41,7 @@ class Gaps(Darkness):
 
 def test_these_methods_leave_samples_out():
     able = {cls for cls in methods_of(Algorithm) if cls.takes_masked_rewards}
-    assert able == {DDPO, FlowGRPO}
+    assert able == {DDPO, FlowDPPO, FlowGRPO}
     nft, awm = (forward_process(cls) for cls in (DiffusionNFT, AWM))
     assert nft.takes_masked_rewards and awm.takes_masked_rewards
 
