@@ -26,7 +26,6 @@ from lit_align.rewards.reward import refuse_masks
 from lit_align.steering.best_of_n import BestOfN
 from lit_align.steering.fk_steering import FKSteering
 
-
 ABLE = [cls for cls in methods_of(PolicyGradient) if cls.takes_masked_rewards]
 
 
