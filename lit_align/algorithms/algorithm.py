@@ -191,7 +191,7 @@ class Algorithm(Sampling):
     def log_reward(self, reward: Tensor, prompts: list[str]) -> Tensor:
         """Logs the mean reward over all ranks as `train/reward` and returns the rewards, (N,) or (N, R), unchanged. The
         parts of a weighted sum, or R rewards, are logged as `train/reward/<name>`. Of a reward that masks, the means
-        are over the samples that were scored, and the share of the others is logged as `train/masked`. Raises
+        are over the samples that were scored, and the share of the others is logged as `train/unscored`. Raises
         FloatingPointError if any other reward is not finite, or if no sample was scored on any rank, and ValueError for
         R rewards where the method takes one."""
         if reward.ndim > 1 and not self.takes_several_rewards:
@@ -213,7 +213,7 @@ class Algorithm(Sampling):
         self._constant_reward.add(low.min().item(), high.max().item(), self.batch_number)
         self.log_mean("train/reward", total.sum() / count.sum(), len(reward))
         if self.reward.masks:
-            self.log_mean("train/masked", 1 - known.float().mean(), len(reward))
+            self.log_mean("train/unscored", 1 - known.float().mean(), len(reward))
         parts = dict(zip(self.reward.names, reward.unbind(1))) if reward.ndim > 1 else {}
         for name, r in (getattr(self.reward, "latest", {}) | parts).items() if known.any() else ():
             self.log_mean(f"train/reward/{name}", r[known].mean(), len(r))

@@ -107,8 +107,8 @@ class Remote(Reward):
 
     A score is never made up. An answer that is late, not 200, or not what was asked for is a failed attempt, and the
     request is repeated. After the last attempt the run stops, or, with `on_failure: mask`, training leaves the images
-    of the request out, in methods that can, and `train/masked` is their share. A request that a server refuses (a wrong
-    token, a row it cannot read) stops the run in any case.
+    of the request out, in methods that can, and `train/unscored` is their share. A request that a server refuses (a
+    wrong token, a row it cannot read) stops the run in any case.
     """
 
     differentiable = False

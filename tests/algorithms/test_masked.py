@@ -5,20 +5,28 @@ import torch
 from online import forward_process, policy_gradient
 from parts import Darkness, alone, by_name, methods_of, move, prompts, tiny, trained, trainer
 
-from lit_align.algorithms.algorithm import Algorithm
 from lit_align.algorithms.forward_process.awm import AWM
+from lit_align.algorithms.forward_process.crd import CRD
+from lit_align.algorithms.forward_process.dgpo import DGPO
 from lit_align.algorithms.forward_process.nft import DiffusionNFT
 from lit_align.algorithms.parts.advantages import Group, PerReward
+from lit_align.algorithms.policy_gradient.branch_grpo import BranchGRPO
 from lit_align.algorithms.policy_gradient.ddpo import DDPO
-from lit_align.algorithms.policy_gradient.flow_dppo import FlowDPPO
+from lit_align.algorithms.policy_gradient.dpok import DPOK
 from lit_align.algorithms.policy_gradient.flow_grpo import FlowGRPO
+from lit_align.algorithms.policy_gradient.pcl import PCL
+from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient
+from lit_align.algorithms.policy_gradient.prdp import PRDP
 from lit_align.algorithms.policy_gradient.sdpo import SDPO
+from lit_align.algorithms.policy_gradient.tdpo_r import TDPOR
 from lit_align.policies.stable_diffusion3 import StableDiffusion3
 from lit_align.rewards.jpeg import JPEGCompressibility
 from lit_align.rewards.multi_reward import MultiReward
 from lit_align.rewards.reward import refuse_masks
 from lit_align.steering.best_of_n import BestOfN
 from lit_align.steering.fk_steering import FKSteering
+
+ABLE = [cls for cls in methods_of(PolicyGradient) if cls.takes_masked_rewards]
 
 
 class Gaps(Darkness):
@@ -40,10 +48,9 @@ class Gaps(Darkness):
 
 
 def test_these_methods_leave_samples_out():
-    able = {cls for cls in methods_of(Algorithm) if cls.takes_masked_rewards}
-    assert able == {DDPO, FlowDPPO, FlowGRPO}
-    nft, awm = (forward_process(cls) for cls in (DiffusionNFT, AWM))
-    assert nft.takes_masked_rewards and awm.takes_masked_rewards
+    """A method that compares samples, or learns a value from each, must not inherit it."""
+    assert {DDPO, FlowGRPO} <= set(ABLE) and not {BranchGRPO, DPOK, PCL, PRDP, SDPO, TDPOR} & set(ABLE)
+    assert all(forward_process(cls).takes_masked_rewards == (cls in (DiffusionNFT, AWM)) for cls in (AWM, CRD, DGPO, DiffusionNFT))
 
 
 @pytest.mark.parametrize("cls", [DiffusionNFT, AWM], **by_name)
@@ -74,15 +81,16 @@ def test_weights_of_a_rollout():
 def method(cls, **kwargs):
     if issubclass(cls, DiffusionNFT | AWM):
         return forward_process(cls, **kwargs)
-    return policy_gradient(cls, tiny(StableDiffusion3) if cls is FlowGRPO else None, samples_per_prompt=3, **kwargs)
+    flow = tiny(StableDiffusion3) if issubclass(cls, FlowGRPO) else None
+    return policy_gradient(cls, flow, samples_per_prompt=3, **kwargs)
 
 
-@pytest.mark.parametrize("cls", [DDPO, FlowGRPO, DiffusionNFT], **by_name)
+@pytest.mark.parametrize("cls", [*ABLE, DiffusionNFT], **by_name)
 def test_a_run_goes_on_without_them_and_counts_them(cls, tmp_path):
     t = trainer(tmp_path)
     t.fit(method(cls, reward=Gaps(0, 4, 5)), prompts(2))
     logged = t.callback_metrics
-    assert logged["train/masked"].item() == pytest.approx(0.5) and logged["train/loss"].isfinite()
+    assert logged["train/unscored"].item() == pytest.approx(0.5) and logged["train/loss"].isfinite()
     assert 0 < logged["train/reward"].item() < 1
 
 

@@ -286,7 +286,7 @@ def test_masked_samples_are_counted_and_the_others_learn(tmp_path):
         method = ddpo(HTTPReward([url], **FAST, **MASK))
         t = trainer(tmp_path)
         t.fit(method, prompts(2))
-    assert t.callback_metrics["train/masked"].item() == pytest.approx(3 / 8)
+    assert t.callback_metrics["train/unscored"].item() == pytest.approx(3 / 8)
     assert 0 < t.callback_metrics["train/reward"].item() < 1 and t.callback_metrics["train/loss"].isfinite()
 
 
