@@ -26,6 +26,14 @@ def joined(cell, key: str, folder: str) -> dict:
     return {key: paths if isinstance(cell, list) else paths[0]}
 
 
+def stems(folder: str) -> dict[str, str]:
+    """Every file below a folder by its name without the ending: {stem: path}. FileNotFoundError if there is none."""
+    found = {os.path.splitext(name)[0]: os.path.join(at, name) for at, _, files in os.walk(folder) for name in files}
+    if not found:
+        raise FileNotFoundError(f"{folder} is no folder with image files.")
+    return found
+
+
 def stamp_files(rows, columns: dict[str, str], on_corrupt: str):
     """The rows with a column `stamp`: size and modification time of each image file. Whatever is cached from the rows
     then depends on the files.
