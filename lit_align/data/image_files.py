@@ -9,11 +9,12 @@ from lit_align.data.images import READER, decode
 
 def in_folder(rows, keys: tuple[str, ...], folder: str):
     """The rows with the paths in columns `keys` (a path or a list of paths per cell) taken relative to `folder`."""
-    from datasets import Image
+    from datasets import Image, IterableDataset
 
+    known = {"features": rows.features} if isinstance(rows, IterableDataset) else {}
     for key in keys:
         if "string" in str(rows.features[key]):
-            rows = rows.map(joined, fn_kwargs={"key": key, "folder": folder}, input_columns=key)
+            rows = rows.map(joined, fn_kwargs={"key": key, "folder": folder}, input_columns=key, **known)
         if isinstance(rows.features[key], Image):
             rows = rows.cast_column(key, Image(decode=False))  # `decode` reads it, and knows the row
     return rows

@@ -93,7 +93,7 @@ class Judged(AlignData):
         """The rows that are used. Columns are added before rows are selected: `datasets` then copies no image."""
         label = np.array(rows["label"][:], float)
         self.count(split, "rows", len(rows))
-        self.count(split, "ties", int((label == 0.5).sum()))
+        self.count(split, "ties" if self.ties == "drop" else "of them ties", int((label == 0.5).sum()))
         self.count(split, "without label", int(np.isnan(label).sum()))
         keep = np.isin(label, self.kept) & self.of_split(split, rows["prompt"][:])
         if "keep" in rows.column_names:
@@ -110,7 +110,9 @@ class Judged(AlignData):
         if not self.val_share:
             return np.ones(len(prompts), bool)
         text = lambda prompt: " ".join(str(prompt).lower().split()).encode()
-        held_out = {p: int(hashlib.sha256(text(p)).hexdigest()[:12], 16) < self.val_share * 16**12 for p in set(prompts)}
+        held_out = {
+            p: int(hashlib.sha256(text(p)).hexdigest()[:12], 16) < self.val_share * 16**12 for p in set(prompts)
+        }
         mine = np.array([held_out[prompt] == (split == "val") for prompt in prompts])
         self.count(split, "of prompts of the other split", int((~mine).sum()))
         return mine
@@ -130,22 +132,23 @@ class Judged(AlignData):
 
         ids = [rows[f"id_{k}" if f"id_{k}" in rows.column_names else f"image_{k}"][:] for k in (0, 1)]
         places = np.flatnonzero(keep).tolist()
-        good = good_images(((ids[label[i] == 0][i], ids[label[i] == 1][i]) for i in places), self.mixed)
+        sides = [(int(label[i] == 0), int(label[i] == 1)) for i in places]  # the better and the worse
+        good = good_images(((ids[win][i], ids[lose][i]) for i, (win, lose) in zip(places, sides)), self.mixed)
         first: dict = {}  # id -> (row, side)
         for i in places:
             for k in (0, 1):
                 if ids[k][i] in good:
                     first.setdefault(ids[k][i], (i, k))
-        sides, order = [], []
+        parts, order = [], []
         for k in (0, 1):
             side = rows.add_column("good", [good.get(image, 0.0) for image in ids[k]])
             side = side.add_column("column", [f"image_{k}"] * len(rows))
             side = side.remove_columns(f"image_{1 - k}").rename_column(f"image_{k}", "image")
             chosen = [i for i, of in first.values() if of == k]
-            sides.append(side.select_columns(sorted(side.column_names)).select(chosen))
+            parts.append(side.select_columns(sorted(side.column_names)).select(chosen))
             order += [2 * i + k for i in chosen]
         self.count(split, "preferred at least once", sum(map(bool, good.values())))
-        return concatenate_datasets(sides).select(np.argsort(order))
+        return concatenate_datasets(parts).select(np.argsort(order))
 
     def checked(self, split: str, rows):
         """The rows after a look at every caption, and with `on_corrupt: skip` at every image."""

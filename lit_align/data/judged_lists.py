@@ -89,13 +89,18 @@ class JudgedLists(Judged):
         return stamp_files(rows, {key: self.names.get(key, key) for key in keys}, self.on_corrupt)
 
     def compared(self, split: str):
-        return self.table(
-            one["base"]
-            | {"image_0": one["images"][win], "image_1": one["images"][lose]}
-            | {"label": 1.0 if gap else 0.5, "gap": gap}
-            for one in self.records(split)
-            for win, lose, gap in pairs(total(one["scores"], self.dimensions), self.margin)
-        )
+        return self.table(self.pair_rows(split))
+
+    def pair_rows(self, split: str) -> Iterator[dict]:
+        """The rows of pairs. Where the data has no ties, images of one score are not compared."""
+        for one in self.records(split):
+            found = pairs(total(one["scores"], self.dimensions), self.margin)
+            self.count(split, "lists", 1)
+            self.count(split, "lists without a pair", int(not found))
+            for win, lose, gap in found:
+                if gap or self.has_ties:
+                    images = {"image_0": one["images"][win], "image_1": one["images"][lose]}
+                    yield one["base"] | images | {"label": 1.0 if gap else 0.5, "gap": gap}
 
     def load(self, split: str):
         if not self.list_size or split == "val":

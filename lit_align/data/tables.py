@@ -120,7 +120,11 @@ def nested_json(file: Path, encoding: str) -> list[dict] | None:
             return None
     if isinstance(content, dict) and content and all(isinstance(row, dict) for row in content.values()):
         return list(content.values())
-    return [{"text": row} for row in content] if isinstance(content, list) and content and isinstance(content[0], str) else None
+    return (
+        [{"text": row} for row in content]
+        if isinstance(content, list) and content and isinstance(content[0], str)
+        else None
+    )
 
 
 def read_csv(path: str, file: Path, encoding: str):
