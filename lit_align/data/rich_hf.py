@@ -20,16 +20,17 @@ MAPS = ("artifact_map", "misalignment_map")
 WORDS = "prompt_misalignment_label"
 HOME = (
     "RichHF-18K is github.com/google-research-datasets/richhf-18k (git lfs pull its train.tfrecord, dev.tfrecord and "
-    "test.tfrecord); copies are Exploration/richhf-18k, and with images RAraghavarora/RichHumanFeedback: set --data.path."
+    "test.tfrecord); copies are Exploration/richhf-18k, and with images RAraghavarora/RichHumanFeedback: set "
+    "--data.path."
 )
 
 
 class RichHF18K(AlignData):
     """RichHF-18K: an ImageBatch {"image", "prompt", "scores" (B, R), "maps" (B, 2, H, W), ...}.
 
-    Scores are in [0, 1], higher is better: an artifact score is high where artifacts are few. The maps, of artifacts and
-    of misalignment, are in [0, 1] and cropped as the image is. The column `prompt_misalignment_label` has a 0 for each
-    word of the prompt that the image misses, and a 1 for the others.
+    Scores are in [0, 1], higher is better: an artifact score is high where artifacts are few. The maps, of artifacts
+    and of misalignment, are in [0, 1] and cropped as the image is. The column `prompt_misalignment_label` has a 0 for
+    each word of the prompt that the image misses, and a 1 for the others.
 
     The published files hold neither images nor prompts but the uids of Pick-a-Pic v1: give `pick_a_pic`. Rows whose
     image is not found there are left out and counted in `summary`.

@@ -13,8 +13,8 @@ ASPECTS = ("prompt_following", "aesthetic", "fidelity", "harmlessness")
 class VisionPrefer(JudgedLists):
     """VisionPrefer as a table: prompt, images (a list), and for each aspect a list of scores from 1 to 5.
 
-    We found no release of the data, so the layout is ours. Each aspect has its own pairs in the paper: `--data.dimensions
-    '{aesthetic: 1}'`; by default the four scores are added. Further columns, such as rationales, are kept.
+    We found no release of the data, so the layout is ours. The paper pairs images by each aspect alone
+    (`--data.dimensions '{aesthetic: 1}'`); by default the four scores are added. Further columns are kept.
 
     Args:
         path: a .parquet or .jsonl file, or a folder or hub id of a dataset. Images are encoded bytes, or paths relative
@@ -22,8 +22,8 @@ class VisionPrefer(JudgedLists):
     """
 
     home = (
-        "We found no release of VisionPrefer: set --data.path to your copy, a table with the columns prompt, images and "
-        "one for each aspect."
+        "We found no release of VisionPrefer: set --data.path to your copy, a table with the columns prompt, images "
+        "and one for each aspect."
     )
     dimensions = dict.fromkeys(ASPECTS, 1.0)
 
