@@ -91,7 +91,7 @@ class AlignData(L.LightningDataModule):
 
     def describe(self, split: str) -> str:
         """What was counted of a split, as words."""
-        return ", ".join(f"{n:,} {what}" for what, n in self.counts[split].items() if n or what in ("rows", "kept"))
+        return ", ".join(f"{n:,} {what}" for what, n in self.counts[split].items() if n or what == "kept")
 
     def summary(self) -> str:
         """What is trained and validated on, what was left out of the published rows, and why, counted."""

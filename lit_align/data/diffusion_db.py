@@ -82,7 +82,7 @@ class DiffusionDB(AlignData):
         if self.max_nsfw is not None and not self.smoke:
             scores = zip(*(rows[f"columns.{name}"][:] for name in NSFW))
             safe = [i for i, cells in enumerate(scores) if self.is_safe(cells)]
-        self.count(split, f"above NSFW {self.max_nsfw}", len(rows) - len(safe))
+        self.count(split, f"above NSFW {self.max_nsfw}, or without a score", len(rows) - len(safe))
         rows = drop_unreadable(rows.select(safe), ("image",), self.on_corrupt)
         check_captions(rows, "prompt")
         self.count(split, "kept", len(rows))

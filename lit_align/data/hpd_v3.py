@@ -39,6 +39,7 @@ class HPDv3(JudgedLists):
         for i, item in enumerate(items):
             confidence = item.get("confidence")
             if confidence is not None and confidence < self.min_confidence:
+                self.count(split, "records", 1)
                 self.count(split, f"below confidence {self.min_confidence}", 1)
                 continue
             one = {"prompt": item["prompt"], "images": [str(images / item["path1"]), str(images / item["path2"])]}

@@ -9,7 +9,7 @@ from lit_align.data.images import READER, decode
 
 def in_folder(rows, keys: tuple[str, ...], folder: str):
     """The rows with the paths in columns `keys` (a path or a list of paths per cell) taken relative to `folder`."""
-    from datasets import Image, IterableDataset
+    from datasets import Image, IterableDataset, List
 
     known = {"features": rows.features} if isinstance(rows, IterableDataset) else {}
     for key in keys:
@@ -17,6 +17,8 @@ def in_folder(rows, keys: tuple[str, ...], folder: str):
             rows = rows.map(joined, fn_kwargs={"key": key, "folder": folder}, input_columns=key, **known)
         if isinstance(rows.features[key], Image):
             rows = rows.cast_column(key, Image(decode=False))  # `decode` reads it, and knows the row
+        elif isinstance(rows.features[key], List) and isinstance(rows.features[key].feature, Image):
+            rows = rows.cast_column(key, List(Image(decode=False)))
     return rows
 
 

@@ -14,5 +14,4 @@ class ImageSocial(JudgedPairs):
         "and neg_path (paths relative to it)."
     )
     names = {"prompt": "prompt", "image_0": "pos_path", "image_1": "neg_path"}
-    smoke_file = "checkpoints/shapes-sd/pairs/train.parquet"
     has_ties = False

@@ -42,6 +42,7 @@ class Judged(AlignData):
     image_columns = ("image_0", "image_1")
     names: dict[str, str] = {}  # what messages call these columns and `prompt`: their names in the published file
     has_ties = True
+    counted = ("pairs",)  # what `summary` begins with
 
     def __init__(
         self,
@@ -80,19 +81,19 @@ class Judged(AlignData):
     def compared(self, split: Literal["train", "val"]):
         """The split's pairs, a datasets.Dataset with the columns prompt, image_0 and image_1 (an image cell each),
         label (1 where image_0 is better, 0 where image_1 is, 0.5 in a tie, nan without a judgement), index, file,
-        `columns.<name>`, and perhaps gap, keep (False: leave the row out), and id_0 and id_1 (which tell images apart;
-        without them the cells do)."""
+        `columns.<name>`, and perhaps gap, keep (False: leave the row out), and id_0 and id_1, which tell images apart
+        (without them paths do, and encoded images are all different)."""
 
     def load(self, split: str):
         if self.splits[split] is None:
             return None
-        self.counts[split] = {}
+        self.counts[split] = dict.fromkeys(self.counted, 0)
         return self.checked(split, self.chosen(split, self.compared(split)))
 
     def chosen(self, split: str, rows):
         """The rows that are used. Columns are added before rows are selected: `datasets` then copies no image."""
         label = np.array(rows["label"][:], float)
-        self.count(split, "rows", len(rows))
+        self.count(split, "pairs", len(rows))
         self.count(split, "ties" if self.ties == "drop" else "of them ties", int((label == 0.5).sum()))
         self.count(split, "without label", int(np.isnan(label).sum()))
         keep = np.isin(label, self.kept) & self.of_split(split, rows["prompt"][:])
@@ -130,7 +131,7 @@ class Judged(AlignData):
         """Every image of the pairs once, from the row where it stands first: `image`, `column` and `good`."""
         from datasets import concatenate_datasets
 
-        ids = [rows[f"id_{k}" if f"id_{k}" in rows.column_names else f"image_{k}"][:] for k in (0, 1)]
+        ids = [image_ids(rows, k) for k in (0, 1)]
         places = np.flatnonzero(keep).tolist()
         sides = [(int(label[i] == 0), int(label[i] == 1)) for i in places]  # the better and the worse
         good = good_images(((ids[win][i], ids[lose][i]) for i, (win, lose) in zip(places, sides)), self.mixed)
@@ -178,3 +179,11 @@ class Judged(AlignData):
         column = row.get("column", key)
         where = f"row {row['index']}, column {self.names.get(column, column)} of {row['file']}"
         return decode(row[key], self.image_size(row), where)
+
+
+def image_ids(rows, k: int) -> list:
+    """What tells the images of column `image_<k>` apart."""
+    for name in (f"id_{k}", f"image_{k}"):
+        if name in rows.column_names and "string" in str(rows.features[name].dtype):
+            return rows[name][:]
+    return [(i, k) for i in range(len(rows))]

@@ -1,5 +1,6 @@
 """The base of the datasets whose images are ranked or scored, perhaps in several dimensions."""
 
+import os
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 
@@ -7,10 +8,11 @@ import torch
 
 from lit_align.data.batch import COLUMN, text_batch
 from lit_align.data.feedback import pairs, total
-from lit_align.data.image_files import stamp_files
+from lit_align.data.image_files import in_folder, stamp_files
 from lit_align.data.images import decode
 from lit_align.data.judged import Judged
 from lit_align.data.tables import columns_of, read_table
+from lit_align.paths import find
 
 
 class JudgedLists(Judged):
@@ -26,6 +28,7 @@ class JudgedLists(Judged):
         list_size: K: lists of the first K images of a prompt; prompts with fewer are left out.
     """
 
+    counted = ("records", "pairs")
     smoke_file = "checkpoints/shapes-sd/lists/train.parquet"
     dimensions: dict[str, float] = {}  # the default
     known: tuple[str, ...] = ()  # all dimensions that the dataset has; default: those above
@@ -69,6 +72,18 @@ class JudgedLists(Judged):
             base = {"prompt": one["prompt"], "index": one["index"], "file": one["file"]}
             yield one | {"base": base | {COLUMN + name: cell for name, cell in one["columns"].items()}}
 
+    def table_rows(self, split: str, images: tuple[str, ...]) -> Iterator[dict]:
+        """The rows of a table with a prompt, columns of `images` and one column for each dimension. Images stay as they
+        are stored, paths are relative to the table."""
+        try:
+            table = read_table(self.path, self.splits[split], self.revision)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error} {self.home}") from error
+        if missing := [name for name in ("prompt", *images, *self.dimensions) if name not in table.column_names]:
+            found = ", ".join(table.column_names)
+            raise ValueError(f"column `{missing[0]}` not found in {self.path}; columns are {found}. {self.home}")
+        yield from in_folder(table, images, os.path.dirname(find(self.path)))
+
     def shapes_lists(self) -> Iterator[dict]:
         """Lists of Shapes images, for `smoke`."""
         for i, row in enumerate(read_table(self.smoke_file).select(range(8))):
@@ -95,23 +110,25 @@ class JudgedLists(Judged):
         """The rows of pairs. Where the data has no ties, images of one score are not compared."""
         for one in self.records(split):
             found = pairs(total(one["scores"], self.dimensions), self.margin)
-            self.count(split, "lists", 1)
-            self.count(split, "lists without a pair", int(not found))
+            self.count(split, "records", 1)
+            self.count(split, "records without a pair", int(not found))
             for win, lose, gap in found:
                 if gap or self.has_ties:
                     images = {"image_0": one["images"][win], "image_1": one["images"][lose]}
+                    if self.binary and not isinstance(one["images"][win], str):
+                        images |= {"id_0": f"{one['index']} {win}", "id_1": f"{one['index']} {lose}"}
                     yield one["base"] | images | {"label": 1.0 if gap else 0.5, "gap": gap}
 
     def load(self, split: str):
         if not self.list_size or split == "val":
             return super().load(split)
-        self.counts[split] = {}
+        self.counts[split] = {"records": 0}
         return self.checked(split, self.table(self.whole_lists(split)))
 
     def whole_lists(self, split: str) -> Iterator[dict]:
         """The rows of lists of `list_size` images."""
         for one in self.records(split):
-            self.count(split, "lists", 1)
+            self.count(split, "records", 1)
             scores = [[cell for cell in one["scores"][name][: self.list_size]] for name in self.dimensions]
             if len(one["images"]) < self.list_size:
                 self.count(split, f"of fewer than {self.list_size} images", 1)

@@ -21,6 +21,8 @@ class JudgedPairs(Judged):
         buffer_size: rows of that buffer.
     """
 
+    smoke_file = "checkpoints/shapes-sd/pairs/train.parquet"
+    unwanted = "left out"  # what the rows are that `is_wanted` leaves out
     read_by_label: tuple[str, ...] = ()  # columns that `label` and `is_wanted` read
 
     def __init__(self, path: str, streaming: bool = False, buffer_size: int = 1000, **kwargs):
@@ -49,6 +51,8 @@ class JudgedPairs(Judged):
         name, path = self.splits[split], self.path
         if split == "val" and self.is_file and not self.val_share:
             path = name
+        if self.smoke:
+            return self.shapes_pairs()
         try:
             rows = read_rows(path, name, self.revision, self.streaming)
         except FileNotFoundError as error:
@@ -56,6 +60,13 @@ class JudgedPairs(Judged):
         if self.streaming and split == "val":  # read whole, but no other split of the hub is downloaded
             return Dataset.from_generator(lambda: iter(rows), features=rows.features)
         return rows
+
+    def shapes_pairs(self):
+        """Pairs of Shapes images under this dataset's names, for `smoke`; without labels the better image is first."""
+        rows = read_rows(self.smoke_file, "train")
+        rows = rows if self.read_by_label else rows.filter(lambda label: label == 1, input_columns="label_0")
+        own = {"caption": "prompt", "jpg_0": "image_0", "jpg_1": "image_1"}
+        return rows.rename_columns({name: self.names[key] for name, key in own.items() if name != self.names[key]})
 
     @property
     def is_file(self) -> bool:
@@ -81,7 +92,7 @@ class JudgedPairs(Judged):
         cells = list(rows.select_columns(read)) if read else [{}] * len(rows)
         rows = rows.add_column("label", [self.label(row) for row in cells])
         wanted = [self.is_wanted(row) for row in cells]
-        self.count(split, "of no use", wanted.count(False))
+        self.count(split, self.unwanted, wanted.count(False))
         rows = rows.add_column("keep", wanted)
         return stamp_files(rows, {key: self.names[key] for key in ("image_0", "image_1")}, self.on_corrupt)
 

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from datetime import UTC, datetime
+from pathlib import Path
 
 from lit_align.data.image_files import stems
 from lit_align.data.judged_pairs import JudgedPairs
@@ -32,7 +33,7 @@ class PickAPic(JudgedPairs):
         "folder with its parquet or .tar files."
     )
     names = {"prompt": "caption", "image_0": "jpg_0", "image_1": "jpg_1"}
-    smoke_file = "checkpoints/shapes-sd/pairs/train.parquet"
+    unwanted = "of other models"
 
     def __init__(
         self, path: str = "liuhuohuo2/pick-a-pic-v2", images: str | None = None, models: str | None = None, **kwargs
@@ -127,3 +128,28 @@ def row(
         "user_id": user,
         "num_example_per_prompt": 1,
     }
+
+
+TYPES = {  # of the published card
+    "bool": ("are_different", "has_label"),
+    "string": ("best_image_uid", "caption", "image_0_uid", "image_0_url", "image_1_uid", "image_1_url")
+    + ("model_0", "model_1"),
+    "binary": ("jpg_0", "jpg_1"),
+    "float64": ("label_0", "label_1"),
+    "int64": ("ranking_id", "user_id", "num_example_per_prompt"),
+    "timestamp[ns]": ("created_at",),
+}
+
+
+def write_rows(rows: list[dict], scores: list[str], file: Path) -> None:
+    """Writes rows of `row` as a parquet file, whole or not at all. `scores` names further pairs of numbers,
+    `<name>_0` and `<name>_1`."""
+    from datasets import Dataset, Features, Value
+
+    kinds = {name: kind for kind, names in TYPES.items() for name in names}
+    kinds |= {f"{name}_{k}": "float64" for name in scores for k in (0, 1)}
+    columns = {name: [row[name] for row in rows] for name in kinds}
+    partial = file.with_suffix(".partial")
+    features = Features({name: Value(kind) for name, kind in kinds.items()})
+    Dataset.from_dict(columns, features=features).to_parquet(partial)
+    os.replace(partial, file)

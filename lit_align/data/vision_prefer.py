@@ -1,11 +1,6 @@
 """VisionPrefer (arXiv 2404.15100): four images of a prompt, judged by GPT-4V in four aspects."""
 
-import os
-
 from lit_align.data.judged_lists import JudgedLists
-from lit_align.data.mhp import in_place, require, undecoded
-from lit_align.data.tables import read_table
-from lit_align.paths import find
 
 ASPECTS = ("prompt_following", "aesthetic", "fidelity", "harmlessness")
 
@@ -28,11 +23,7 @@ class VisionPrefer(JudgedLists):
     dimensions = dict.fromkeys(ASPECTS, 1.0)
 
     def lists(self, split: str):
-        table = read_table(self.path, self.splits[split], self.revision)
-        require(table, self.path, ("prompt", "images", *self.dimensions), self.home)
-        folder = os.path.dirname(find(self.path))
-        for i, row in enumerate(undecoded(table)):
+        for i, row in enumerate(self.table_rows(split, ("images",))):
             scores = {name: row.pop(name) for name in ASPECTS if name in row}
-            images = [in_place(cell, folder) for cell in row.pop("images")]
-            one = {"prompt": row.pop("prompt"), "images": images, "scores": scores}
+            one = {"prompt": row.pop("prompt"), "images": row.pop("images"), "scores": scores}
             yield one | {"index": i, "file": self.path, "columns": row}
