@@ -21,7 +21,7 @@ from tqdm import tqdm
 from lit_align.data.batch import batch_of
 from lit_align.data.feedback import Pair, pairs
 from lit_align.data.pick_a_pic import row, write_rows
-from lit_align.data.tables import read_prompts, read_rows
+from lit_align.data.tables import read_prompts
 from lit_align.diffusion.sampler import Sampler
 from lit_align.diffusion.state import select_rows
 from lit_align.policies.policy import Policy
@@ -128,6 +128,8 @@ def label(
         seed: of the first image; the others count on.
         device: where the models run; auto: a GPU if there is one.
     """
+    from pyarrow import parquet
+
     if n < (1 if against else 2):
         raise ValueError(f"n is {n}, and two images of a prompt are compared: set --n 2, or give --against.")
     if isinstance(reward, WeightedSum) and reward.normalise:
@@ -157,7 +159,7 @@ def label(
             images = [image for all_images, _, _ in drawn for image in all_images[mine]]  # one policy after the other
             scores = torch.cat([scores[mine] for _, scores, _ in drawn])
             parts = torch.cat([parts[mine] for _, _, parts in drawn])
-            columns = {"score": scores} | dict(zip(reward.names, parts.T))
+            columns = {"score": scores} | {f"score_{name}": part for name, part in zip(reward.names, parts.T)}
             compared = chosen_pairs(scores.tolist(), n, margin, compare)
             compared = [pair for pair in compared if pair.gap or ties == "keep"]
             for j, pair in enumerate(compared):
@@ -177,5 +179,8 @@ def label(
         if not file.exists():
             numbers = range(first, min(first + SHARD, len(table)))
             write_rows(rows_of(numbers), ["score", *(f"score_{name}" for name in reward.names)], file)
-    labels = read_rows(out, "train").select_columns("label_0")["label_0"][:]
+    files = sorted(folder.glob("train-*.parquet"))
+    labels = [x for file in files for x in parquet.read_table(file, columns=["label_0"])["label_0"].to_pylist()]
+    if not labels:
+        raise ValueError(f"no pair of {len(table)} prompts is left: lower --margin, or set --ties keep.")
     print(f"{len(labels)} pairs of {len(table)} prompts, {labels.count(0.5)} of them ties, are in {out}")

@@ -54,9 +54,10 @@ def test_a_gap_of_scores_weighs_a_pair(tmp_path):
 
 def test_images_are_not_copied(tmp_path):
     """Rows are selected, repeated and renamed by their numbers."""
-    data = PickAPic(stored(tmp_path, list("abcd"), [1.0, 0.0, 0.5, 1.0]), binary=True, resolution=8)
-    rows = data.load("train")
-    assert rows._indices is not None and len(rows) == 2 and rows._data.num_rows == 8
+    rows = [one | {"label_0": y} for one, y in zip(published.pick_a_pic_rows(4), (1.0, 0.0, 0.5, 1.0))]
+    Dataset.from_list(rows).to_parquet(tmp_path / "train.parquet")
+    rows = PickAPic(str(tmp_path), binary=True, resolution=8).load("train")
+    assert rows._indices is not None and len(rows) == 6 and rows._data.num_rows == 8
     pairs = PickAPic(str(tmp_path), weight_by="prompt", resolution=8).load("train")
     assert pairs._indices is not None and len(pairs) == 3 and pairs._data.num_rows == 4
 

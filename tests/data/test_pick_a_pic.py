@@ -43,7 +43,7 @@ def test_pairs_as_single_images_each_once(tmp_path):
         "index",
         "columns",
     }
-    with pytest.raises(ValueError, match="binary labels are counted over all training rows"):
+    with pytest.raises(ValueError, match="rows of a stream cannot be counted before training"):
         PickAPic(str(tmp_path / "train.parquet"), binary=True, streaming=True)
 
 

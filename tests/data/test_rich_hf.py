@@ -72,7 +72,7 @@ def test_scores_that_are_missing_or_of_another_scale(tmp_path):
     data, batch = load(tmp_path / "train.parquet")
     assert batch["index"] == [0, 2] and data.summary() == "train: 3 rows, 1 without a score, 2 kept"
     Dataset.from_list([row | {"artifact_score": 4.0} for row in rows]).to_parquet(tmp_path / "five.parquet")
-    with pytest.raises(ValueError, match="five.parquet holds the score 4.0; they are from 0 to 1"):
+    with pytest.raises(ValueError, match="five.parquet holds the score 4.0; RichHF-18K's are from 0 to 1"):
         RichHF18K(path=str(tmp_path / "five.parquet")).load("train")
     Dataset.from_list([{k: v for k, v in row.items() if k != "overall_score"} for row in rows]).to_parquet(tmp_path / "three.parquet")
     with pytest.raises(ValueError, match="three.parquet has no overall_score: leave it out of --data.scores"):
