@@ -1,5 +1,6 @@
 """Datasets that are published as JSON files and archives of images: where their files are, unpacked once."""
 
+import json
 import shutil
 import tarfile
 import zipfile
@@ -35,7 +36,21 @@ def file_in(folder: Path, name: str, home: str) -> Path:
     found = [folder / name] if (folder / name).is_file() else sorted(folder.rglob(name))
     if not found:
         raise FileNotFoundError(f"{folder} has no {name}. {home}")
-    return check_whole(found[0])
+    return found[0]
+
+
+def read_records(file: Path, *keys: str) -> list[dict]:
+    """The objects of a JSON list; ValueError if the file is cut off, or if an object lacks one of the keys."""
+    try:
+        records = json.loads(check_whole(file).read_text("utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is not JSON (line {error.lineno}: {error.msg}): download it again.") from error
+    if not isinstance(records, list) or not records:
+        raise ValueError(f"{file} is no list of records: download it again.")
+    for i, record in enumerate(records):
+        if missing := [key for key in keys if not isinstance(record, dict) or key not in record]:
+            raise ValueError(f"record {i} of {file} has no {missing[0]}: mend it or leave it out.")
+    return records
 
 
 def check_whole(file: Path) -> Path:
@@ -60,7 +75,7 @@ def image_folder(folder: Path, names: Sequence[str], inside: Sequence[str], arch
         for place in (root(), *(root() / name for name in inside)):
             if any((place / name).is_file() for name in names):
                 return place
-    raise FileNotFoundError(f"{folder} has no image {names[0]}, and no archive {archives} that holds it.")
+    raise FileNotFoundError(f"{folder} has no image {', '.join(names[:1])}, and no archive {archives} that holds it.")
 
 
 class Parts:

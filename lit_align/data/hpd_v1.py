@@ -1,8 +1,6 @@
 """HPD v1, the data of HPS v1 (arXiv 2303.14420): one choice among the images of a prompt on a Discord server."""
 
-import json
-
-from lit_align.data.archives import file_in, image_folder, local_folder
+from lit_align.data.archives import file_in, image_folder, local_folder, read_records
 from lit_align.data.judged_lists import JudgedLists
 
 
@@ -23,7 +21,7 @@ class HPDv1(JudgedLists):
     def lists(self, split: str):
         folder = local_folder(self.path, (), self.revision, self.home)
         file = file_in(folder, f"preference_{self.splits[split]}.json", self.home)
-        items = json.loads(file.read_text("utf-8"))
+        items = read_records(file, "prompt", "file_path", "human_preference")
         some = [name for item in items[:100] for name in item["file_path"]]
         images = image_folder(file.parent, some, ("preference_images",), "*images*.*")
         for i, item in enumerate(items):

@@ -1,8 +1,6 @@
 """HPD v2 (arXiv 2306.09341): 645,090 pairs for training, and rankings of nine models for testing."""
 
-import json
-
-from lit_align.data.archives import file_in, image_folder, local_folder
+from lit_align.data.archives import file_in, image_folder, local_folder, read_records
 from lit_align.data.judged_lists import JudgedLists
 
 
@@ -31,7 +29,7 @@ class HPDv2(JudgedLists):
         name = self.splits[split]
         folder = local_folder(self.path, (f"{name}.json", f"{name}.tar.gz*"), self.revision, self.home)
         file = file_in(folder, f"{name}.json", self.home)
-        items = json.loads(file.read_text("utf-8"))
+        items = read_records(file, "prompt")
         some = [path for item in items[:100] for path in paths(item)]
         images = image_folder(file.parent, some, (name,), f"{name}.tar.gz*")
         for i, item in enumerate(items):
@@ -42,7 +40,7 @@ class HPDv2(JudgedLists):
 
 
 def paths(item: dict) -> list[str]:
-    return item["file_path"] if "file_path" in item else item["image_path"]
+    return item.get("file_path") or item.get("image_path") or []
 
 
 def preference(item: dict, index: int, file: str) -> list[float | None]:

@@ -1,8 +1,6 @@
 """HPD v3 (arXiv 2508.03789): 1.17 million pairs of images from GANs to FLUX, and of photographs."""
 
-import json
-
-from lit_align.data.archives import file_in, image_folder, local_folder
+from lit_align.data.archives import file_in, image_folder, local_folder, read_records
 from lit_align.data.judged_lists import JudgedLists
 
 
@@ -33,7 +31,7 @@ class HPDv3(JudgedLists):
         name = self.splits[split]
         folder = local_folder(self.path, (f"{name}.json", "images.tar.gz*"), self.revision, self.home)
         file = file_in(folder, f"{name}.json", self.home)
-        items = json.loads(file.read_text("utf-8"))
+        items = read_records(file, "prompt", "path1", "path2")
         some = [path for item in items[:100] for path in (item["path1"], item["path2"])]
         images = image_folder(file.parent, some, ("images",), "images.tar.gz*")
         for i, item in enumerate(items):

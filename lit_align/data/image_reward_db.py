@@ -1,10 +1,9 @@
 """ImageRewardDB, the data of ImageReward (arXiv 2304.05977): 4 to 9 ranked and rated images of a prompt."""
 
-import json
 from pathlib import Path
 from typing import Literal
 
-from lit_align.data.archives import check_whole, local_folder, unpacked
+from lit_align.data.archives import local_folder, read_records, unpacked
 from lit_align.data.judged_lists import JudgedLists
 
 PARTS = {"train": 32, "validation": 2, "test": 2}  # archives of a split; `size` takes fewer of train
@@ -44,7 +43,7 @@ class ImageRewardDB(JudgedLists):
         for part in names:
             file = self.part(folder / "images" / name, part)
             groups: dict[str, list[tuple[int, dict]]] = {}
-            for i, item in enumerate(json.loads(file.read_text("utf-8"))):
+            for i, item in enumerate(read_records(file, "prompt_id", "prompt", "image_path")):
                 groups.setdefault(item["prompt_id"], []).append((i, item))
             for prompt_id, group in groups.items():
                 items = [item for _, item in group]
@@ -57,7 +56,7 @@ class ImageRewardDB(JudgedLists):
     def part(self, folder: Path, name: str) -> Path:
         """The JSON file of a part, which lies beside its images."""
         if (folder / name / f"{name}.json").is_file():
-            return check_whole(folder / name / f"{name}.json")
+            return folder / name / f"{name}.json"
         if not (folder / f"{name}.zip").is_file():
             raise FileNotFoundError(f"{folder} has neither {name}.zip nor {name}/{name}.json. {self.home}")
         return next(unpacked([folder / f"{name}.zip"]).rglob(f"{name}.json"))

@@ -124,7 +124,8 @@ class Judged(AlignData):
             raise ValueError(f"{type(self).__name__} has no scores: set --data.weight_by prompt.")
         values = np.array(rows[self.weight_by][:], dtype=object)[keep]
         weight = np.zeros(len(rows))
-        weight[keep] = even_weights(values) if self.weight_by == "prompt" else scaled(values)
+        if keep.any():
+            weight[keep] = even_weights(values) if self.weight_by == "prompt" else scaled(values)
         return weight
 
     def single_images(self, split: str, rows, label: np.ndarray, keep: np.ndarray):

@@ -63,11 +63,12 @@ class JudgedLists(Judged):
 
     def records(self, split: str) -> Iterator[dict]:
         for one in self.shapes_lists() if self.smoke else self.lists(split):
-            found = {name: len(one["scores"][name]) for name in self.dimensions}
-            if wrong := [name for name, n in found.items() if n != len(one["images"])]:
+            found = {name: len(one["scores"][name] or ()) for name in self.dimensions}
+            k = len(one["images"] or ())
+            if wrong := [name for name, n in found.items() if n != k]:
                 raise ValueError(
-                    f"record {one['index']} of {one['file']} has {len(one['images'])} images and {found[wrong[0]]} "
-                    f"judgements of {wrong[0]}: mend it or leave it out."
+                    f"record {one['index']} of {one['file']} has {k} images and {found[wrong[0]]} judgements of "
+                    f"{wrong[0]}: mend it or leave it out."
                 )
             base = {"prompt": one["prompt"], "index": one["index"], "file": one["file"]}
             yield one | {"base": base | {COLUMN + name: cell for name, cell in one["columns"].items()}}

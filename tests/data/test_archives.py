@@ -5,6 +5,7 @@ from published import tar, zipped
 
 from lit_align.data.archives import image_folder, local_folder, unpacked
 from lit_align.data.hpd_v2 import HPDv2
+from lit_align.data.hpd_v3 import HPDv3
 
 FILES = {"images/a.jpg": b"1" * 5000, "images/b/c.jpg": b"2" * 3000}
 
@@ -66,6 +67,19 @@ def test_a_pointer_of_git_lfs_is_named(tmp_path):
     (tmp_path / "train.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 116\n")
     with pytest.raises(ValueError, match="train.json is a pointer of Git LFS, not the data: run `git lfs pull`"):
         HPDv2(path=str(tmp_path)).load("train")
+
+
+@pytest.mark.parametrize("text, said", [
+    ('[{"prompt": "a"}, {"prompt"', "train.json is not JSON .line 1: .*: download it again"),
+    ("{}", "train.json is no list of records"),
+    ('[{"prompt": "a", "path1": "x", "path2": "y"}, {"prompt": "b", "path1": "x"}]', "record 1 of .*train.json has no path2"),
+])  # fmt: skip
+def test_a_broken_list_of_records_is_one_sentence(tmp_path, text, said):
+    (tmp_path / "train.json").write_text(text)
+    with pytest.raises(ValueError, match=said):
+        HPDv3(path=str(tmp_path)).load("train")
+    with pytest.raises(FileNotFoundError, match="has no test.json. HPD v3 is MizzenAI/HPDv3"):
+        HPDv3(path=str(tmp_path), split="test").load("train")
 
 
 def test_the_files_of_a_hub_dataset_are_asked_for_with_its_revision(tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """Every published dataset: what is kept of a small copy, which image wins, and two steps of training by the command line."""
 
 import json
+import shlex
+from pathlib import Path
 
 import published
 import pytest
@@ -27,9 +29,9 @@ DPO, KTO, PL, SFT = (["--model", name] for name in ("DiffusionDPO", "DiffusionKT
 RIC = ["--model", "RewardsInContext", "--model.minibatch", "2", "--model.conditions", json.dumps({f"r{i}": {"class_path": "JPEGCompressibility"} for i in range(4)})]
 DATASETS = {  # what is kept, and by which method it is trained on
     "hpd_v1": (HPDv1, {}, "5 records, 8 pairs, 1 records without a pair, 8 kept", DPO),
-    "hpd_v2": (HPDv2, {}, "4 records, 4 pairs, 4 kept", DPO),
+    "hpd_v2": (HPDv2, {"encode_once": True}, "4 records, 4 pairs, 4 kept", DPO),
     "hpd_v3": (HPDv3, {}, "4 records, 3 pairs, 1 below confidence 0.95, 3 kept", DPO),
-    "image_reward_db": (ImageRewardDB, {"size": "1k"}, "8 records, 48 pairs, 8 ties, 40 kept", DPO),
+    "image_reward_db": (ImageRewardDB, {"size": "1k", "buckets": True}, "8 records, 48 pairs, 8 ties, 40 kept", DPO),
     "pick_a_pic_webdataset": (PickAPic, {}, "6 pairs, 2 ties, 4 kept", DPO),
     "pick_a_pic_columns": (PickAPic, {"binary": True}, "4 pairs, 1 without label, 3 preferred at least once, 6 images kept", KTO),
     "pick_a_pic_no_images": (PickAPic, {"images": "uids", "models": "dream"}, "4 pairs, 2 of other models, 2 kept", DPO),
@@ -38,7 +40,7 @@ DATASETS = {  # what is kept, and by which method it is trained on
     "vision_prefer": (VisionPrefer, {"list_size": 3}, "4 records, 4 kept", PL),
     "image_social": (ImageSocial, {"weight_by": "prompt"}, "4 pairs, 4 kept", DPO),
     "diffusion_db": (DiffusionDB, {}, "4 rows, 2 above NSFW 0.5, or without a score, 2 kept", SFT),
-    "rich_hf": (RichHF18K, {"pick_a_pic": "pick_a_pic"}, "5 rows, 1 without an image, 4 kept", RIC),
+    "rich_hf": (RichHF18K, {"pick_a_pic": "pick_a_pic", "encode_once": True}, "5 rows, 1 without an image, 4 kept", RIC),
 }
 
 
@@ -85,6 +87,24 @@ def test_two_steps_by_the_command_line(name, tmp_path, monkeypatch, caplog):
         cli = main(["fit", *method, "--data", cls.__name__, "--data.path", path, *flags, *TINY])
     assert cli.trainer.global_step >= 2 and cli.trainer.callback_metrics["train/loss"].isfinite()
     assert f"{cls.__name__}: train: {summary}" in caplog.text
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme(tmp_path, monkeypatch, capsys):
+    """With tiny weights, and small copies in the place of the data."""
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[2] / "README.md").read_text().replace("\\\n", " ")
+    commands = [shlex.split(line)[3:] for line in text.splitlines() if "--data HPDv2" in line or "--data ImageRewardDB" in line or "m lit_align label" in line]
+    assert len(commands) == 3
+    for name in ("hpd_v2", "image_reward_db"):
+        (tmp_path / name).mkdir()
+        getattr(published, name)(tmp_path / name)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a red circle"}\n{"prompt": "two blue squares"}\n')
+    small = "--model.policy.pretrained tiny --model.policy.resolution 32 --model.policy.dtype float32 --data.resolution 32 --data.num_workers 0 --data.val_prompts null --trainer.accelerator cpu --trainer.precision 32-true --trainer.max_epochs 1 --trainer.max_steps 2".split()
+    for command in commands:
+        fit = command[0] == "fit"
+        main(command + (small if fit else ["--sampler.steps", "1"]) + (["--data.path", "image_reward_db"] if "ImageRewardDB" in command else []))
+    assert "2 pairs of 2 prompts" in capsys.readouterr().out
 
 
 STREAMED = {"pick_a_pic_webdataset": PickAPic, "pick_a_pic_columns": PickAPic, "open_image_preferences": OpenImagePreferences, "image_social": ImageSocial, "diffusion_db_parquet": DiffusionDB}  # fmt: skip
