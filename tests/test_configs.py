@@ -13,7 +13,9 @@ from PIL import Image
 
 from lit_align import configs
 from lit_align.cli import main
+from lit_align.cli_errors import subclasses
 from lit_align.configs import CONFIGS, load_config
+from lit_align.data.datamodule import AlignData
 from lit_align.data.tables import read_prompts
 from lit_align.paths import ROOT
 from lit_align.studies import recipes
@@ -90,7 +92,11 @@ def test_every_hub_repository_of_a_config_stands_in_the_table():
     table, removed = (ROOT / "docs/hub.md").read_text().split("## Removed")
     listed = re.findall(r"^\| `([\w.-]+/[\w.-]+)` \|", table, re.M)
     named = {i for name in NAMES for i in recipes.hub_ids(load_config(name))}
-    assert len(listed) == len(set(listed)) and set(listed) == named
+    named |= {recipes.default_sources(cls.__name__).get("path") for cls in subclasses(AlignData)}
+    named = {i for i in named if i and not i.startswith("checkpoints/")}
+    assert len(listed) == len(set(listed)) and named <= set(listed)
+    code = "".join(path.read_text() for path in (ROOT / "lit_align/data").glob("*.py"))
+    assert all(i in code for i in set(listed) - named)  # copies that an error message names
     assert not named & set(re.findall(r"`([\w.-]+/[\w.-]+)`", removed.split("use |")[1])) - set(listed)
 
 

@@ -42,6 +42,7 @@ class Algorithm(Sampling):
     takes_several_rewards = False  # True if training takes a reward of R numbers per image
     takes_masked_rewards = False  # True if training leaves out samples that could not be scored (Reward.masks)
     models_ties = False  # True if the method learns from pairs whose `label` is 0.5
+    weighs_pairs = False  # True if the method multiplies a pair's loss by its `weight`
     max_grad_norm: float | None = None  # gradient clipping of a method with manual optimization
 
     def __init__(
@@ -226,13 +227,15 @@ class Algorithm(Sampling):
 
     def check(self, batch: dict) -> None:
         """Raises TypeError if the batch lacks a key that the method learns from, and ValueError at a tie (`label` 0.5)
-        if the method needs a winner."""
+        if the method needs a winner, or at weights that it does not read."""
         missing = [k for k in self.feedback if k not in batch and f"{k}_latents" not in batch]
         if missing:
             raise TypeError(
                 f"{type(self).__name__} learns from {', '.join(self.feedback)}; "
                 f"{type(self.trainer.datamodule).__name__} gave {', '.join(batch)}: choose another --data."
             )
+        if "weight" in batch and not self.weighs_pairs:
+            raise ValueError(f"{type(self).__name__} does not weight pairs: set --data.weight_by null.")
         ties = batch.get("label", torch.ones(1)) == 0.5
         if "win" in self.feedback and not self.models_ties and ties.any():
             row = batch["index"][int(ties.int().argmax())]
