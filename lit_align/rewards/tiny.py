@@ -70,3 +70,23 @@ def speak(vlm, answers: list[str]) -> None:
     vlm.model.resize_token_embeddings(max(ids) + 1)
     config = vlm.model.generation_config
     config.sequence_bias, config.eos_token_id = [[[i], 100.0] for i in ids], ids
+
+
+def clip_flant5(cls):
+    """A CLIP-FlanT5 of two layers for 16 x 16 images, of the class `cls`, and its tokenizer (yes is one token)."""
+    import tempfile
+
+    from tokenizers.processors import TemplateProcessing
+    from transformers import CLIPVisionConfig, T5Config
+
+    words = _byte_tokenizer(2048)
+    words.add_tokens(["Yes"])
+    end = ("</s>", words.eos_token_id)
+    words.backend_tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[end])
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    with tempfile.TemporaryDirectory() as folder:
+        CLIPVisionConfig(**sizes, image_size=16, patch_size=4).save_pretrained(folder)
+        small = {"vocab_size": 300, "d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+        config = T5Config(**small, feed_forward_proj="gated-gelu", tie_word_embeddings=False, mm_vision_tower=folder)
+        config.decoder_start_token_id = 0
+        return seeded(lambda: cls(config)), words

@@ -100,6 +100,21 @@ def patches(processor, images: Tensor) -> tuple[Tensor, Tensor]:
     return x.reshape(n * h * w, -1), torch.tensor([[1, h, w]], device=x.device).expand(n, 3)
 
 
+def square(images: Tensor, side: int) -> Tensor:
+    """CLIP's input from whole images (N, 3, H, W) in [0, 1]: padded to a square with CLIP's mean colour, resized
+    (bicubic), normalised; differentiable."""
+    from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+    (h, w), x = images.shape[-2:], images.float()
+    mean, std = (x.new_tensor(v).view(3, 1, 1) for v in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+    long, top, left = max(h, w), max(w - h, 0) // 2, max(h - w, 0) // 2
+    canvas = ((mean * 255).int() / 255).expand(len(x), 3, long, long).clone()  # an 8-bit colour, as released
+    canvas[..., top : top + h, left : left + w] = x
+    if long != side:
+        canvas = F.interpolate(canvas, (side, side), mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
+    return (canvas - mean) / std
+
+
 class VLM(nn.Module):
     """A chat model of transformers that sees images, frozen; always in eval mode.
 
