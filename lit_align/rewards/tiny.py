@@ -90,3 +90,32 @@ def clip_flant5(cls):
         config = T5Config(**small, feed_forward_proj="gated-gelu", tie_word_embeddings=False, mm_vision_tower=folder)
         config.decoder_start_token_id = 0
         return seeded(lambda: cls(config)), words
+
+
+def owl(cls):
+    """An mPLUG-Owl2 of two layers for 16 x 16 images, of the class `cls`, with LLaMA-2's vocabulary."""
+    from torch import nn
+    from transformers import LlamaConfig
+
+    both = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "layer_norm_eps": 1e-6}
+    eyes = {**both, "intermediate_size": 32, "image_size": 16, "patch_size": 4}
+    abstractor = {
+        **both,
+        "intermediate_size": 24,
+        "encoder_hidden_size": 16,
+        "num_learnable_queries": 3,
+        "grid_size": 4,
+    }
+    small = SMALL_DECODER | {"vocab_size": 32_000, "num_hidden_layers": 2}
+    config = LlamaConfig(**small, visual_config={"visual_model": eyes, "visual_abstractor": abstractor})
+
+    def random():
+        model = cls(config)
+        for tensor in (
+            *model.model.vision_model.state_dict().values(),
+            *model.model.visual_abstractor.state_dict().values(),
+        ):
+            nn.init.normal_(tensor, std=0.2)
+        return model
+
+    return seeded(random)
