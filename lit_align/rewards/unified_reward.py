@@ -1,12 +1,14 @@
 """UnifiedReward, versions 1 and 2.0: a fine-tuned vision-language model that writes scores or preferences."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from lit_align.rewards import tiny
 from lit_align.rewards.pairwise import PairwiseReward
 from lit_align.rewards.reward import Reward
-from lit_align.rewards.vlm import VLM, published, the_number
+from lit_align.rewards.vlm import VLM, Unreadable, published, read_all, the_number
 
 QWEN = "https://raw.githubusercontent.com/CodeGoat24/UnifiedReward/ff6f520247a2d36e2aff7b2ba53a935afd437f66/inference_qwen/"
 POINT = QWEN + "image_generation/qwen_point_score_image_generation.py"
@@ -18,27 +20,27 @@ VERDICTS = {"Image 1 is better": 1.0, "Image 2 is better": 0.0, "Both images are
 
 
 def verdict(answer: str) -> float:
-    """1 if an answer says that image 1 is better, 0 if image 2, 0.5 if they are equal. ValueError, which names the
-    answer, unless it says exactly one of these."""
+    """1 if an answer says that image 1 is better, 0 if image 2, 0.5 if they are equal. Unreadable unless it
+    says exactly one of these."""
     said = [value for sentence, value in VERDICTS.items() if sentence in answer]
     if len(said) != 1:
-        raise ValueError(f"the judge must say one of {', '.join(map(repr, VERDICTS))}; it said {answer!r}.")
+        raise Unreadable(f"the judge must say one of {', '.join(map(repr, VERDICTS))}; it said {answer!r}.")
     return said[0]
 
 
 def shares(answer: str) -> float:
-    """Image 1's share, the mean over alignment, coherence and style. ValueError, which names the answer, unless each
-    gives both images a share in [0, 1] once, and they sum to 1."""
+    """Image 1's share, the mean over alignment, coherence and style. Unreadable unless each gives both images a share
+    in [0, 1] once, and they sum to 1."""
     total = 0.0
     for i, aspect in enumerate(ASPECTS):
         _, found, part = answer.partition(f"{aspect} Score:")
         for later in ASPECTS[i + 1 :]:
             part = part.partition(f"{later} Score:")[0]
         if not found or answer.count(f"{aspect} Score:") != 1:
-            raise ValueError(f"the judge must say `{aspect} Score:` once; it said {answer!r}.")
+            raise Unreadable(f"the judge must say `{aspect} Score:` once; it said {answer!r}.")
         first, second = (the_number(part, f"Image {k}:", 0, 1) for k in (1, 2))
         if abs(first + second - 1) > 0.01:
-            raise ValueError(f"the {aspect} scores of two images must sum to 1; the judge said {answer!r}.")
+            raise Unreadable(f"the {aspect} scores of two images must sum to 1; the judge said {answer!r}.")
         total += first
     return total / len(ASPECTS)
 
@@ -51,15 +53,15 @@ class Writer(nn.Module):
         question: the published script in which the question stands: a file or an https address.
         dtype: of the weights.
         chunk: questions answered at once.
-        max_new_tokens: of an answer.
+        max_tokens: of an answer.
         tiny_answers: of which a tiny model gives one.
     """
 
     def __init__(
-        self, pretrained: str, question: str, dtype: str, chunk: int, max_new_tokens: int, tiny_answers: list[str]
+        self, pretrained: str, question: str, dtype: str, chunk: int, max_tokens: int, tiny_answers: list[str]
     ):
         super().__init__()
-        self.vlm, self.max_new_tokens = VLM(pretrained, dtype, chunk), max_new_tokens
+        self.vlm, self.max_tokens = VLM(pretrained, dtype, chunk), max_tokens
         if pretrained == "tiny":
             self.question = tiny.QUESTION
             tiny.speak(self.vlm, tiny_answers)
@@ -69,16 +71,16 @@ class Writer(nn.Module):
     def forward(self, images: Tensor, prompts: list[str]) -> list[str]:
         """Answers on images (N, K, 3, H, W), K to a prompt."""
         texts = [self.question.replace("{prompt}", prompt) for prompt in prompts]
-        return self.vlm.answers(images, texts, self.max_new_tokens)
+        return self.vlm.answers(images, texts, self.max_tokens)
 
 
 class UnifiedReward(Reward):
-    """The final score that the first UnifiedReward writes (Wang et al. 2025, arXiv 2503.05236). ValueError, which names
-    the answer, if it writes none.
+    """The final score that the first UnifiedReward writes (Wang et al. 2025, arXiv 2503.05236).
 
     Args:
         pretrained: hub id or folder, in transformers' format: of the first version, the Qwen one.
-        question, dtype, chunk, max_new_tokens: see Writer.
+        question, dtype, chunk, max_tokens: see Writer.
+        on_failure: at an answer without a score: stop the run with a sentence that names it, or mask the image.
     """
 
     name, differentiable = "unified_reward", False
@@ -92,24 +94,26 @@ class UnifiedReward(Reward):
         question: str = POINT,
         dtype: str = "bfloat16",
         chunk: int = 8,
-        max_new_tokens: int = 512,
+        max_tokens: int = 512,
+        on_failure: Literal["stop", "mask"] = "stop",
     ):
         super().__init__()
+        self.on_failure, self.masks = on_failure, on_failure == "mask"
         said = [f"Final Score: {k}" for k in range(1, 6)]
-        self.writer = Writer(pretrained, question, dtype, chunk, max_new_tokens, said)
+        self.writer = Writer(pretrained, question, dtype, chunk, max_tokens, said)
 
     def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
         said = self.writer(images[:, None], prompts)
-        return torch.tensor([the_number(answer, "Final Score:", 1, 5) for answer in said], device=images.device)
+        return read_all(lambda a: the_number(a, "Final Score:", 1, 5), said, self.on_failure).to(images.device)
 
 
 class UnifiedReward2(Reward):
-    """The mean of the alignment, coherence and style scores that UnifiedReward 2.0 writes; each is logged. ValueError,
-    which names the answer, if it lacks one.
+    """The mean of the alignment, coherence and style scores that UnifiedReward 2.0 writes; each is logged.
 
     Args:
         pretrained: hub id or folder; 2.0-qwen-{3,7,32,72}b or 2.0-qwen3vl-{2,4,8,32}b.
-        question, dtype, chunk, max_new_tokens: see Writer.
+        question, dtype, chunk, max_tokens: see Writer.
+        on_failure: see UnifiedReward.
     """
 
     name, differentiable, names = "unified_reward_2", False, ("alignment", "coherence", "style")
@@ -123,17 +127,19 @@ class UnifiedReward2(Reward):
         question: str = POINT_2,
         dtype: str = "bfloat16",
         chunk: int = 8,
-        max_new_tokens: int = 512,
+        max_tokens: int = 512,
+        on_failure: Literal["stop", "mask"] = "stop",
     ):
         super().__init__()
+        self.on_failure, self.masks = on_failure, on_failure == "mask"
         said = ["\n".join(f"{a} Score (1-5): {k}.5" for a in ASPECTS) for k in range(1, 5)]
-        self.writer = Writer(pretrained, question, dtype, chunk, max_new_tokens, said)
+        self.writer = Writer(pretrained, question, dtype, chunk, max_tokens, said)
         self.latest: dict[str, Tensor] = {}  # name -> (N,), the scores of the last call
 
     def components(self, images: Tensor, prompts: list[str]) -> Tensor:
         said = self.writer(images[:, None], prompts)
-        scores = [[the_number(answer, f"{aspect} Score (1-5):", 1, 5) for aspect in ASPECTS] for answer in said]
-        return torch.tensor(scores, device=images.device)
+        read = lambda aspect: lambda answer: the_number(answer, f"{aspect} Score (1-5):", 1, 5)
+        return torch.stack([read_all(read(a), said, self.on_failure) for a in ASPECTS], 1).to(images.device)
 
     def combine(self, components: Tensor) -> Tensor:
         self.latest = dict(zip(self.names, components.unbind(1), strict=True))
@@ -147,7 +153,7 @@ class UnifiedRewardPairs(PairwiseReward):
     """Win rate in the group (see PairwiseReward), by the image that the first UnifiedReward calls better.
 
     Args:
-        pretrained, question, dtype, chunk, max_new_tokens: see UnifiedReward.
+        pretrained, question, dtype, chunk, max_tokens: see UnifiedReward.
     """
 
     name = "unified_reward_pairs"
@@ -160,11 +166,11 @@ class UnifiedRewardPairs(PairwiseReward):
         question: str = PAIR,
         dtype: str = "bfloat16",
         chunk: int = 8,
-        max_new_tokens: int = 512,
+        max_tokens: int = 512,
     ):
         super().__init__()
         said = [f"{sentence}." for sentence in VERDICTS]
-        self.writer = Writer(pretrained, question, dtype, chunk, max_new_tokens, said)
+        self.writer = Writer(pretrained, question, dtype, chunk, max_tokens, said)
 
     def compare(self, first: Tensor, second: Tensor, prompts: list[str]) -> Tensor:
         return torch.tensor([verdict(answer) for answer in self.writer(torch.stack([first, second], 1), prompts)])
@@ -175,7 +181,7 @@ class UnifiedReward2Pairs(PairwiseReward):
     2.0 gives to two images.
 
     Args:
-        pretrained, question, dtype, chunk, max_new_tokens: see UnifiedReward2.
+        pretrained, question, dtype, chunk, max_tokens: see UnifiedReward2.
     """
 
     name = "unified_reward_2_pairs"
@@ -188,13 +194,13 @@ class UnifiedReward2Pairs(PairwiseReward):
         question: str = PAIR_2,
         dtype: str = "bfloat16",
         chunk: int = 8,
-        max_new_tokens: int = 512,
+        max_tokens: int = 512,
     ):
         super().__init__()
         said = [
             "\n\n".join(f"{a} Score:\n Image 1: 0.{k}\n Image 2: 0.{10 - k}" for a in ASPECTS) for k in range(1, 10)
         ]
-        self.writer = Writer(pretrained, question, dtype, chunk, max_new_tokens, said)
+        self.writer = Writer(pretrained, question, dtype, chunk, max_tokens, said)
 
     def compare(self, first: Tensor, second: Tensor, prompts: list[str]) -> Tensor:
         return torch.tensor([shares(answer) for answer in self.writer(torch.stack([first, second], 1), prompts)])

@@ -8,12 +8,12 @@ from torch import Tensor
 from lit_align.rewards import tiny
 from lit_align.rewards.pairwise import PairwiseReward
 from lit_align.rewards.reward import Reward
-from lit_align.rewards.vlm import VLM, the_number
+from lit_align.rewards.vlm import VLM, read_all, the_number
 
 SHOWS = 'Does this image show "{prompt}"? Answer with yes or no.'
 RATE = (
     'The image was made for the prompt "{prompt}". Rate it from {low} to {high}: does it show the prompt, and does it '
-    "look good? Answer with `Score:` and the number alone."
+    "look good? Answer with {form}."
 )
 WHICH = (
     'Two images were made for the prompt "{prompt}". Which one shows it better and looks better? Answer with 1 for the '
@@ -22,58 +22,66 @@ WHICH = (
 
 
 class VLMJudge(Reward):
-    """A chat model's opinion of an image: the probability that it says yes, the expected number, or the number that it
-    writes. ValueError, which names the answer, if that holds none.
+    """A chat model's opinion of an image, in this process (ServedVLMJudge asks a server).
+
+    - `yes_no`: P(yes) / (P(yes) + P(no)) of the answer's first token.
+    - `expectation`: the expected number of the answer's first token, over the whole numbers from low to high.
+    - `number`: the number after `Score:` in the whole answer.
 
     Args:
         pretrained: hub id or folder of an image-text-to-text model of transformers that has a chat template.
-        read: `yes`, P(yes) / (P(yes) + P(no)) of the first token; `number`, the expectation of the first token over
-            the numbers of the scale; `text`, the number after `Score:` in the whole answer.
-        question: {prompt} stands for the prompt, {low} and {high} for the ends of the scale (default: whether the image
-            shows the prompt; for numbers, how well it shows it and how good it looks).
-        low, high: ends of the scale of numbers.
+        answer: yes_no, expectation or number.
+        question: asked with the image; {prompt} in it becomes the prompt, {low} and {high} the ends of the scale
+            (default: whether the image shows the prompt; for numbers, how well it does and how good it looks).
+        low: the lowest number.
+        high: the highest.
         dtype: of the weights.
         chunk: images in one forward pass.
-        max_new_tokens: of a text.
+        max_tokens: of an answer that is a number.
+        on_failure: at an answer without a number: stop the run with a sentence that names it, or mask the image.
     """
 
     name = "vlm_judge"
     artefact = "any image-text-to-text model of transformers"
     licence = "the model's own"
-    scale = "a probability, or low to high"
-    blind_to = "what its model does not see; Qwen-VL models pass gradients, others none"
+    scale = "yes_no: probability in [0, 1]; others: low to high"
+    blind_to = "what the model cannot see or count; wording of the question shifts it"
 
     def __init__(
         self,
         pretrained: str = "Qwen/Qwen2.5-VL-7B-Instruct",
-        read: Literal["yes", "number", "text"] = "yes",
+        answer: Literal["yes_no", "expectation", "number"] = "yes_no",
         question: str | None = None,
         low: int = 1,
         high: int = 5,
         dtype: str = "bfloat16",
         chunk: int = 8,
-        max_new_tokens: int = 256,
+        max_tokens: int = 256,
+        on_failure: Literal["stop", "mask"] = "stop",
     ):
         super().__init__()
-        self.vlm, self.read, self.max_new_tokens = VLM(pretrained, dtype, chunk), read, max_new_tokens
-        self.low, self.high = low, high
-        question = question or (SHOWS if read == "yes" else RATE)
+        self.vlm, self.answer, self.max_tokens = VLM(pretrained, dtype, chunk), answer, max_tokens
+        self.low, self.high, self.on_failure = low, high, on_failure
+        self.masks = answer == "number" and on_failure == "mask"
+        question = question or (SHOWS if answer == "yes_no" else RATE)
         self.question = question.replace("{low}", str(low)).replace("{high}", str(high))
-        self.differentiable = self.vlm.differentiable and read != "text"
-        if read == "number":
+        form = "`Score:` and the number alone" if answer == "number" else "the number alone"
+        self.question = self.question.replace("{form}", form)
+        self.differentiable = self.vlm.differentiable and answer != "number"
+        if answer == "expectation":
             self.ids = [self.vlm.token(str(k)) for k in range(low, high + 1)]
-        if read == "text" and pretrained == "tiny":
+        if answer == "number" and pretrained == "tiny":
             tiny.speak(self.vlm, [f"Score: {k}" for k in range(low, high + 1)])
 
     def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
         texts = [self.question.replace("{prompt}", prompt) for prompt in prompts]
-        if self.read == "yes":
+        if self.answer == "yes_no":
             return self.vlm.yes(images[:, None], texts)
-        if self.read == "number":
+        if self.answer == "expectation":
             p = self.vlm.next_token(images[:, None], texts, self.ids).softmax(1)
             return p @ torch.arange(self.low, self.high + 1, device=p.device, dtype=p.dtype)
-        said = self.vlm.answers(images[:, None], texts, self.max_new_tokens)
-        return torch.tensor([the_number(a, "Score:", self.low, self.high) for a in said], device=images.device)
+        said = self.vlm.answers(images[:, None], texts, self.max_tokens)
+        return read_all(lambda a: the_number(a, "Score:", self.low, self.high), said, self.on_failure).to(images.device)
 
 
 class VLMPairs(PairwiseReward):

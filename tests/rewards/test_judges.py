@@ -19,7 +19,7 @@ model:
           unified_2: {class_path: UnifiedReward2}
           unified_pairs: {class_path: UnifiedRewardPairs}
           unified_2_pairs: {class_path: UnifiedReward2Pairs}
-          judge: {class_path: VLMJudge, init_args: {read: text, high: 10}}
+          judge: {class_path: VLMJudge, init_args: {answer: number, high: 10}}
           pairs: {class_path: VLMPairs}
           vision_reward: {class_path: VisionReward, init_args: {alignment: {class_path: VQAScore, init_args: {pretrained: zhiqiulin/clip-flant5-xl}}}}
           classifier: {class_path: DiffusionClassifier, init_args: {draws: 2, backbone: {class_path: StableDiffusion, init_args: {pretrained: a/b, adapter: {class_path: Frozen}}}}}

@@ -6,7 +6,9 @@ from parts import Darkness
 
 from lit_align.rewards.multi_reward import MultiReward, WeightedSum
 from lit_align.rewards.pairwise import PairwiseReward
-from lit_align.rewards.reward import judge
+from lit_align.rewards.reward import components, judge
+from lit_align.rewards.routed import Routed
+from lit_align.tools.serve import application
 
 
 class Brighter(PairwiseReward):
@@ -61,8 +63,23 @@ def test_a_prompt_with_one_image_is_refused():
         Brighter()(flat(0.1, 0.2, 0.3), ["a", "b", "a"])
 
 
+COMBINED = {
+    "alone": Brighter,
+    "side by side": lambda: MultiReward({"b": Brighter(), "d": Darkness()}),
+    "summed": lambda: WeightedSum({"b": Brighter(), "d": Darkness()}),
+    "routed": lambda: Routed({"x": Brighter()}),
+}
+
+
 @pytest.mark.parametrize("size", [None, 1, 3])
-@pytest.mark.parametrize("make", [Brighter, lambda: MultiReward({"b": Brighter(), "d": Darkness()}), lambda: WeightedSum({"b": Brighter(), "d": Darkness()})], ids=["alone", "side by side", "summed"])
+@pytest.mark.parametrize("make", COMBINED.values(), ids=list(COMBINED))
 def test_minibatches_do_not_split_a_group(make, size):
-    images, rows = flat(0.1, 0.5, 0.9, 0.2), {"prompt": ["a", "b", "a", "b"]}
-    torch.testing.assert_close(judge(make(), Same(), images, rows, size), make()(images, rows["prompt"]))
+    images, rows = flat(0.1, 0.5, 0.9, 0.2), {"prompt": ["a", "b", "a", "b"], "columns": {"task": ["x"] * 4}}
+    whole = make()
+    torch.testing.assert_close(judge(make(), Same(), images, rows, size), whole.combine(components(whole, images, rows)))
+
+
+def test_a_server_refuses_to_compare_the_images_of_its_clients():
+    pytest.importorskip("fastapi")
+    with pytest.raises(ValueError, match="Brighter compares the images of a call"):
+        application(Brighter())

@@ -124,6 +124,14 @@ def test_an_answer_that_cannot_be_read_stops_the_run_and_is_named(cls):
         reward(picture(2, 32, 32), ["a", "a"])
 
 
+@pytest.mark.parametrize("cls", [UnifiedReward, UnifiedReward2], ids=lambda c: c.__name__)
+def test_an_answer_that_cannot_be_read_masks_its_image_where_asked(cls):
+    reward = cls("tiny", dtype="float32", on_failure="mask")
+    tiny.speak(reward.writer.vlm, ["I like it"])
+    assert reward.masks and not cls("tiny").masks
+    assert reward(picture(2, 32, 32), ["a", "a"]).isnan().all()
+
+
 def test_a_script_without_the_question_is_refused(tmp_path, monkeypatch):
     from lit_align.rewards import unified_reward
 
