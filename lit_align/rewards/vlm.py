@@ -89,7 +89,7 @@ def the_number(answer: str, label: str, low: float, high: float) -> float:
     """The number after `label` in an answer. Unreadable unless it stands there exactly once and lies in [low, high]."""
     found = re.findall(re.escape(label) + r"\s*(-?\d+(?:\.\d+)?)(?![\d/%]|\.\d)", answer)
     if len(found) != 1 or answer.count(label) != 1 or not low <= float(found[0]) <= high:
-        raise ValueError(
+        raise Unreadable(
             f"the judge must say `{label}` and a number from {low:g} to {high:g} once; it said {answer!r}."
         )
     return float(found[0])

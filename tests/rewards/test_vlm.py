@@ -88,7 +88,7 @@ def qwen(tmp_path_factory):
     state = {k: v + 0.1 * torch.randn_like(v) for k, v in model.state_dict().items()}
     state = {k.replace("model.visual.", "visual.").replace("model.language_model.", "model."): v for k, v in state.items()}
     assert {"visual.patch_embed.proj.weight", "model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.bias", "lm_head.weight"} <= set(state)
-    words.chat_template = None
+    words.chat_template, words.padding_side = None, "right"
     for part in (model.config, words, pictures):
         part.save_pretrained(folder)
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": tiny.CHAT}))
@@ -126,6 +126,7 @@ def test_another_family_goes_through_its_own_processor(tmp_path):
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     words = tiny.qwen()[1]
+    words.padding_side = "right"
     words.add_special_tokens({"additional_special_tokens": ["<image>"]})
     template = tiny.CHAT.replace("<|vision_start|><|image_pad|><|vision_end|>", "<image>")
     eyes = CLIPVisionConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8)
