@@ -6,8 +6,10 @@ from torch import Tensor
 from lit_align.paths import find
 from lit_align.rewards import tiny
 from lit_align.rewards.mplug_owl2 import mplug_owl2
+from lit_align.rewards.published import loaded
 from lit_align.rewards.reward import Reward
-from lit_align.rewards.vlm import in_chunks, loaded, square
+from lit_align.rewards.vlm import DType, in_chunks
+from lit_align.rewards.vlm_images import square
 
 # LLaMA-2's tokens of the released prompt: `USER: How would you rate the quality of this image?\n`, the image,
 # `\nASSISTANT: The quality of the image is`, and of the answers excellent, good, fair, poor, bad.
@@ -32,7 +34,7 @@ class DeQA(Reward):
     scale = "1 (bad) to 5 (excellent)"
     blind_to = "the prompt: quality alone"
 
-    def __init__(self, pretrained: str = "zhiyuanyou/DeQA-Score-Mix3", dtype: str = "float16", chunk: int = 8):
+    def __init__(self, pretrained: str = "zhiyuanyou/DeQA-Score-Mix3", dtype: DType = "float16", chunk: int = 8):
         super().__init__()
         self.chunk = chunk
         if pretrained == "tiny":

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from lit_align.paths import find
 from lit_align.policies.policy import Policy
+from lit_align.rewards.published import load_into
 from lit_align.rewards.step_reward import StepReward
-from lit_align.rewards.vlm import load_into
 
 
 class TimeAdapter(nn.Module):

@@ -4,8 +4,9 @@ from torch import Tensor, nn
 
 from lit_align.paths import fetch
 from lit_align.rewards import tiny
+from lit_align.rewards.published import load_into, published
 from lit_align.rewards.reward import Reward
-from lit_align.rewards.vlm import VLM, in_chunks, load_into, published
+from lit_align.rewards.vlm import VLM, DType, in_chunks
 
 REPOSITORY = "https://raw.githubusercontent.com/MizzenAI/HPSv3/d232ff8669a0b00759766067c6c3a26e2e717fac/"
 MARK = "<|Reward|>"
@@ -38,7 +39,7 @@ class HPSv3(Reward):
         pretrained: str = "Qwen/Qwen2-VL-7B-Instruct",
         checkpoint: str | None = "MizzenAI/HPSv3/HPSv3.safetensors",
         instruction: str = REPOSITORY + "hpsv3/dataset/data_collator_qwen.py",
-        dtype: str = "bfloat16",
+        dtype: DType = "bfloat16",
         chunk: int = 8,
     ):
         from safetensors.torch import load_file

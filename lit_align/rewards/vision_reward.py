@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lit_align.paths import fetch
 from lit_align.rewards.reward import Reward, components
-from lit_align.rewards.vlm import VLM
+from lit_align.rewards.vlm import VLM, DType
 
 FOLDER = (
     "https://raw.githubusercontent.com/THUDM/VisionReward/511960d61a777b2008cd486a85a090ba96792a32/VisionReward_Image/"
@@ -52,7 +52,7 @@ class VisionReward(Reward):
         weights: str = FOLDER + "weight_select.json",
         masks: dict[int, list[int]] | None = None,
         alignment: Reward | None = None,
-        dtype: str = "bfloat16",
+        dtype: DType = "bfloat16",
         chunk: int = 8,
     ):
         super().__init__()

@@ -1,135 +1,22 @@
 """What rewards of vision-language models share: the model, its chat, its next token, its answers."""
 
-import ast
-import re
 from collections.abc import Callable
-from pathlib import Path
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_align.paths import fetch, find
+from lit_align.paths import find
 from lit_align.rewards import tiny
+from lit_align.rewards.published import loaded
+from lit_align.rewards.vlm_images import patches
+
+DType = Literal["float32", "bfloat16", "float16"]
 
 
 def in_chunks(f: Callable, size: int, *columns) -> Tensor:
     """f of `size` rows of the columns at a time, concatenated."""
     return torch.cat([f(*(c[i : i + size] for c in columns)) for i in range(0, len(columns[0]), size)])
-
-
-def loaded(cls, pretrained: str | None, **options) -> nn.Module:
-    """cls.from_pretrained, in eval mode and without gradient. ValueError if the weights lack a tensor or have one of
-    another shape; those that the model has no place for are ignored."""
-    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    model, info = cls.from_pretrained(pretrained, **options)
-    if missing := sorted(info["missing_keys"]):
-        raise ValueError(
-            f"{pretrained or 'the checkpoint'} lacks {missing[0]}: it holds no {cls.__name__} of this size."
-        )
-    if wrong := sorted(info["mismatched_keys"]):
-        name, found, needed = wrong[0]
-        raise ValueError(f"{pretrained or 'the checkpoint'}: {name} is {tuple(found)}, and must be {tuple(needed)}.")
-    return model.eval().requires_grad_(False)
-
-
-def load_into(module: nn.Module, state: dict[str, Tensor], where: str) -> None:
-    """module.load_state_dict, in float32. ValueError names the first tensor that is missing, unknown or of another
-    shape."""
-    own = module.state_dict()
-    for name in [*own, *state]:
-        if name not in state or name not in own:
-            raise ValueError(f"{where} {'lacks' if name in own else 'has an unknown tensor'} {name}.")
-        if own[name].shape != state[name].shape:
-            found, needed = tuple(state[name].shape), tuple(own[name].shape)
-            raise ValueError(f"{where}: {name} is {found}, and must be {needed}.")
-    module.load_state_dict({name: value.float() for name, value in state.items()})
-    module.eval().requires_grad_(False)
-
-
-def published(file: str, part: str) -> str:
-    """The one string of a published Python file that contains `part`, with `{name}` where it is filled in. The file is
-    parsed, never run; a local path, or an https address."""
-    found, inner = [], set()
-    for node in ast.walk(ast.parse(Path(fetch(file)).read_text())):
-        if isinstance(node, ast.JoinedStr):
-            inner |= {id(value) for value in node.values}
-            found.append(
-                "".join(v.value if isinstance(v, ast.Constant) else f"{{{ast.unparse(v.value)}}}" for v in node.values)
-            )
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inner:
-            found.append(node.value)
-    found = list(dict.fromkeys(text for text in found if part in text))
-    if len(found) != 1:
-        raise ValueError(
-            f"{file} has {len(found)} strings that contain {part!r}; it must be the published file, with one."
-        )
-    return found[0]
-
-
-class Unreadable(ValueError):
-    """An answer that does not say what it was asked for. The message names the answer."""
-
-
-def read_all(read: Callable[[str], float], answers: list[str], on_failure: str) -> Tensor:
-    """read(answer) of each (N,), float32. One that raises Unreadable raises it on, or is NaN where on_failure is
-    "mask"."""
-    numbers = []
-    for answer in answers:
-        try:
-            numbers.append(read(answer))
-        except Unreadable:
-            if on_failure == "stop":
-                raise
-            numbers.append(float("nan"))
-    return torch.tensor(numbers)
-
-
-def the_number(answer: str, label: str, low: float, high: float) -> float:
-    """The number after `label` in an answer. Unreadable unless it stands there exactly once and lies in [low, high]."""
-    found = re.findall(re.escape(label) + r"\s*(-?\d+(?:\.\d+)?)(?![\d/%]|\.\d)", answer)
-    if len(found) != 1 or answer.count(label) != 1 or not low <= float(found[0]) <= high:
-        raise Unreadable(
-            f"the judge must say `{label}` and a number from {low:g} to {high:g} once; it said {answer!r}."
-        )
-    return float(found[0])
-
-
-def smart_size(processor, height: int, width: int) -> tuple[int, int]:
-    """Qwen's size of an image: sides that are multiples of a merged patch, area between the processor's bounds."""
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
-
-    low, high = processor.size["shortest_edge"], processor.size["longest_edge"]
-    return smart_resize(height, width, processor.patch_size * processor.merge_size, low, high)
-
-
-def patches(processor, images: Tensor) -> tuple[Tensor, Tensor]:
-    """What Qwen's image processor makes of images (N, 3, H, W) in [0, 1], differentiable: flat patches of all images
-    (N g_h g_w, 3 T p p), merged patches side by side, and the grid (1, g_h, g_w) of each, (N, 3)."""
-    size, p, m = smart_size(processor, *images.shape[-2:]), processor.patch_size, processor.merge_size
-    x = images.float()
-    if size != tuple(x.shape[-2:]):
-        x = F.interpolate(x, size, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
-    mean, std = (x.new_tensor(v).view(3, 1, 1) for v in (processor.image_mean, processor.image_std))
-    n, h, w = len(x), size[0] // p, size[1] // p
-    x = ((x - mean) / std).view(n, 3, h // m, m, p, w // m, m, p).permute(0, 2, 5, 3, 6, 1, 4, 7)
-    x = x.unsqueeze(6).expand(*x.shape[:6], processor.temporal_patch_size, p, p)  # a picture is a still film
-    return x.reshape(n * h * w, -1), torch.tensor([[1, h, w]], device=x.device).expand(n, 3)
-
-
-def square(images: Tensor, side: int) -> Tensor:
-    """CLIP's input from whole images (N, 3, H, W) in [0, 1]: padded to a square with CLIP's mean colour, resized
-    (bicubic), normalised; differentiable."""
-    from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-
-    (h, w), x = images.shape[-2:], images.float()
-    mean, std = (x.new_tensor(v).view(3, 1, 1) for v in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
-    long, top, left = max(h, w), max(w - h, 0) // 2, max(h - w, 0) // 2
-    canvas = ((mean * 255).int() / 255).expand(len(x), 3, long, long).clone()  # an 8-bit colour, as released
-    canvas[..., top : top + h, left : left + w] = x
-    if long != side:
-        canvas = F.interpolate(canvas, (side, side), mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
-    return (canvas - mean) / std
 
 
 class VLM(nn.Module):
@@ -146,7 +33,7 @@ class VLM(nn.Module):
         kind: of the tiny model.
     """
 
-    def __init__(self, pretrained: str, dtype: str, chunk: int, state: dict | None = None, kind: str = "Qwen2_5_VL"):
+    def __init__(self, pretrained: str, dtype: DType, chunk: int, state: dict | None = None, kind: str = "Qwen2_5_VL"):
         super().__init__()
         self.chunk, self.dtype = chunk, getattr(torch, dtype)
         if pretrained == "tiny":

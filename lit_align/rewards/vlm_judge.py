@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from lit_align.rewards import tiny
+from lit_align.rewards.answers import read_all, the_number
 from lit_align.rewards.pairwise import PairwiseReward
 from lit_align.rewards.reward import Reward
-from lit_align.rewards.vlm import VLM, read_all, the_number
+from lit_align.rewards.vlm import VLM, DType
 
 SHOWS = 'Does this image show "{prompt}"? Answer with yes or no.'
 RATE = (
@@ -54,7 +55,7 @@ class VLMJudge(Reward):
         question: str | None = None,
         low: int = 1,
         high: int = 5,
-        dtype: str = "bfloat16",
+        dtype: DType = "bfloat16",
         chunk: int = 8,
         max_tokens: int = 256,
         on_failure: Literal["stop", "mask"] = "stop",
@@ -103,7 +104,7 @@ class VLMPairs(PairwiseReward):
         self,
         pretrained: str = "Qwen/Qwen2.5-VL-7B-Instruct",
         question: str = WHICH,
-        dtype: str = "bfloat16",
+        dtype: DType = "bfloat16",
         chunk: int = 8,
     ):
         super().__init__()

@@ -6,8 +6,10 @@ from torch import Tensor, nn
 
 from lit_align.paths import find
 from lit_align.rewards import tiny
+from lit_align.rewards.published import loaded, published
 from lit_align.rewards.reward import Reward
-from lit_align.rewards.vlm import in_chunks, loaded, published, square
+from lit_align.rewards.vlm import DType, in_chunks
+from lit_align.rewards.vlm_images import square
 
 CONSTANTS = "https://raw.githubusercontent.com/linzhiqiu/t2v_metrics/6ecb74f92028f42c7e64546d3a71e98c8c73068f/"
 NAMES = {r"^vision_tower\.vision_tower\.vision_model\.": "vision_tower.vision_tower."}  # transformers before 5
@@ -59,7 +61,7 @@ class VQAScore(Reward):
         system: str = CONSTANTS + "t2v_metrics/constants.py",
         question: str = 'Does this figure show "{}"? Please answer yes or no.',
         answer: str = "Yes",
-        dtype: str = "bfloat16",
+        dtype: DType = "bfloat16",
         chunk: int = 8,
     ):
         super().__init__()

@@ -11,7 +11,7 @@ from pictures import check_gradient, picture
 from lit_align.rewards import tiny
 from lit_align.rewards.deqa import DeQA
 from lit_align.rewards.mplug_owl2 import mplug_owl2
-from lit_align.rewards.vlm import square
+from lit_align.rewards.vlm_images import square
 
 BEFORE = [1, 3148, 1001, 29901, 1128, 723, 366, 6554, 278, 11029, 310, 445, 1967, 29973, 13]  # LLaMA-2's own, with its tokenizer
 AFTER = [29871, 13, 22933, 9047, 13566, 29901, 450, 11029, 310, 278, 1967, 338]

@@ -69,7 +69,7 @@ def said(reward, images, question, answers):
 
 def read_question(reward, script, tmp_path):
     """Gives a tiny reward a question from a script in the published form, as a released model would have it."""
-    from lit_align.rewards.vlm import published
+    from lit_align.rewards.published import published
 
     (tmp_path / "script.py").write_text(script)
     reward.writer.question = published(str(tmp_path / "script.py"), "Text Caption: [")

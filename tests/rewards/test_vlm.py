@@ -12,7 +12,10 @@ from safetensors.torch import save_file
 
 from lit_align.paths import fetch
 from lit_align.rewards import tiny
-from lit_align.rewards.vlm import VLM, load_into, patches, published, square, the_number
+from lit_align.rewards.answers import the_number
+from lit_align.rewards.published import load_into, published
+from lit_align.rewards.vlm import VLM
+from lit_align.rewards.vlm_images import patches, square
 
 
 def by_hand(vlm, images, texts, ids):

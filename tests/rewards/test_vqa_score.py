@@ -7,7 +7,7 @@ import torch
 from pictures import check_gradient, picture
 
 from lit_align.rewards import tiny
-from lit_align.rewards.vlm import square
+from lit_align.rewards.vlm_images import square
 from lit_align.rewards.vqa_score import VQAScore, clip_t5
 
 SYSTEM = "An assistant answers."
