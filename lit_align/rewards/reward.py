@@ -18,14 +18,15 @@ class Reward(nn.Module):
 
     Attributes: `name` labels it in logs (`val/reward/<name>`); `differentiable` is True if gradients reach the images;
     `names` labels the R numbers of a reward that gives several; `masks` is True if a score can be NaN, which means that
-    the image could not be scored, and that training leaves it out. The others say what a user must know of a reward,
-    and `docs/rewards.md` lists them.
+    the image could not be scored, and that training leaves it out; `together` is True if an image's score depends on
+    the other images of the call. The others say what a user must know of a reward, and `docs/rewards.md` lists them.
     """
 
     name: str
     differentiable: bool
     names: tuple[str, ...] = ()
     masks = False
+    together = False
     artefact = ""  # the published weights it loads: hub id or file
     licence = ""  # of the artefact
     scale = ""  # its unit and usual range
@@ -106,7 +107,10 @@ def missing_column(reward: Reward, name: str, available) -> str:
 
 def judge(reward: Reward, policy, latents: Tensor, rows: dict, size: int | None = None) -> Tensor:
     """Decodes latents (N, ...) and scores the images with their rows, `size` at a time (None: all at once): (N,) or (N,
-    R), float32."""
+    R), float32. A reward that compares images is given all decoded images at once."""
     parts = torch.arange(len(latents)).split(size or len(latents))
+    if reward.together:
+        images = torch.cat([policy.decode(latents[p]) for p in parts])
+        return reward.combine(components(reward, images, rows))
     scores = [components(reward, policy.decode(latents[p]), select_rows(rows, p.tolist())) for p in parts]
     return reward.combine(torch.cat(scores))

@@ -191,7 +191,7 @@ def read_rows(given: dict, n: int) -> dict:
 def application(reward: Reward, batch_size: int = 16, max_megabytes: int = 256, token: str | None = None, device="cpu"):
     """The FastAPI application; see this file's docstring.
 
-    Raises ValueError for a reward that leaves images out, or keeps statistics of what it scores.
+    Raises ValueError for a reward that leaves images out, compares images, or keeps statistics of what it scores.
     """
     import asyncio
 
@@ -204,6 +204,11 @@ def application(reward: Reward, batch_size: int = 16, max_megabytes: int = 256, 
         raise ValueError(
             f"{type(reward).__name__} keeps statistics of what it scored, which a server would mix over its clients: "
             "serve its parts and combine them in the config that trains, or set its normalise to false."
+        )
+    if reward.together:
+        raise ValueError(
+            f"{type(reward).__name__} compares the images of a call, and a server scores those of several together: "
+            "use it in the process that trains."
         )
     limit, batcher = max_megabytes * 2**20, Batcher(reward, batch_size, 64 * batch_size, device)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
