@@ -26,6 +26,8 @@ class MultiReward(Reward):
     """
 
     name = "multi_reward"
+    artefact = scale = "its rewards'"
+    blind_to = "what all of them are blind to"
 
     def __init__(self, rewards: dict[str, Reward]):
         super().__init__()
@@ -60,6 +62,9 @@ class WeightedSum(Reward):
     """
 
     name = "weighted_sum"
+    artefact = "its rewards'"
+    scale = "standard deviations; with `normalise: false` its rewards'"
+    blind_to = "what all of them are blind to"
 
     def __init__(self, rewards: dict[str, Reward], weights: dict[str, float] | None = None, normalise: bool = True):
         super().__init__()
