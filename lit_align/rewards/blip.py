@@ -94,7 +94,7 @@ class BLIPReward(Reward):
         from transformers import BertTokenizer, BlipVisionModel
         from transformers.models.blip.modeling_blip_text import BlipTextModel
 
-        state = {name: value for name, value in read(weights).items() if not name.endswith("position_ids")}
+        state = read(weights)
         seen = part(state, "blip.visual_encoder.")
         vision, text = self.configs(vision_config(seen), text_config(config))
         for pattern, replacement in VISION_NAMES:

@@ -49,8 +49,7 @@ class SafetyChecker(Reward):
         else:
             file = f"{pretrained}/model.safetensors"
             state, config = read(file), CLIPConfig.from_pretrained(find(pretrained)).vision_config
-            tower = {k: v for k, v in part(state, "vision_model.").items() if not k.endswith("position_ids")}
-            self.vision_model = build(CLIPVisionModel, config, tower, file)
+            self.vision_model = build(CLIPVisionModel, config, part(state, "vision_model."), file)
         for name in BUFFERS:
             self.register_buffer(name, state[name].float())
         out, width = state["visual_projection.weight"].shape

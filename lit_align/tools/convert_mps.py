@@ -2,7 +2,7 @@
 
 import collections
 import pickle
-from types import SimpleNamespace
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ TENSORS = {  # what a file of tensors needs; everything else becomes a Placehold
     ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
     ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): torch._utils._rebuild_parameter_with_state,
+    ("__builtin__", "set"): set,  # as pickles name it
     ("builtins", "set"): set,
 }
 
@@ -75,8 +76,9 @@ def convert_mps(source: str, out: str = "mps.safetensors") -> None:
     """
     from safetensors.torch import save_file
 
-    loader = SimpleNamespace(Unpickler=Unpickler, load=lambda f, **kwargs: Unpickler(f, **kwargs).load())
-    module = torch.load(source, "cpu", pickle_module=loader, weights_only=False)
+    restricted = ModuleType("restricted_pickle")
+    restricted.Unpickler, restricted.load = Unpickler, lambda file, **kwargs: Unpickler(file, **kwargs).load()
+    module = torch.load(source, "cpu", pickle_module=restricted, weights_only=False)
     found = tensors(module) if isinstance(module, Placeholder) and "_modules" in vars(module) else {}
     kept = {name: x.contiguous() for name, x in found.items() if not name.endswith("position_ids")}
     if not all(any(name.startswith(part) for name in kept) for part in ("model.", "cross_model.")):
