@@ -20,7 +20,8 @@ class Reward(nn.Module):
 
     Attributes: `name` labels it in logs (`val/reward/<name>`); `differentiable` is True if gradients reach the images;
     `names` labels the R numbers of a reward that gives several; `truncated` counts the prompts so far whose end it did
-    not read (None: it has cut none, or does not count). The others say what a user must know of a reward, and `docs/rewards.md` lists them.
+    not read (None: it has scored none, or does not count). The others say what a user must know of a reward, and
+    `docs/rewards.md` lists them.
     """
 
     name: str

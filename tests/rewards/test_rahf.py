@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from reward_parts import assert_points_up, photo, pil, randomise
 
-from lit_align.rewards.rahf import HEATMAPS, SCORES, RAHF
+from lit_align.rewards.rahf import HEATMAPS, RAHF, SCORES
 
 PROMPTS = ["a red circle, two squares!", "a cat"]
 C, SIDE, PATCH = 64, 48, 16

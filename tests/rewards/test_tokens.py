@@ -23,7 +23,7 @@ def test_what_is_cut_is_counted_and_the_first_is_reported():
         warnings.simplefilter("error")
         tokenize(reward, reward.tokenizer, ["short", "x" * 75], 77)  # with the two ends, 77 tokens
     assert reward.truncated == 0
-    with pytest.warns(UserWarning, match=f"PickScore reads 77 tokens of a prompt and does not see the end of 'a very long prompt a very .* prompt \\.\\.\\.'. Validation"):
+    with pytest.warns(UserWarning, match="PickScore reads 77 tokens of a prompt and does not see the end of 'a very long prompt a very .* prompt \\.\\.\\.'. Validation"):
         tokens = tokenize(reward, reward.tokenizer, ["short", LONG, "x" * 76, LONG], 77)
     assert reward.truncated == 3
     assert tokens.input_ids.shape == (4, 77) and tokens.input_ids[1, -1] == reward.tokenizer.eos_token_id
