@@ -42,12 +42,12 @@ on the same tensors. No published weights were at hand, so published numbers rem
 - To compare with a paper, take the reward that it quotes. `--config judges.yaml` after a recipe scores validation and
   test by the six that are quoted most. Most tables have 100 x our `HPSv2` or `HPSv21`; the two do not compare.
 - To train on people's taste, take `PickScore` or `HPSv21`, and validate by another one, say `ImageReward`: a policy
-  learns to exploit the reward that it trains on. `AestheticScore` does not read the prompt and is the easiest to exploit.
+  learns to exploit the reward that it trains on. `AestheticScore`, which does not read the prompt, is the easiest.
 - To train on what the prompt says, counts and places above all, no CLIP will do: take a reward that answers questions
   about the image or that detects objects.
 - Of a wide or a high image, rewards that see "the central square" do not see the rest. HPS v2 sees the whole image.
 - Every CLIP cuts a prompt of more than about 50 words, and `ImageReward` one of more than about 25.
-- Several rewards: `WeightedSum` adds them, each standardised; `MultiReward` keeps them apart, for methods that can tell.
+- Several rewards: `WeightedSum` adds them, each standardised; `MultiReward` keeps them apart, for methods that can.
 - Official code rounds images to 8 bits before it scores them; here gradients go through, and nothing is rounded. That
   changes scores in the third decimal.
 
