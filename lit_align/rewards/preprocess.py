@@ -15,7 +15,8 @@ def resize(images: Tensor, size: tuple[int, int], mode: str = "bicubic") -> Tens
 
 
 def crop(images: Tensor, side: int) -> Tensor:
-    """The central square after the shorter side became `side` (bicubic): CLIP's image processor."""
+    """The central square after the shorter side became `side` (bicubic): CLIP's image processor. (torchvision's square
+    lies one pixel further along where the rest is odd.)"""
     height, width = images.shape[-2:]
     shorter = min(height, width)
     images = resize(images, (int(side * height / shorter), int(side * width / shorter))).clamp(0, 1)

@@ -95,9 +95,9 @@ class RAHF(Reward):
         pixels = normalise(stretch(images, self.vit.config.image_size), (0.5,) * 3, (0.5,) * 3)
         seen = self.visual_token_projection(self.vit(pixel_values=pixels).last_hidden_state)  # (B, 1 + h w, C)
         words = [" ".join(filter(None, re.split(DELIMITERS, prompt))) for prompt in prompts]
-        tokens = tokenize(self, self.tokenizer, words, self.text_limit).to(images.device)
+        tokens = tokenize(self, self.tokenizer, words, self.text_limit)
         length = int(tokens.attention_mask.sum(1).max())
-        ids, mask = tokens.input_ids[:, :length], tokens.attention_mask[:, :length]
+        ids, mask = (tokens[name][:, :length].to(images.device) for name in ("input_ids", "attention_mask"))
         out = self.t5.encoder(
             inputs_embeds=torch.cat([seen, self.t5.encoder.embed_tokens(ids)], 1),
             attention_mask=torch.cat([mask.new_ones(seen.shape[:2]), mask], 1),

@@ -3,9 +3,12 @@
 import json
 
 import pytest
+import torch
 import yaml
 
-from lit_align.cli import main
+from lit_align.cli import import_all, main
+from lit_align.cli_errors import subclasses
+from lit_align.rewards.reward import Reward
 
 TINY = {
     "CLIPScore": {},
@@ -25,7 +28,7 @@ def folder(tmp_path, monkeypatch):
     sampler = {"class_path": "Sampler", "init_args": {"steps": 1, "guidance_scale": 1.0}}
     policy = {"class_path": "StableDiffusion", "init_args": {"pretrained": "tiny", "resolution": 32}}
     config = {
-        "model": {"class_path": "Steered", "init_args": {"policy": policy, "sampler": sampler, "rewards": [*rewards, {"class_path": "JPEGCompressibility"}]}},
+        "model": {"class_path": "DDPO", "init_args": {"policy": policy, "sampler": sampler, "reward": rewards[1], "rewards": [*rewards, {"class_path": "JPEGCompressibility"}]}},
         "data": {"class_path": "Prompts", "init_args": {"path": "prompts.jsonl", "val_prompts": "prompts.jsonl", "resolution": 32, "val_batch_size": 2}},
         "trainer": {"accelerator": "cpu", "precision": "bf16-mixed", "logger": False, "enable_progress_bar": False, "enable_model_summary": False},
     }
@@ -48,3 +51,14 @@ def test_a_reward_without_its_file_is_one_sentence(folder, capsys):
         main(["validate", "--config", "run.yaml", "--model.rewards", '[{"class_path": "ImageReward", "init_args": {"pretrained": "here"}}]'])
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said.startswith("lit_align: ") and "here/ImageReward.pt is neither a file nor <owner>/<name>/<file>" in said
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_no_tensor_is_left_on_another_device(name, monkeypatch):
+    """On the device without memory, every operation with a tensor of the CPU fails."""
+    import_all()
+    (cls,) = (c for c in subclasses(Reward) if c.__name__ == name)
+    reward = cls(pretrained="tiny", **TINY[name]).to("meta")
+    monkeypatch.setattr("transformers.masking_utils._ignore_bidirectional_mask_sdpa", lambda *args, **kwargs: False)  # reads values
+    score = reward(torch.rand(2, 3, 20, 24, device="meta"), ["a cat", "a dog"])
+    assert score.shape == (2,) and score.device.type == "meta"
