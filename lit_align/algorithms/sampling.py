@@ -70,14 +70,21 @@ class Sampling(L.LightningModule):
 
     @torch.no_grad()
     def sample(self, batch: dict, sampler: Sampler | None = None) -> dict:
-        """Draws one image per prompt: {"image" (B, 3, H, W), "scores": {name: (B,)}, "latents"}."""
-        state = self.draw(batch, sampler)
+        """Draws one image per prompt: {"image" (B, 3, H, W), "scores": {name: (B,)}, "latents", "truncated": {name:
+        share of the prompts whose end the reward did not read}}."""
+        state, before = self.draw(batch, sampler), self.truncated()
         image, scores = self.policy.decode(state.x).float(), {}
         for reward in self.rewards:
             score = reward.combine(components(reward, image, batch))
             names = [f"{reward.name}/{name}" for name in reward.names] if score.ndim > 1 else [reward.name]
             scores |= dict(zip(names, score.view(len(image), -1).unbind(1), strict=True))
-        return {"image": image, "scores": scores, "latents": state.x}
+        cut = {name: (count - before.get(name, 0)) / len(image) for name, count in self.truncated().items()}
+        return {"image": image, "scores": scores, "latents": state.x, "truncated": cut}
+
+    def truncated(self) -> dict[str, int]:
+        """Reward, or part of one, that cuts prompts -> number of prompts that it has cut."""
+        parts = [part for part in self.rewards.modules() if isinstance(part, Reward)]
+        return {part.name: part.truncated for part in parts if part.truncated is not None}
 
     def judge(self, reward: Reward, latents: Tensor, rows: dict, size: int | None = None) -> Tensor:
         """Decodes latents (N, ...) and scores the images with their rows ({"prompt", "columns"}), `size` at a time:
@@ -121,10 +128,13 @@ class Sampling(L.LightningModule):
     # Logs
 
     def log_sample(self, stage: str, sample: dict) -> None:
-        """Logs each score's mean, and the diversity: mean distance between two samples over sqrt(latent dimensions)."""
+        """Logs each score's mean, the share of prompts that each reward cut, and the diversity: mean distance between
+        two samples over sqrt(latent dimensions)."""
         for name, score in sample["scores"].items():
             self.log_mean(f"{stage}/reward/{name}", score.mean(), len(score))
         x = sample["latents"].float().flatten(1)
+        for name, share in sample["truncated"].items():
+            self.log_mean(f"{stage}/truncated/{name}", x.new_tensor(share), len(x))
         if len(x) > 1:
             self.log_mean(f"{stage}/diversity", torch.pdist(x).mean() / x.shape[1] ** 0.5, len(x))
 

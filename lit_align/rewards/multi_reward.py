@@ -46,6 +46,8 @@ class MultiReward(Reward):
     """
 
     name = "multi_reward"
+    artefact = scale = "its rewards'"
+    blind_to = "what all of them are blind to"
 
     def __init__(self, rewards: dict[str, Reward]):
         super().__init__()
@@ -69,6 +71,10 @@ class Combination(Reward):
     this call included, on all ranks; they have no gradient and are in the checkpoint. A training run logs each r_i, in
     its own unit, as `train/reward/<name>`.
     """
+
+    artefact = "its rewards'"
+    scale = "standard deviations; with `normalise: false` its rewards'"
+    blind_to = "what all of them are blind to"
 
     def __init__(self, rewards: dict[str, Reward], normalise: bool):
         super().__init__()

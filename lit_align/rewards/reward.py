@@ -16,10 +16,13 @@ from lit_align.diffusion.state import select_rows
 class Reward(nn.Module):
     """A reward model or rule.
 
+    With frozen weights it has no dropout and scores in float32, whatever the precision of the run.
+
     Attributes: `name` labels it in logs (`val/reward/<name>`); `differentiable` is True if gradients reach the images;
     `names` labels the R numbers of a reward that gives several; `masks` is True if a score can be NaN, which means that
     the image could not be scored, and that training leaves it out; `together` is True if an image's score depends on
-    the other images of the call. The others say what a user must know of a reward, and `docs/rewards.md` lists them.
+    the other images of the call; `truncated` counts the prompts so far whose end it did not read (None: it has scored
+    none, or does not count). The others say what a user must know of a reward, and `docs/rewards.md` lists them.
     """
 
     name: str
@@ -27,11 +30,26 @@ class Reward(nn.Module):
     names: tuple[str, ...] = ()
     masks = False
     together = False
+    truncated: int | None = None
     artefact = ""  # the published weights it loads: hub id or file
     licence = ""  # of the artefact
     scale = ""  # its unit and usual range
     text_limit: int | None = None  # tokens of a prompt that are read, special ones included; None: all
     blind_to = ""  # what it does not see
+
+    @property
+    def frozen(self) -> bool:
+        """True if nothing trains its weights."""
+        return not any(p.requires_grad for p in self.parameters())
+
+    def train(self, mode: bool = True) -> "Reward":
+        return super().train(mode and not self.frozen)
+
+    def __call__(self, images: Tensor, *args, **kwargs) -> Any:
+        if not self.frozen:
+            return super().__call__(images, *args, **kwargs)
+        with torch.autocast(images.device.type, enabled=False):
+            return super().__call__(images.float(), *args, **kwargs)
 
     @abstractmethod
     def forward(self, images: Tensor, prompts: list[str], **columns: list) -> Tensor:

@@ -11,11 +11,13 @@ from lit_align.rewards.reward import Reward
 class StepReward(nn.Module):
     """r(c, x_t, t): the reward of a noisy sample during sampling; higher is better.
 
-    Attributes: `needs_x0` is True if it scores the policy's estimate of x_0, False if it scores the noisy latents.
+    Attributes: `needs_x0` is True if it scores the policy's estimate of x_0, False if it scores the noisy latents;
+    `truncated` counts the prompts so far whose end it did not read.
     """
 
     needs_x0: bool
     masks = False  # every sample is scored
+    truncated: int | None = None
 
     @abstractmethod
     def forward(self, policy, x_t: Tensor, x_0: Tensor | None, t: Tensor, prompts: list[str]) -> Tensor:
