@@ -58,19 +58,20 @@ TINY = {"pretrained": "tiny", "dtype": "float32", "resolution": 32} | dict.fromk
     ("vae", "lora", "quantize", "checkpoint")
 )
 FEW = {"samples_per_prompt": 2, "updates": 1, "accumulate": 1}
+FEW_SAMPLED = FEW | {"steps": 4, "n": 2}  # in a sampler, and in what it holds
 
 
-def shrink(config) -> None:
+def shrink(config, few: dict = FEW) -> None:
     """Gives tiny random weights to whatever in a model's config loads some, policies and rewards, and little to do."""
     for key, value in vars(config).items():
         if key in TINY:
             config[key] = TINY[key]
-        elif key in FEW and isinstance(value, int):
-            config[key] = min(value, FEW[key])
+        elif key in few and isinstance(value, int):
+            config[key] = min(value, few[key])
         values = value.values() if isinstance(value, dict) else value
         for part in values if isinstance(value, list | dict) else [value]:
             if isinstance(part, Namespace):
-                shrink(part)
+                shrink(part, FEW_SAMPLED if key == "sampler" else few)
 
 
 def as_list(value) -> list:
