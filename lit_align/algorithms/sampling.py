@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lit_align.algorithms import hyperparameters
 from lit_align.data.datamodule import AlignData
+from lit_align.diffusion.budget import COSTS
 from lit_align.diffusion.sampler import Sampler
 from lit_align.diffusion.state import State
 from lit_align.policies.policy import Policy
@@ -69,14 +70,15 @@ class Sampling(L.LightningModule):
 
     @torch.no_grad()
     def sample(self, batch: dict, sampler: Sampler | None = None) -> dict:
-        """Draws one image per prompt: {"image" (B, 3, H, W), "scores": {name: (B,)}, "latents"}."""
+        """Draws one image per prompt: {"image" (B, 3, H, W), "scores": {name: (B,)}, "latents", "cost": {name: calls
+        per prompt, see Budget}}."""
         state = self.draw(batch, sampler)
         image, scores = self.policy.decode(state.x).float(), {}
         for reward in self.rewards:
             score = reward.combine(components(reward, image, batch))
             names = [f"{reward.name}/{name}" for name in reward.names] if score.ndim > 1 else [reward.name]
             scores |= dict(zip(names, score.view(len(image), -1).unbind(1), strict=True))
-        return {"image": image, "scores": scores, "latents": state.x}
+        return {"image": image, "scores": scores, "latents": state.x, "cost": dict(state.calls)}
 
     def judge(self, reward: Reward, latents: Tensor, rows: dict, size: int | None = None) -> Tensor:
         """Decodes latents (N, ...) and scores the images with their rows ({"prompt", "columns"}), `size` at a time:
@@ -96,7 +98,7 @@ class Sampling(L.LightningModule):
     def outputs(self, batch: dict, sample: dict) -> dict:
         """What callbacks receive for a prompt batch."""
         rows = {k: batch[k] for k in ("prompt", "index", "seed", "columns") if k in batch}
-        return rows | {"image": sample["image"].cpu(), "scores": sample["scores"]}
+        return rows | {"image": sample["image"].cpu(), "scores": sample["scores"], "cost": sample["cost"]}
 
     def validation_step(self, batch: dict, batch_idx: int, dataloader_idx: int = 0) -> dict:
         sample = self.sample(batch)
@@ -120,12 +122,15 @@ class Sampling(L.LightningModule):
     # Logs
 
     def log_sample(self, stage: str, sample: dict) -> None:
-        """Logs each score's mean, and the diversity: mean distance between two samples over sqrt(latent dimensions)."""
+        """Logs each score's mean, the diversity: mean distance between two samples over sqrt(latent dimensions), and
+        what steered sampling cost per prompt."""
         for name, score in sample["scores"].items():
             self.log_mean(f"{stage}/reward/{name}", score.mean(), len(score))
         x = sample["latents"].float().flatten(1)
         if len(x) > 1:
             self.log_mean(f"{stage}/diversity", torch.pdist(x).mean() / x.shape[1] ** 0.5, len(x))
+        for name in COSTS if self.sampler.is_steered else ():
+            self.log_mean(f"{stage}/cost/{name}", x.new_tensor(sample["cost"].get(name, 0.0)), len(x))
 
     def log_mean(self, name: str, value: Tensor, n: int) -> None:
         """Logs a mean over n rows: in training, over all calls on this rank for the batches of an optimizer step;

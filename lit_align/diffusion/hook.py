@@ -24,6 +24,11 @@ class Hook:
     def check(self, policy, sampler: "Sampler") -> None:
         """Raises ValueError if the hook cannot work, or would do nothing, with this policy and sampler."""
 
+    def nfe(self, inside: float, steps: int) -> float:
+        """Network forwards and backwards of a run of some steps, per prompt, at most; the hooks inside need `inside`.
+        It is compared with `max_nfe` before the first step."""
+        return inside
+
     def on_init(self, policy, state: State) -> None:
         """Before the first step: state.x is the initial noise."""
         state.inside(self).on_init(policy, state)

@@ -1,5 +1,6 @@
 """What the sampling loop carries: the particles on their way, and the record of a finished rollout."""
 
+import copy
 import zlib
 from collections import Counter
 from dataclasses import dataclass, field, fields
@@ -30,10 +31,11 @@ def randn_like(x: Tensor, generators: list[torch.Generator] | None) -> Tensor:
     return torch.stack([torch.randn(x.shape[1:], generator=g) for g in generators]).to(x)
 
 
-def derived_seed(seed: int, k: int) -> int:
-    """The k-th further seed of a seed; the 0th is the seed itself. (Torch's CPU generator reads the low 32 bits of a
-    seed alone, so a seed plus 2**32 would give the same stream.)"""
-    return zlib.crc32(f"{seed}/{k}".encode()) if k else seed
+def derived_seed(seed: int, k: int, level: int = 1) -> int:
+    """The k-th further seed of a seed; the 0th is the seed itself. Samplers around samplers derive at a level each, so
+    that no two of their runs share a seed. (Torch's CPU generator reads the low 32 bits of a seed alone, so a seed plus
+    2**32 would give the same stream.)"""
+    return zlib.crc32(f"{seed}/{k}{f'/{level}' * (level > 1)}".encode()) if k else seed
 
 
 @dataclass
@@ -67,10 +69,13 @@ class Trajectory:
 
 
 def concatenate(values: list) -> Any:
-    """Joins tensors, lists, or dicts of them along the first axis."""
-    if isinstance(values[0], dict):
-        return {k: concatenate([v[k] for v in values]) for k in values[0]}
-    return torch.cat(values) if isinstance(values[0], Tensor) else sum(values, [])
+    """Joins tensors, lists, or dicts of them along the first axis; of anything else the first value."""
+    first = values[0]
+    if isinstance(first, dict):
+        return {k: concatenate([v[k] for v in values]) for k in first}
+    if isinstance(first, Tensor) and first.ndim:
+        return torch.cat(values)
+    return sum(values, []) if isinstance(first, list) else first
 
 
 @dataclass
@@ -83,6 +88,7 @@ class State:
     columns: dict[str, list] = field(default_factory=dict)  # further columns of the prompts' rows, for rewards
     generators: list[torch.Generator] | None = None  # one per particle, where samples are seeded
     steps: int = 0  # of the run
+    minibatch: int = 0  # particles in a network forward, decode or reward call; 0: all
     i: int = -1  # the step; -1 where single steps are evaluated outside the loop
     t: Tensor = None  # (P,) the time of the step
     s: Tensor = None  # (P,) the time it leads to
@@ -92,7 +98,7 @@ class State:
     hooks: tuple["Hook", ...] = ()  # the outermost first; the last one is plain sampling
     extras: dict = field(default_factory=dict)  # what a hook carries per particle: extras[hook]
     history: list[dict] = field(default_factory=list)  # recorded steps
-    calls: Counter = field(default_factory=Counter)  # network evaluations of the run, per prompt
+    calls: Counter = field(default_factory=Counter)  # what the run cost per prompt, see Budget
     trajectory: Trajectory | None = None
 
     @property
@@ -103,6 +109,28 @@ class State:
     def inside(self, hook: "Hook") -> "Hook":
         """The hook that `hook` wraps: the next one of `hooks`."""
         return self.hooks[self.hooks.index(hook) + 1]
+
+    def another(self, k: int, level: int = 1) -> "State":
+        """A start for the same rows with noise of its own, from the k-th further seeds; k = 0: this start again."""
+        streams = self.generators
+        if streams is not None:
+            seeds = [derived_seed(g.initial_seed(), k, level) for g in streams]
+            streams = [torch.Generator().manual_seed(seed) for seed in seeds]
+        noise = randn_like(self.x, streams) if k or streams else self.x
+        return State(noise if k else self.x, self.cond, self.prompts, self.columns, streams)
+
+    def part(self, rows: Tensor) -> "State":
+        """These particles as a state of their own, without a history."""
+        part = copy.copy(self)
+        part.history = []
+        part.reindex(rows)
+        return part
+
+    def join(self, parts: list["State"]) -> None:
+        """Takes over what was estimated in `parts`, which hold this state's particles in their order."""
+        for f in fields(self):
+            if f.name not in ("x", "cond", "prompts", "columns", "generators", "history", "calls", "hooks"):
+                setattr(self, f.name, concatenate([getattr(part, f.name) for part in parts]))
 
     def reindex(self, rows: Tensor) -> None:
         """Particle p becomes a copy of particle rows[p], in every field. The first copy keeps the generator of its

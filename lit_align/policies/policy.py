@@ -71,7 +71,7 @@ class Policy(Family):
         self.reference_moves = False  # whether the reference can be updated
         self.encoder_device: torch.device | None = None  # where encoders run; None: where the denoiser is
         self._null: dict[str, Tensor] | None = None
-        self.calls = Counter()
+        self.calls = Counter()  # see Budget
         self.resolution = resolution or self.default_resolution()
         self.height, self.width = (self.resolution,) * 2 if isinstance(self.resolution, int) else self.resolution
         self.latent_shape = self.shape()
@@ -160,7 +160,7 @@ class Policy(Family):
         """Images (B, 3, H, W) in [0, 1] of scaled latents; differentiable."""
         vae = self.pipe.vae
         device = self._place(codec.decoder_parts(vae), encoder=False)
-        self.calls["decode"] += len(latents)
+        self.calls["decodes"] += len(latents)
         z = codec.denormalize(latents, self.statistics())
         with torch.autocast(device.type, enabled=False):
             return (self.vae_decode(z.to(vae.dtype)).float() / 2 + 0.5).clamp(0, 1)
@@ -173,9 +173,16 @@ class Policy(Family):
         n, x = len(x_t), x_t.to(torch.float32 if isinstance(self.adapter, Full) else self.dtype)
         if guidance_scale != 1:
             x, t, cond = torch.cat([x, x]), torch.cat([t, t]), cat_conditioning([self.null(n), cond])
-        self.calls["denoise"] += len(x)
         pred = self.predict(x, t, cast_conditioning(cond, x.dtype)).float()
+        self.count(pred)
         return pred if guidance_scale == 1 else self.guided(*pred.chunk(2), guidance_scale)
+
+    def count(self, pred: Tensor) -> None:
+        """Counts a forward that gave `pred` (B, ...), and its backward once there is one."""
+        n = len(pred)
+        self.calls["nfe_forward"] += n
+        if pred.requires_grad:
+            pred.register_hook(lambda _: self.calls.update(nfe_backward=n))
 
     # The reference p_ref, and older policies
 

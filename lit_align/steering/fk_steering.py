@@ -36,7 +36,6 @@ class FKSteering(Hook):
         start, end, every: resampling times, as fractions of the run: at `start`, then each `every` up to `end`, and at
             the last step. (The paper: steps 20 to 80, every 20, of 100.)
         ess: a prompt's particles are resampled when their effective sample size is below this fraction of K.
-        decode_size: images decoded and scored at once.
     """
 
     def __init__(
@@ -49,11 +48,10 @@ class FKSteering(Hook):
         end: float = 0.8,
         every: float = 0.2,
         ess: float = 0.5,
-        decode_size: int = 8,
     ):
         self.reward, self.particles = reward.eval().requires_grad_(False), particles
         self.lmbda, self.potential, self.ess = lmbda, potential, ess
-        self.start, self.end, self.every, self.decode_size = start, end, every, decode_size
+        self.start, self.end, self.every = start, end, every
         if not (0 <= start <= end <= 1 and every > 0):
             raise ValueError(f"FKSteering: 0 <= start <= end <= 1 and every > 0; got {start}, {end} and {every}.")
 
@@ -74,6 +72,9 @@ class FKSteering(Hook):
                 "Give the sampler a transition with noise (DDIM with eta 1, FlowSDE), or use BestOfN."
             )
 
+    def nfe(self, inside: float, steps: int) -> float:
+        return self.particles * inside
+
     def on_init(self, policy, state: State) -> None:
         """Makes K particles of each sample; the first keeps its noise, the others draw new noise."""
         n, k = len(state.x), self.particles
@@ -93,7 +94,7 @@ class FKSteering(Hook):
             return
         extras, last = state.extras[self], state.i == state.steps - 1
         with torch.no_grad():
-            reward = judge(self.reward, policy, state.x if last else state.x0, state.rows, self.decode_size)
+            reward = judge(self.reward, policy, state.x if last else state.x0, state.rows, state.minibatch)
         if last:
             log_g = self.lmbda * reward - extras["log_product"]
         elif self.potential == "difference":

@@ -117,7 +117,7 @@ def test_the_best_particle_of_each_prompt_is_returned():
     plain = sampler.plain()(bell(), ["x"] * 40, seeds=seeds)
     assert state.prompts == [f"p{i}" for i in range(40)] and len(state.x) == 40
     assert (state.x.mean() - plain.x.mean()) > 0.1
-    assert state.calls["denoise"] == 60  # per prompt
+    assert state.calls["nfe_forward"] == 60  # per prompt
 
 
 def test_particles_of_a_prompt_are_resampled_on_the_way_and_start_apart():
