@@ -106,6 +106,12 @@ class Analytic(nn.Module):
         self.count(pred)
         return pred
 
+    def branches(self, x, t, cond, null=None):
+        return (self.denoise(x, t, cond),) * 2
+
+    def guided(self, null, cond, w):
+        return null + w * (cond - null)
+
     def decode(self, z):
         self.calls["decodes"] += len(z)
         return z

@@ -196,6 +196,7 @@ class Sampler:
 
     def _step(self, policy, state: State, grad: Tensor | None, record: bool) -> None:
         hook, state.needs_grad = state.hooks[0], grad is not None and bool(grad[state.i])
+        hook.before_step(policy, state, self)
         if state.needs_grad:
             now = copy.copy(state)  # backward predicts again, when `state` has moved on
             state.x0, state.eps = checkpoint(self._predicted, policy, now, state.x, use_reentrant=False)

@@ -94,6 +94,8 @@ class State:
     s: Tensor = None  # (P,) the time it leads to
     x0: Tensor = None  # (P, ...) the estimate of x_0 at this step
     eps: Tensor = None  # (P, ...) the noise direction of this step
+    branches: dict[str, Tensor] = field(default_factory=dict)  # the step's predictions that guidance combines
+    null: dict | None = None  # conditioning that guidance leads away from; None: the policy's own
     needs_grad: bool = False  # True if this step's prediction keeps its gradient
     hooks: tuple["Hook", ...] = ()  # the outermost first; the last one is plain sampling
     extras: dict = field(default_factory=dict)  # what a hook carries per particle: extras[hook]
@@ -105,6 +107,10 @@ class State:
     def rows(self) -> dict:
         """Prompts and columns of the particles, as `judge` takes them."""
         return {"prompt": self.prompts, "columns": self.columns}
+
+    def read(self, process, prediction: Tensor) -> None:
+        """Sets x0 and eps from a prediction at x."""
+        self.x0, self.eps = process.to_x0(prediction, self.x, self.t), process.to_eps(prediction, self.x, self.t)
 
     def inside(self, hook: "Hook") -> "Hook":
         """The hook that `hook` wraps: the next one of `hooks`."""

@@ -170,12 +170,17 @@ class Policy(Family):
     def denoise(self, x_t: Tensor, t: Tensor, cond: dict[str, Tensor], guidance_scale: float = 1.0) -> Tensor:
         """The prediction (B, ...) in float32, of the process's prediction type; with a guidance scale other than 1, by
         `guided`, both predictions in one forward."""
-        n, x = len(x_t), x_t.to(torch.float32 if isinstance(self.adapter, Full) else self.dtype)
         if guidance_scale != 1:
-            x, t, cond = torch.cat([x, x]), torch.cat([t, t]), cat_conditioning([self.null(n), cond])
+            return self.guided(*self.branches(x_t, t, cond), guidance_scale)
+        x = x_t.to(torch.float32 if isinstance(self.adapter, Full) else self.dtype)
         pred = self.predict(x, t, cast_conditioning(cond, x.dtype)).float()
         self.count(pred)
-        return pred if guidance_scale == 1 else self.guided(*pred.chunk(2), guidance_scale)
+        return pred
+
+    def branches(self, x_t: Tensor, t: Tensor, cond: dict, null: dict | None = None) -> tuple[Tensor, Tensor]:
+        """The predictions under `null` (default: the policy's own) and under `cond`, in one forward."""
+        both = cat_conditioning([self.null(len(x_t)) if null is None else null, cond])
+        return self.denoise(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
 
     def count(self, pred: Tensor) -> None:
         """Counts a forward that gave `pred` (B, ...), and its backward once there is one."""
