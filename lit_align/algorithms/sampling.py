@@ -48,6 +48,8 @@ class Sampling(L.LightningModule):
     def setup(self, stage: str) -> None:
         for part in (self, self.sampler, self.sampler.transition):
             check_ranges(part, self.ranges)
+        samplers = [v for v in vars(self).values() if isinstance(v, Sampler)]
+        self._steering = torch.nn.ModuleList(m for s in samplers for m in s.modules())  # to the module's device
         self.check_columns(self.rewards, {"fit": "val", "validate": "val"}.get(stage, stage))
 
     def check_columns(self, rewards, split: str) -> None:

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lit_align.diffusion.budget import Budget
@@ -76,6 +76,12 @@ class Sampler:
         for hook in reversed((*hooks, *self.steering)):
             nfe = hook.nfe(nfe, steps)
         return nfe
+
+    def modules(self) -> list[nn.Module]:
+        """The rewards, policies and other modules that the sampler and its hooks hold."""
+        found = [v for owner in (self, *self.steering) for v in vars(owner).values() if isinstance(v, nn.Module)]
+        inner = [m for v in vars(self).values() if isinstance(v, Sampler) for m in v.modules()]
+        return list(dict.fromkeys([*found, *inner]))
 
     def timesteps(self, policy) -> Tensor:
         """(steps + 1,) times, the noisiest first."""
