@@ -94,9 +94,8 @@ def missing_column(reward: Reward, name: str, available) -> str:
 
 
 def judge(reward: Reward, policy, latents: Tensor, rows: dict, size: int | None = None) -> Tensor:
-    """Decodes latents (N, ...) and scores the images with their rows, `size` at a time (None: all at once), on the
-    latents' device: (N,) or (N, R), float32. Counted in `policy.calls`."""
-    reward.to(latents.device)  # a hook's reward is part of no module that moves it
+    """Decodes latents (N, ...) and scores the images with their rows, `size` at a time (None: all at once): (N,) or (N,
+    R), float32. Counted in `policy.calls`."""
     policy.calls["reward_calls"] += len(latents)
     parts = torch.arange(len(latents)).split(size or len(latents))
     scores = [components(reward, policy.decode(latents[p]), select_rows(rows, p.tolist())) for p in parts]

@@ -62,7 +62,6 @@ class RewardGuidance(Hook):
         with torch.enable_grad():
             super().predict(policy, leaf, sampler)
             (gradient,) = torch.autograd.grad(self.value(policy, leaf).sum(), leaf.x)
-        policy.calls["backward"] += len(leaf.x)
         if state.needs_grad:
             super().predict(policy, state, sampler)
         else:

@@ -96,7 +96,7 @@ def test_it_raises_the_reward(process, kwargs):
 def test_evaluations_are_counted():
     for repeats in (1, 3):
         state = Sampler(4, 3.0, DDIM(0.0), [UniversalGuidance(Darkness(), 1.0, repeats)])(still(), PROMPTS)
-        assert state.calls["denoise"] == 2 * 4 * repeats
+        assert state.calls["nfe_forward"] == 2 * 4 * repeats
 
 
 def test_it_needs_a_gradient():

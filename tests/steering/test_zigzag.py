@@ -17,7 +17,7 @@ class Constant(Analytic):
     """Predicts the same noise everywhere."""
 
     def denoise(self, x, t, cond, guidance_scale=1.0):
-        self.calls["denoise"] += len(x)
+        self.calls["nfe_forward"] += len(x)
         return torch.full_like(x, 0.3)
 
     def null(self, n):
@@ -28,7 +28,7 @@ class Constant(Analytic):
 def test_with_a_constant_prediction_it_is_ddim_and_50_steps_take_148_evaluations(process):
     plain, zigzag = (Sampler(50, 1.0, steering=hooks)(Constant(process=process), [""] * 2, seeds=SEEDS) for hooks in ([], [ZSampling()]))
     torch.testing.assert_close(zigzag.x, plain.x, atol=1e-5, rtol=1e-5)
-    assert plain.calls["denoise"] == 50 and zigzag.calls["denoise"] == 50 + 2 * 49 == 148
+    assert plain.calls["nfe_forward"] == 50 and zigzag.calls["nfe_forward"] == 50 + 2 * 49 == 148
 
 
 def by_hand(policy, repeats, zigzags, legacy=False):
