@@ -35,6 +35,7 @@ class Budget:
         calls = self.calls()
         return calls["nfe_forward"] + calls["nfe_backward"]
 
-    def allows(self, nfe: float) -> bool:
-        """Whether `nfe` more forwards and backwards per prompt stay within the budget."""
-        return self.max_nfe is None or self.nfe + nfe <= self.max_nfe
+    def allows(self, nfe: float, spent: float | None = None) -> bool:
+        """Whether `nfe` more forwards and backwards stay within the budget of a prompt that has spent so many (default:
+        the mean over the prompts)."""
+        return self.max_nfe is None or (self.nfe if spent is None else spent) + nfe <= self.max_nfe

@@ -171,7 +171,8 @@ class Sampler:
                 f"max_nfe is {self.max_nfe} and a run of this sampler takes {need:.0f} network evaluations per prompt: "
                 "lower its steps or particles, or raise max_nfe."
             )
-        state.steps, state.hooks, state.minibatch = self.steps, hooks, self.minibatch or n
+        state.sampler, state.steps, state.hooks = self, self.steps, hooks
+        state.minibatch = state.minibatch or self.minibatch or n
         grid, state.i = self.timesteps(policy).to(state.x.device), first
         hooks[0].on_init(policy, state)
         while state.i < last:
@@ -199,6 +200,15 @@ class Sampler:
         for part in parts:
             state.hooks[0].predict(policy, part, self)
         state.join(parts)
+
+    def at(self, policy, state: State, x: Tensor, i: int) -> State:
+        """A copy of the state whose latents are x, at the time of step i, to estimate x_0 there: what hooks note in it
+        stays in it."""
+        there, grid = copy.copy(state), self.timesteps(policy).to(x.device)
+        there.extras = {hook: dict(v) if isinstance(v, dict) else v for hook, v in state.extras.items()}
+        there.x, there.i, there.t, there.s = x, i, grid[i].expand(len(x)), grid[i + 1].expand(len(x))
+        there.needs_grad = False
+        return there
 
     def _step(self, policy, state: State, grad: Tensor | None, record: bool) -> None:
         hook, state.needs_grad = state.hooks[0], grad is not None and bool(grad[state.i])

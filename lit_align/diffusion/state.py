@@ -13,6 +13,7 @@ from lit_align.diffusion.conditioning import cat_conditioning
 
 if TYPE_CHECKING:
     from lit_align.diffusion.hook import Hook
+    from lit_align.diffusion.sampler import Sampler
 
 
 def select_rows(value: Any, rows: list[int]) -> Any:
@@ -29,6 +30,13 @@ def randn_like(x: Tensor, generators: list[torch.Generator] | None) -> Tensor:
     if generators is None:
         return torch.randn_like(x)
     return torch.stack([torch.randn(x.shape[1:], generator=g) for g in generators]).to(x)
+
+
+def rand(n: int, generators: list[torch.Generator] | None) -> Tensor:
+    """n uniform numbers in [0, 1), on the CPU; with generators, the p-th is drawn from generators[p]."""
+    if generators is None:
+        return torch.rand(n)
+    return torch.stack([torch.rand((), generator=g) for g in generators])
 
 
 def derived_seed(seed: int, k: int, level: int = 1) -> int:
@@ -97,6 +105,7 @@ class State:
     branches: dict[str, Tensor] = field(default_factory=dict)  # the step's predictions that guidance combines
     null: dict | None = None  # conditioning that guidance leads away from; None: the policy's own
     needs_grad: bool = False  # True if this step's prediction keeps its gradient
+    sampler: "Sampler" = None  # that runs the loop
     hooks: tuple["Hook", ...] = ()  # the outermost first; the last one is plain sampling
     extras: dict = field(default_factory=dict)  # what a hook carries per particle: extras[hook]
     history: list[dict] = field(default_factory=list)  # recorded steps
@@ -123,7 +132,9 @@ class State:
             seeds = [derived_seed(g.initial_seed(), k, level) for g in streams]
             streams = [torch.Generator().manual_seed(seed) for seed in seeds]
         noise = randn_like(self.x, streams) if k or streams else self.x
-        return State(noise if k else self.x, self.cond, self.prompts, self.columns, streams)
+        start = State(noise if k else self.x, self.cond, self.prompts, self.columns, streams)
+        start.minibatch = self.minibatch
+        return start
 
     def part(self, rows: Tensor) -> "State":
         """These particles as a state of their own, without a history."""
