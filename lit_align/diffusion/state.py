@@ -34,9 +34,7 @@ def randn_like(x: Tensor, generators: list[torch.Generator] | None) -> Tensor:
 
 def rand(n: int, generators: list[torch.Generator] | None) -> Tensor:
     """n uniform numbers in [0, 1), on the CPU; with generators, the p-th is drawn from generators[p]."""
-    if generators is None:
-        return torch.rand(n)
-    return torch.stack([torch.rand((), generator=g) for g in generators])
+    return torch.rand(n) if generators is None else torch.tensor([torch.rand((), generator=g) for g in generators])
 
 
 def derived_seed(seed: int, k: int, level: int = 1) -> int:

@@ -13,7 +13,7 @@ def systematic(log_w: Tensor, u: Tensor) -> Tensor:
     with floor(K w) or ceil(K w) copies of each."""
     w = log_w.softmax(1)
     points = (torch.arange(w.shape[1], device=w.device) + u.to(w)[:, None]) / w.shape[1]
-    return torch.searchsorted(w.cumsum(1).contiguous(), points).clamp(max=w.shape[1] - 1)
+    return torch.searchsorted(w.cumsum(1).contiguous(), points, right=True).clamp(max=w.shape[1] - 1)
 
 
 class Particles(Hook):
@@ -48,7 +48,8 @@ class Particles(Hook):
         w = log_w.softmax(1)
         degenerate = 1 / w.square().sum(1) < self.ess * k  # (G,)
         identity = torch.arange(k, device=w.device).expand_as(w)
-        u = rand(len(w), state.generators and state.generators[::k])
+        u, rows = torch.zeros(len(w)), degenerate.nonzero().flatten().tolist()
+        u[rows] = rand(len(rows), state.generators and [state.generators[row * k] for row in rows])
         ancestors = torch.where(degenerate[:, None], systematic(log_w, u), identity)
         extras["logw"] = torch.where(degenerate[:, None], 0.0, log_w).flatten()
         first = torch.arange(0, len(state.x), k, device=w.device)[:, None]
