@@ -43,7 +43,7 @@ class Sampler:
             refused, before the first step where its cost is known.
     """
 
-    level = 0  # samplers inside this one
+    depth = 0  # samplers inside this one
 
     def __init__(
         self,

@@ -37,11 +37,11 @@ def rand(n: int, generators: list[torch.Generator] | None) -> Tensor:
     return torch.rand(n) if generators is None else torch.tensor([torch.rand((), generator=g) for g in generators])
 
 
-def derived_seed(seed: int, k: int, level: int = 1) -> int:
-    """The k-th further seed of a seed; the 0th is the seed itself. Samplers around samplers derive at a level each, so
+def derived_seed(seed: int, k: int, depth: int = 1) -> int:
+    """The k-th further seed of a seed; the 0th is the seed itself. Samplers around samplers derive at a depth each, so
     that no two of their runs share a seed. (Torch's CPU generator reads the low 32 bits of a seed alone, so a seed plus
     2**32 would give the same stream.)"""
-    return zlib.crc32(f"{seed}/{k}{f'/{level}' * (level > 1)}".encode()) if k else seed
+    return zlib.crc32(f"{seed}/{k}{f'/{depth}' * (depth > 1)}".encode()) if k else seed
 
 
 @dataclass
@@ -123,11 +123,11 @@ class State:
         """The hook that `hook` wraps: the next one of `hooks`."""
         return self.hooks[self.hooks.index(hook) + 1]
 
-    def another(self, k: int, level: int = 1) -> "State":
+    def another(self, k: int, depth: int = 1) -> "State":
         """A start for the same rows with noise of its own, from the k-th further seeds; k = 0: this start again."""
         streams = self.generators
         if streams is not None:
-            seeds = [derived_seed(g.initial_seed(), k, level) for g in streams]
+            seeds = [derived_seed(g.initial_seed(), k, depth) for g in streams]
             streams = [torch.Generator().manual_seed(seed) for seed in seeds]
         noise = randn_like(self.x, streams) if k or streams else self.x
         start = State(noise if k else self.x, self.cond, self.prompts, self.columns, streams)

@@ -51,7 +51,7 @@ class OuterSampler(Sampler):
         super().__init__(
             inner.steps, inner.guidance_scale, inner.transition, list(inner.steering), inner.minibatch, max_nfe
         )
-        self.level = inner.level + 1
+        self.depth = inner.depth + 1
         if self.needs_steps and isinstance(inner, OuterSampler):
             raise ValueError(
                 f"{type(self).__name__} runs single steps of its sampler, and {type(inner).__name__} has none: "
@@ -78,7 +78,7 @@ class OuterSampler(Sampler):
 
     def start(self, start: State, k: int = 0) -> State:
         """The k-th start of a run; the 0th is that of plain sampling."""
-        return start.another(k, self.level)
+        return start.another(k, self.depth)
 
     def starts(self, start: State, n: int, first: int = 0) -> State:
         """The starts `first` .. first + n - 1 of each row in one state: a a b b."""

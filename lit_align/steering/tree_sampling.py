@@ -37,7 +37,7 @@ class TreeSampling(OuterSampler):
     rollouts grow, from p(x_0 | c) exp(lambda r). Search (DTS*) goes to the child with the largest v + exploration
     sqrt(log visits / visits of the child), and returns the best sample.
 
-    By the abstract, the project page and summaries: the numbers C, a and exploration are our reading (unverified).
+    By the abstract and the project page; the widening, exploration and their numbers are our reading (unverified).
 
     Args:
         reward: r.
@@ -58,7 +58,7 @@ class TreeSampling(OuterSampler):
         lmbda: float = 10.0,
         mode: Literal["search", "sample"] = "search",
         exploration: float = 1.0,
-        widening: tuple[float, float] = (2.0, 0.8),
+        widening: tuple[float, float] = (1.0, 0.5),
         sampler: Sampler | None = None,
         max_nfe: int | None = None,
     ):
