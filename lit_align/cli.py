@@ -59,6 +59,7 @@ TINY = {"pretrained": "tiny", "dtype": "float32", "resolution": 32} | dict.fromk
 )
 FEW = {"samples_per_prompt": 2, "updates": 1, "accumulate": 1}
 FEW_SAMPLED = FEW | {"steps": 4, "n": 2}  # in a sampler, and in what it holds
+FEW_SAMPLED |= {"populations": 2, "noises": 2, "candidates": 2, "ode_steps": 2, "starts": 4, "budget": 12, "branches": 2}
 
 
 def shrink(config, few: dict = FEW) -> None:
@@ -68,6 +69,8 @@ def shrink(config, few: dict = FEW) -> None:
             config[key] = TINY[key]
         elif key in few and isinstance(value, int):
             config[key] = min(value, few[key])
+        elif key in few and isinstance(value, list):
+            config[key] = [min(n, few[key]) for n in value]
         values = value.values() if isinstance(value, dict) else value
         for part in values if isinstance(value, list | dict) else [value]:
             if isinstance(part, Namespace):

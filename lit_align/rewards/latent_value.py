@@ -16,26 +16,25 @@ class LatentValue(StepReward):
     convolutions on the latents with the time's embedding, as in the released code (whose batch norms are group norms
     here), and the caption's mean embedding, which the released one does not see.
 
+    Its sizes are those of the first latents and captions that it sees, or of the checkpoint.
+
     Args:
-        channels: of the latents.
-        text: width of the policy's caption embeddings.
         width: of the first block; the others have 2 and 4 times as many.
         checkpoint: written by `save`: a file, or `<owner>/<name>/<file>` on the hub.
     """
 
     needs_x0 = False
 
-    def __init__(self, channels: int = 4, text: int = 768, width: int = 64, checkpoint: str | None = None):
+    def __init__(self, width: int = 64, checkpoint: str | None = None):
         from safetensors.torch import load_file
 
         super().__init__()
-        self.time, self.text = nn.Linear(width, width), nn.Linear(text, width)
-        sizes = [channels, width, 2 * width, 4 * width]
-        strides = (1, 2, 2)
-        self.first = nn.ModuleList(nn.Conv2d(a, b, 3, s, 1) for a, b, s in zip(sizes, sizes[1:], strides))
-        self.second = nn.ModuleList(nn.Conv2d(b, b, 3, 1, 1) for b in sizes[1:])
-        self.skip = nn.ModuleList(nn.Conv2d(a, b, 1, s) for a, b, s in zip(sizes, sizes[1:], strides))
-        self.norm = nn.ModuleList(nn.GroupNorm(8, b) for b in sizes[1:])
+        sizes = (width, 2 * width, 4 * width)
+        self.time, self.text = nn.Linear(width, width), nn.LazyLinear(width)
+        self.first = nn.ModuleList(nn.LazyConv2d(b, 3, 1 + (k > 0), 1) for k, b in enumerate(sizes))
+        self.second = nn.ModuleList(nn.Conv2d(b, b, 3, 1, 1) for b in sizes)
+        self.skip = nn.ModuleList(nn.LazyConv2d(b, 1, 1 + (k > 0)) for k, b in enumerate(sizes))
+        self.norm = nn.ModuleList(nn.GroupNorm(8, b) for b in sizes)
         self.head = nn.Linear(sizes[-1], 1)
         self.register_buffer("mean", torch.tensor(0.0))  # of the rewards it was trained on
         self.register_buffer("std", torch.tensor(1.0))

@@ -22,7 +22,8 @@ class RejectionSampling(OuterSampler):
     Args:
         reward: r.
         alpha: strength of the prior, in units of the reward.
-        bound: the largest reward there is; 1 for a judge of right and wrong. A sample above it raises ValueError.
+        bound: the largest reward there is; 1 for a judge of right and wrong. A sample above it is accepted, with a
+            warning: the law is then not exact.
         n: N; with `max_nfe`, as many as it allows.
         sampler: draws the samples (default: 50 DDIM steps, guidance 7.5).
     """
@@ -51,9 +52,9 @@ class RejectionSampling(OuterSampler):
             state = self.sampler.run(policy, self.start(start.part(waiting), k), hooks)
             reward, spent = self.score(policy, state), spent + state.calls["nfe_forward"] + state.calls["nfe_backward"]
             if (reward > self.bound).any():
-                raise ValueError(
-                    f"RejectionSampling: {self.reward.name} gave {reward.max():.4g}, above its bound {self.bound}: "
-                    "raise bound."
+                warnings.warn(
+                    f"RejectionSampling: {self.reward.name} gave {reward.max():.4g}, above its bound {self.bound}, so "
+                    "samples do not follow the tilted distribution exactly: raise bound."
                 )
             taken[waiting], rewards[waiting] = state.x, reward  # the last draw of each prompt
             every = torch.full_like(rewards, -torch.inf)

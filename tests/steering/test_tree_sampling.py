@@ -57,10 +57,13 @@ def test_a_tree_is_consistent(mode):
     assert state.calls["nfe_forward"] < 6 * n
 
 
-def test_the_last_step_has_no_noise_and_no_second_child():
-    _, roots = grown(TreeSampling(Level(), 64, 3.0, exploration=0.01, sampler=INSIDE), seeds=[3])
+def test_a_node_whose_step_has_no_noise_has_one_child():
+    search = TreeSampling(Level(), 30, 3.0, sampler=INSIDE)
+    noisy = (INSIDE.step_std(Analytic()) > 0).tolist()
+    assert noisy == [True] * 5 + [False]
+    assert [search.room(Node(i, visits=9), noisy) for i in (-1, 0, 4, 5)] == [3, 3, 3, 1]
+    _, roots = grown(search, seeds=[3])
     assert all(len(node.children) == 1 for root in roots for node in nodes(root) if node.i == 5)
-    assert any(len(node.children) > 1 for root in roots for node in nodes(root) if node.i == 4)
 
 
 def test_the_first_rollout_is_the_plain_sample():

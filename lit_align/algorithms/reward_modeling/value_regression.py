@@ -35,6 +35,9 @@ class ValueRegression(Online):
         self.policy.requires_grad_(False)
         self.reward, self.value = reward.eval().requires_grad_(False), value
         self.samples_per_prompt = samples_per_prompt
+        with torch.no_grad():  # gives its layers their sizes
+            x = torch.zeros(1, *self.policy.latent_shape)
+            value(self.policy, x, None, self.rollout.timesteps(self.policy)[1:2], [""])
 
     @torch.no_grad()
     def collect(self, batch: dict) -> dict:
