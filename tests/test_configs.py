@@ -22,6 +22,7 @@ NAMES = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml"
 RECIPES = [name for name in NAMES if not name.startswith("with/")]
 PUBLISHED = [name for name in RECIPES if "/" not in name]
 REWARD_MODELS = [name for name in PUBLISHED if load_config(name)["model"]["class_path"] == "StepPreference"]
+VALUES = [name for name in PUBLISHED if load_config(name)["model"]["class_path"] == "ValueRegression"]  # they sample nothing to see
 STEERED = [name for name in RECIPES if load_config(name)["model"]["class_path"] == "Steered"]  # they train nothing
 TRAINED = [name for name in RECIPES if name not in STEERED]
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
@@ -39,8 +40,8 @@ def test_recipe_runs_two_steps_under_smoke(recipe, tmp_path, monkeypatch):
     assert cli.trainer.callback_metrics["train/loss"].isfinite() if "train/loss" in cli.trainer.callback_metrics else True
     run = tmp_path / "checkpoints" / (recipe.removesuffix(".yaml") + "+smoke")
     assert (run / "config.yaml").exists() and any(run.glob("events*"))
-    assert any(any((run / made).glob("*")) for made in ("policy", "reward"))
-    if recipe in PUBLISHED and recipe not in REWARD_MODELS:
+    assert any(any((run / made).glob("*")) for made in ("policy", "reward", "value"))
+    if recipe in PUBLISHED and recipe not in REWARD_MODELS + VALUES:
         assert any((run / "samples").glob("step_*.png"))
 
 
@@ -79,7 +80,7 @@ def test_training_ends_with_a_checkpoint_and_validates_on_the_way(recipe):
     assert steps == t["max_steps"] and steps % save == 0
     assert c["model"]["class_path"] == "LaSRO" or save % a_batch == 0  # looked at after a batch
     assert batches * t.get("accumulate_grad_batches", 1) >= t.get("val_check_interval", 0)
-    if recipe in PUBLISHED and c["model"]["class_path"] != "LaSRO":  # validated whenever a checkpoint is saved
+    if recipe in PUBLISHED and recipe not in VALUES and c["model"]["class_path"] != "LaSRO":  # validated whenever a checkpoint is saved
         assert t["val_check_interval"] * a_batch == save * t.get("accumulate_grad_batches", 1)
 
 
@@ -91,6 +92,9 @@ def test_a_recipe_shows_its_samples(recipe):
         assert "callbacks" not in t and (ROOT / data["test_prompts"]).is_file()
         return
     assert t["check_val_every_n_epoch"] is None
+    if recipe in VALUES:
+        assert t["limit_val_batches"] == 0
+        return
     if recipe in REWARD_MODELS:  # validate on pairs
         assert data["val_split"] == "validation_unique" and "val_prompts" not in data
         return
