@@ -28,6 +28,7 @@ class Family(nn.Module):
     grid: Grid | None = None  # the pipeline's own sampling grid; None: the scheduler's
     patch = 1  # side of the squares of latents that are one token
     packs = False  # whether `predict` packs a square into channels
+    text_first: bool | None = None  # text before image tokens in joint attention; None: not known (see attention.py)
     image_axes = 3  # of one sample before encoding: (3, H, W), or 4 for a video (F, 3, H, W)
 
     def default_resolution(self) -> int | tuple[int, int]:

@@ -25,6 +25,7 @@ class Flux(Policy):
     lora_targets = JOINT_ATTENTION
     grid = "inverse"
     patch, packs = 2, True
+    text_first = True
 
     def __init__(self, *args, distilled_guidance: float = 3.5, max_sequence_length: int = 512, **kwargs):
         super().__init__(*args, **kwargs)

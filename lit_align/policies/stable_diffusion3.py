@@ -19,6 +19,7 @@ class StableDiffusion3(Policy):
     pipeline_class = "StableDiffusion3Pipeline"
     denoiser_name = "transformer"
     encoder_names = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    text_first = False
 
     def __init__(self, *args, max_sequence_length: int = 256, drop_t5: bool = False, **kwargs):
         if drop_t5:
