@@ -21,6 +21,7 @@ class Hook:
     """
 
     replaces: tuple[str, ...] = ()  # the methods that do not call the hook inside
+    needs_start = False  # True if `predict` needs what `on_init` has set
 
     def check(self, policy, sampler: "Sampler") -> None:
         """Raises ValueError if the hook cannot work, or would do nothing, with this policy and sampler."""

@@ -1,9 +1,10 @@
 """The door to a denoiser's attention: what its layers compute can be read and replaced."""
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -57,6 +58,22 @@ class Attention:
         p = self.probabilities()[:, :, self.image, self.text]
         return p / p.sum(-1, keepdim=True) if self.kind == "joint" else p
 
+    def patches(self) -> Tensor:
+        """How image tokens attend to image tokens (B, H, h w, h w), float32. In joint attention what goes to the text
+        is left out, and the rest normalised."""
+        seen = self.image if self.kind == "joint" else slice(None)
+        p = self.probabilities()[:, :, self.image, seen]
+        return p / p.sum(-1, keepdim=True) if self.kind == "joint" else p
+
+    def rows(self, rows: slice) -> "Attention":
+        """The evaluation for some samples."""
+        mask = self.mask if self.mask is None or len(self.mask) == 1 else self.mask[rows]
+        return replace(self, query=self.query[rows], key=self.key[rows], value=self.value[rows], mask=mask)
+
+    def fused(self) -> Tensor:
+        """What the layer gives (B, H, Q, D)."""
+        return F.scaled_dot_product_attention(self.query, self.key, self.value, self.mask, scale=self.scale)
+
     def output(self, probabilities: Tensor, value: Tensor | None = None) -> Tensor:
         """What the layer gives with other probabilities, or other values: (B, H, Q, D)."""
         value = self.value if value is None else value
@@ -65,6 +82,18 @@ class Attention:
 
 Record = Callable[[Attention], Any]
 Replace = Callable[[Attention], Tensor | None]
+
+
+def matches(name: str, layers: list[str]) -> bool:
+    """Whether a layer's name has one of `layers` in it, as whole parts: `mid`, `up_blocks.1`, `blocks.13`."""
+    return any(re.search(rf"(^|[._]){re.escape(layer)}([._]|$)", name) for layer in layers)
+
+
+def token_spans(tokenizer, prompt: str, length: int) -> list[tuple[int, int]]:
+    """Characters (start, end) of the prompt that each of `length` tokens stands for; (0, 0) for special tokens."""
+    options = {"padding": "max_length", "truncation": True, "max_length": length}
+    spans = tokenizer([prompt], return_offsets_mapping=True, **options)["offset_mapping"][0]
+    return [tuple(span) for span in spans]
 
 
 def refuse(policy: "Policy", who: str) -> None:
@@ -94,9 +123,9 @@ def _depth(policy: "Policy", name: str) -> int:
     """Latents per image token of a UNet's layer, by its name: 2 to the number of downsamplings before it."""
     part, index = name.split(".")[:2]
     deepest = len(policy.denoiser.down_blocks) - 1
-    return (
-        2 ** {"down_blocks": lambda: int(index), "up_blocks": lambda: deepest - int(index)}.get(part, lambda: deepest)()
-    )
+    if part == "mid_block":
+        return 2**deepest
+    return 2 ** (int(index) if part == "down_blocks" else deepest - int(index))
 
 
 def _grid(size: tuple[int, int], cell: int) -> tuple[int, int]:

@@ -87,6 +87,11 @@ class Family(nn.Module):
         mask = mask.float()
         return (text * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
 
+    def spans(self, prompt: str) -> list[tuple[int, int]]:
+        """Characters (start, end) of the prompt that each position of the conditioning's `text` stands for; (0, 0) for
+        special tokens and padding. Raises ValueError for a family that puts the prompt into a template."""
+        raise ValueError(f"which tokens a word has is not known of {type(self).__name__}: use another family.")
+
     @abstractmethod
     def predict(self, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
         """The process's prediction type at x_t (B, ...), t (B,): packs, scales time and turns signs as the denoiser

@@ -69,9 +69,8 @@ class RewardGuidance(Hook):
             state.branches = {name: branch.detach() for name, branch in leaf.branches.items()}
         return gradient
 
-    def again(self, policy, state: State, sampler: Sampler) -> None:
-        """Draws x_t anew: a step to x_s by this hook and those inside, and noise back to t (time travel, or
-        self-recurrence)."""
-        self.predict(policy, state, sampler)
+    def travel(self, policy, state: State, sampler: Sampler) -> None:
+        """Draws x_t anew from a state with its prediction: the step to x_s by this hook and those inside, and noise
+        back to t (time travel, or self-recurrence)."""
         x_s = self.propose(policy, state, self.transition(policy, state, sampler))
         state.x = policy.process.renoise(x_s, randn_like(x_s, state.generators), state.s, state.t)

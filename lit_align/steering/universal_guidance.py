@@ -38,7 +38,8 @@ class UniversalGuidance(RewardGuidance):
     def before_step(self, policy, state, sampler):
         super().before_step(policy, state, sampler)
         for _ in range(self.repeats - 1):
-            self.again(policy, state, sampler)
+            sampler.estimate(policy, state, self)
+            self.travel(policy, state, sampler)
 
     def value(self, policy, state):
         null = state.branches.get("null")

@@ -35,7 +35,7 @@ class ZSampling(Hook):
         if self.legacy_offset:
             t, s = s, sampler.timesteps(policy)[state.i + 2].to(s).expand_as(s)
         for _ in range(self.repeats):
-            self.predict(policy, state, sampler)
+            sampler.estimate(policy, state, self)
             x_s = self.transition(policy, state, sampler).mean  # zig
             if self.inversion_scale:
                 prediction = policy.denoise(x_s, state.t, state.cond, self.inversion_scale)
