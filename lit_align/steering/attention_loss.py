@@ -88,20 +88,22 @@ class AttentionLoss(PhraseHook):
         return (100 * maps).masked_fill(~counts, -torch.inf).softmax(-1)
 
     @torch.enable_grad()
-    def gradient(self, policy, state: State, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss (n,), score (n,) and the loss's gradient in x (n, ...) of some particles, a minibatch at a time."""
-        found = []
+    def gradient(self, policy, state: State, rows: Tensor, judged=None) -> tuple[Tensor, ...]:
+        """What `judged` gives of some particles (n,) each, and the first's gradient in x (n, ...), a minibatch at a
+        time."""
+        found, judged = [], judged or self.judged
         for some in rows.split(state.minibatch or len(rows)):
             part = state.part(some)
             x = part.x.detach().requires_grad_()
             maps = self.maps(policy, x, part.t, part.cond)
-            judged = [self.judged(policy, part, maps[p], p) for p in range(len(x))]
-            loss, score = (torch.stack(column) for column in zip(*judged, strict=True))
-            found.append((loss.detach(), score.detach(), torch.autograd.grad(loss.sum(), x)[0]))
+            values = [judged(policy, part, maps[p], p) for p in range(len(x))]
+            columns = [torch.stack(column) for column in zip(*values, strict=True)]
+            (gradient,) = torch.autograd.grad(columns[0].sum(), x)
+            found.append((*(column.detach() for column in columns), gradient))
             policy.calls["nfe_backward"] += len(x)  # through the maps, past the prediction that is counted otherwise
         return tuple(torch.cat(column) for column in zip(*found, strict=True))
 
-    def judged(self, policy, state: State, maps: Tensor, p: int) -> tuple[Tensor, Tensor]:
+    def judged(self, policy, state: State, maps: Tensor, p: int) -> tuple[Tensor, ...]:
         """Loss and score of a particle from its maps (h, w, L)."""
         maps = self.softmaxed(policy, maps, state.prompts[p])
         return self.judge_maps(maps, state.extras[self]["phrases"][p], state.i / state.steps)

@@ -1,7 +1,7 @@
 """Z-sampling: each step is taken, inverted under weaker guidance, and taken again."""
 
 from lit_align.diffusion.hook import Hook
-from lit_align.diffusion.inversion import invert
+from lit_align.diffusion.inversion import direction, invert
 
 
 class ZSampling(Hook):
@@ -41,4 +41,4 @@ class ZSampling(Hook):
                 prediction = policy.denoise(x_s, state.t, state.cond, self.inversion_scale)
             else:
                 prediction = policy.denoise(x_s, state.t, policy.null(len(x_s)) if state.null is None else state.null)
-            state.x = invert(policy.process, x_s, prediction, t, s)  # zag
+            state.x = invert(policy.process, x_s, direction(policy.process, prediction, x_s, state.t), t, s)  # zag
