@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from lit_align.diffusion.hook import Hook, chain
 from lit_align.diffusion.process import Process
@@ -86,6 +87,10 @@ class Predictor:
         process = self.policy.process
         return direction(process, process.target(state.x0, state.eps, state.t), x, state.t)
 
+    def recomputed(self, x: Tensor, i: int) -> Tensor:
+        """The direction, whose backward pass computes it again in place of keeping the network's activations."""
+        return checkpoint(self, x, i, use_reentrant=False) if torch.is_grad_enabled() else self(x, i)
+
 
 def ddim_inversion(predict: Predictor, x_0: Tensor, iterations: int = 1) -> Tensor:
     """The noise x_T (B, ...) that the predictor's deterministic steps lead to x_0 from: DDIM inversion (arXiv
@@ -98,5 +103,5 @@ def ddim_inversion(predict: Predictor, x_0: Tensor, iterations: int = 1) -> Tens
     for i in reversed(range(predict.sampler.steps)):
         x_s = x
         for _ in range(iterations):
-            x = invert(predict.policy.process, x_s, predict(x, i), *predict.times(i))
+            x = invert(predict.policy.process, x_s, predict.recomputed(x, i), *predict.times(i))
     return x

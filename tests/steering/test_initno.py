@@ -49,7 +49,7 @@ def test_the_terms_of_planted_maps():
     far = torch.zeros(4, 4, 4, 4)
     far[0, 0, 0, 0] = far[3, 3, 3, 3] = 1.0
     assert mine.terms(policy, state, (words, far), 0)[1] == 0
-    words[3, 0, phrases[0].object] = 0.9
+    words[0, 1, phrases[0].object], words[3, 0, phrases[0].object] = 0.015, 0.9
     assert mine.terms(policy, state, (words, far), 0)[2] > 0.05
 
 

@@ -5,7 +5,7 @@ from hooked import PROMPTS, SEEDS, draw, noise, still
 from parts import Analytic
 
 from lit_align.diffusion.sampler import Sampler
-from lit_align.diffusion.state import derived_seed
+from lit_align.diffusion.state import State, derived_seed
 from lit_align.diffusion.transition import DDIM
 from lit_align.steering.noise_inversion import NoiseInversion, NoiseSelection
 from lit_align.steering.random_search import RandomSearch
@@ -49,7 +49,7 @@ def test_the_noise_that_comes_back_is_selected():
 def test_an_update_turns_the_noise_towards_its_inversion():
     """The gradient of the cosine in z, z' held fixed, against autograd; then the better of the two samples."""
     policy, sampler = still(), Sampler(3, 2.0)
-    got = NoiseInversion(2, 5000.0, 0.5, sampler)(policy, PROMPTS, seeds=SEEDS)
+    got = NoiseInversion(2, 5000.0, 0.5, sampler=sampler)(policy, PROMPTS, seeds=SEEDS)
     x = noise(policy)
     first, back = cycle(policy, x)
     with torch.enable_grad():
@@ -64,11 +64,19 @@ def test_an_update_turns_the_noise_towards_its_inversion():
     torch.testing.assert_close(got.x, want, atol=3e-3, rtol=1e-2)
 
 
-def test_more_iterations_are_more_stable_and_the_sign_matters():
-    policy, sampler = still(), Sampler(3, 2.0)
-    stability = lambda n, lr: next(iter(NoiseInversion(n, lr, 0.5, sampler)(policy, PROMPTS, seeds=SEEDS).extras.values()))["reward"]
-    plain = stability(1, 50.0)
-    assert (stability(4, 50.0) > plain).all() and torch.equal(stability(4, -50.0), plain)
+def test_through_both_chains_the_gradient_is_that_of_finite_differences_and_descends():
+    policy, sampler, h = still(), Sampler(2, 2.0), 0.02
+    method = NoiseInversion(2, 1.0, 0.0, through=True, sampler=sampler)
+    x, start = noise(policy), State(noise(policy), policy.condition(PROMPTS), PROMPTS)
+    _, stability, gradient = method.gradient(policy, start, x, ())
+    u = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        value = lambda x: F.cosine_similarity(x.flatten(1).double(), cycle(policy, x, 2)[1].flatten(1).double())
+        slope = (value(x + h * u) - value(x - h * u)) / (2 * h)
+        torch.testing.assert_close(stability.double(), value(x), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close((gradient * u).flatten(1).sum(1).double(), slope, atol=2e-4, rtol=0.05)
+    found = lambda n, lr: next(iter(NoiseInversion(n, lr, 0.5, True, sampler)(policy, PROMPTS, seeds=SEEDS).extras.values()))["reward"]
+    assert (found(3, 200.0) > found(1, 200.0)).all() and torch.equal(found(2, -200.0), found(1, 200.0))
 
 
 def test_one_noise_is_plain_sampling_to_the_last_bit():
