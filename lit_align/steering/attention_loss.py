@@ -67,6 +67,9 @@ class AttentionLoss(PhraseHook):
             known = ", ".join(map(str, sorted(known)))
             raise ValueError(f"{type(self).__name__}: cell is {self.cell}; this denoiser's maps have {known}: set one.")
 
+    def nfe(self, inside, steps):
+        return inside + 2 * (math.ceil(self.end * steps) + self.refinements * len(self.thresholds))
+
     def record(self, call):
         """What is kept of a layer's evaluation: words' maps (P, h w, L)."""
         return call.words().mean(1) if call.kind != "self" and call.cell == self.cell else None

@@ -81,6 +81,9 @@ class DyMO(RewardGuidance, PhraseHook):
         if self.cell not in (known := cells(policy)):
             raise ValueError(f"DyMO: cell is {self.cell}; this denoiser's maps have {sorted(known)}: set one of them.")
 
+    def nfe(self, inside, steps):
+        return 2 * inside  # without recurrence
+
     def on_init(self, policy, state):
         super().on_init(policy, state)
         state.extras[self] |= {"x0": torch.zeros_like(state.x), "shift": torch.zeros_like(state.x)}

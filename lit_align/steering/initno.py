@@ -87,6 +87,11 @@ class InitNO(AttentionLoss):
         if self.cell not in cells(policy, "self"):
             raise ValueError(f"InitNO: this denoiser has no self-attention with cell {self.cell}: set another.")
 
+    def nfe(self, inside, steps):
+        noise = self.rounds * self.updates + self.final_updates
+        later = math.ceil(self.end * steps) + len(self.refine_at) * (self.refinements + 1)
+        return inside + 2 * (noise + later)
+
     def on_init(self, policy, state):
         super().on_init(policy, state)
         state.extras[self]["mean"] = [{} for _ in state.prompts]  # of each particle: the running mean of its maps

@@ -1,5 +1,6 @@
 """Layout guidance: cross-attention of an object is drawn into its box."""
 
+import math
 import warnings
 
 import torch
@@ -67,7 +68,8 @@ class LayoutGuidance(PhraseHook):
         own["boxes"] = [self.boxes(*row) for row in zip(state.prompts, given, own["characters"], strict=True)]
         if missing := [prompt for prompt, boxes in zip(state.prompts, own["boxes"]) if not boxes]:
             warnings.warn(
-                f"LayoutGuidance: {len(missing)} prompts, the first {missing[0]!r}, have no boxes: not guided."
+                f"LayoutGuidance: {len(missing)} of {len(state.prompts)} prompts, such as {missing[0]!r}, have no boxes and "
+                "are not guided."
             )
 
     def boxes(self, prompt: str, given: list | None, found: list[Phrase]) -> list[Box]:
@@ -78,6 +80,9 @@ class LayoutGuidance(PhraseHook):
             return [tuple(box) for box in given]
         between = prompt[found[0].object[1] : found[1].object[0]].lower().split() if len(found) == 2 else []
         return next((list(halves) for word, halves in HALVES.items() if word in between), [])
+
+    def nfe(self, inside, steps):
+        return inside + 2 * self.refinements * math.ceil(self.end * steps)
 
     def losses(self, policy, state: State, x: Tensor) -> Tensor:
         """The loss of each particle (P,), without its weight; 0 without boxes."""

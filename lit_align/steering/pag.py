@@ -46,6 +46,9 @@ class PAG(Hook):
         refuse(policy, "PAG")
         check_layers("PAG", policy, self.layers)
 
+    def nfe(self, inside, steps):
+        return inside + steps
+
     def strength(self, policy, t: Tensor) -> Tensor:
         """s at times t (P,)."""
         total = policy.process.num_train_timesteps

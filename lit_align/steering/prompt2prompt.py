@@ -92,6 +92,9 @@ class PromptToPrompt(Hook):
             known = ", ".join(map(str, sorted(cells(policy))))
             raise ValueError(f"PromptToPrompt: blend_cell is {self.blend_cell}; this UNet's maps have {known}.")
 
+    def nfe(self, inside, steps):
+        return 2 * inside
+
     def on_init(self, policy, state: State) -> None:
         if state.prompts is None or "source" not in state.columns:
             raise ValueError("PromptToPrompt edits an original: give the file of prompts a column source.")

@@ -38,6 +38,9 @@ class SAG(Hook):
         refuse(policy, "SAG")
         check_layers("SAG", policy, [self.layer])
 
+    def nfe(self, inside, steps):
+        return inside + steps
+
     def record(self, call):
         """Mean attention to each cell (B, h, w): its sum over queries."""
         if call.kind != "cross" and matches(call.name, [self.layer]):

@@ -27,6 +27,10 @@ class ZSampling(Hook):
         if sampler.step_std(policy).any():
             raise ValueError("ZSampling inverts steps, and this sampler's have noise: set DDIM's eta to 0.")
 
+    def nfe(self, inside, steps):
+        back = 2 if self.inversion_scale not in (0, 1) else 1
+        return inside + self.repeats * min(self.end * steps, steps - 1) * (inside / steps + back)
+
     def before_step(self, policy, state, sampler):
         super().before_step(policy, state, sampler)
         if state.i >= min(round(self.end * state.steps), state.steps - 1):
