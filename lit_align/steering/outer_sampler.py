@@ -11,7 +11,7 @@ from lit_align.diffusion.hook import Hook
 from lit_align.diffusion.process import append_dims
 from lit_align.diffusion.sampler import Sampler
 from lit_align.diffusion.state import State
-from lit_align.rewards.reward import Reward, judge
+from lit_align.rewards.reward import Reward, judge, refuse_masks
 
 
 class Best:
@@ -46,6 +46,8 @@ class OuterSampler(Sampler):
     takes_several_rewards = False  # True if it ranks by a reward of R numbers
 
     def __init__(self, reward: Reward | None, sampler: Sampler | None = None, max_nfe: int | None = None):
+        if reward is not None:
+            refuse_masks(reward, type(self).__name__)
         self.reward, self.sampler = reward and reward.eval().requires_grad_(False), sampler or Sampler()
         inner = self.sampler
         super().__init__(

@@ -9,7 +9,7 @@ from lit_align.diffusion.hook import Hook
 from lit_align.diffusion.process import append_dims
 from lit_align.diffusion.sampler import Sampler
 from lit_align.diffusion.state import State, randn_like
-from lit_align.rewards.reward import Reward, judge
+from lit_align.rewards.reward import Reward, judge, refuse_masks
 
 
 def check_gradient(who: str, reward: Reward | None = None) -> None:
@@ -45,6 +45,7 @@ class RewardGuidance(Hook):
     through_denoiser = True  # False: the network's output is a constant, and x_0-hat depends on x_t by formula alone
 
     def __init__(self, reward: Reward):
+        refuse_masks(reward, type(self).__name__)
         self.reward = reward.eval().requires_grad_(False)
 
     def check(self, policy, sampler: Sampler) -> None:
