@@ -8,8 +8,8 @@ from lit_align.callbacks.grid import save_png, to_pil
 
 
 class SampleWriter(L.Callback):
-    """`predict` writes `<folder>/<index>.png` and one line of `metadata.jsonl` for each: file_name, prompt, seed and
-    scores.
+    """`predict` writes `<folder>/<index>.png` and one line of `metadata.jsonl` for each: file_name, prompt, seed,
+    scores and `cost`, the calls of network, decoder and steering reward per prompt (a mean over the batch).
 
     A line is written after its image, batch by batch: an interrupted run keeps what it has. Further ranks write
     `metadata_<rank>.jsonl`.
@@ -37,7 +37,8 @@ class SampleWriter(L.Callback):
                 name = f"{index:05d}.png"
                 save_png(to_pil(image), os.path.join(self.path, name))
                 scores = {key: float(score[i]) for key, score in outputs["scores"].items()}
-                file.write(json.dumps({"file_name": name, "prompt": prompt, "seed": seed, **scores}) + "\n")
+                line = {"file_name": name, "prompt": prompt, "seed": seed, **scores}
+                file.write(json.dumps(line | ({"cost": outputs["cost"]} if "cost" in outputs else {})) + "\n")
 
     def on_predict_end(self, trainer, module) -> None:
         if trainer.is_global_zero:

@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import ModelSummary
 RESULTS = {  # what a run folder holds, by name, in the order in which it is told
     "policy": "trained weights, for diffusers",
     "reward": "trained reward",
+    "value": "trained value network",
     "checkpoints": "checkpoints; last.ckpt resumes",
     "samples": "pictures of the validations",
     "config.yaml": "the whole configuration",

@@ -59,23 +59,28 @@ class ConfigFile(ActionConfigFile):
         parser.reading = ""
 
 
-TINY = {"pretrained": "tiny", "dtype": "float32", "resolution": 32} | dict.fromkeys(
+TINY = {"pretrained": "tiny", "dtype": "float32", "resolution": 32, "cell": 2, "blend_cell": 2} | dict.fromkeys(
     ("vae", "lora", "quantize", "checkpoint")
 )
 FEW = {"samples_per_prompt": 2, "updates": 1, "accumulate": 1}
+FEW_SAMPLED = FEW | {"steps": 4, "n": 2}  # in a sampler, and in what it holds
+FEW_SAMPLED |= {"populations": 2, "noises": 2, "candidates": 2, "ode_steps": 2, "starts": 4, "budget": 12}
+FEW_SAMPLED |= {"branches": 2, "iterations": 2, "rounds": 1, "final_updates": 1, "refinements": 1, "perturbed": 2}
 
 
-def shrink(config) -> None:
+def shrink(config, few: dict = FEW) -> None:
     """Gives tiny random weights to whatever in a model's config loads some, policies and rewards, and little to do."""
     for key, value in vars(config).items():
         if key in TINY:
             config[key] = TINY[key]
-        elif key in FEW and isinstance(value, int):
-            config[key] = min(value, FEW[key])
+        elif key in few and isinstance(value, int):
+            config[key] = min(value, few[key])
+        elif key in few and isinstance(value, list):
+            config[key] = [min(n, few[key]) for n in value]
         values = value.values() if isinstance(value, dict) else value
         for part in values if isinstance(value, list | dict) else [value]:
             if isinstance(part, Namespace):
-                shrink(part)
+                shrink(part, FEW_SAMPLED if key == "sampler" else few)
 
 
 def as_list(value) -> list:

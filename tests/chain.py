@@ -49,6 +49,12 @@ class Chain(nn.Module):
             x_0 = x_0 + self.control(x.double(), i) / self.gain[i]
         return x_0.float()
 
+    def branches(self, x, t, cond, null=None):
+        return (self.denoise(x, t, cond),) * 2
+
+    def guided(self, null, cond, w):
+        return null + w * (cond - null)
+
     def downstream(self):
         """d_i: x_0 = ... + d_i x_s of step i; then mean slope a and offset of x_0 in x_T, and its variance."""
         d = torch.cat([self.A.flip(0).cumprod(0).flip(0)[1:], torch.ones(1, dtype=torch.float64)])

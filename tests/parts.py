@@ -19,6 +19,7 @@ from lit_align.diffusion.process import Flow
 from lit_align.diffusion.sampler import Sampler
 from lit_align.diffusion.transition import DDIM, FlowSDE
 from lit_align.policies.adapters import Full, LoRA
+from lit_align.policies.policy import Policy
 from lit_align.policies.sdxl import StableDiffusionXL
 from lit_align.policies.stable_diffusion import StableDiffusion
 from lit_align.policies.stable_diffusion3 import StableDiffusion3
@@ -94,16 +95,25 @@ class Analytic(nn.Module):
     def condition(self, prompts):
         return {"c": torch.zeros(len(prompts), 1)}
 
+    count = Policy.count
+
     def denoise(self, x, t, cond, guidance_scale=1.0):
-        self.calls["denoise"] += len(x)
         a, s = self.process.coefficients(t, x)
         var = a**2 * self.d**2 + s**2
         eps = s / var * (x - a * self.m)
         x_0 = self.m + a * self.d**2 / var * (x - a * self.m)
-        return (eps - x_0 if self.process.prediction == "flow" else eps) + self.bias * (1 + 0.1 * x)
+        pred = (eps - x_0 if self.process.prediction == "flow" else eps) + self.bias * (1 + 0.1 * x)
+        self.count(pred)
+        return pred
+
+    def branches(self, x, t, cond, null=None):
+        return (self.denoise(x, t, cond),) * 2
+
+    def guided(self, null, cond, w):
+        return null + w * (cond - null)
 
     def decode(self, z):
-        self.calls["decode"] += len(z)
+        self.calls["decodes"] += len(z)
         return z
 
 

@@ -24,10 +24,17 @@ NAMES = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml"
 RECIPES = [name for name in NAMES if not name.startswith("with/")]
 PUBLISHED = [name for name in RECIPES if "/" not in name]
 REWARD_MODELS = [name for name in PUBLISHED if load_config(name)["model"]["class_path"] == "StepPreference"]
+VALUES = [name for name in PUBLISHED if load_config(name)["model"]["class_path"] == "ValueRegression"]  # they sample nothing to see
+STEERED = [name for name in RECIPES if load_config(name)["model"]["class_path"] == "Steered"]  # they train nothing
+TRAINED = [name for name in RECIPES if name not in STEERED]
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
 
 
-@pytest.mark.parametrize("recipe", [pytest.param(r, marks=pytest.mark.slow) if r.startswith("shapes/") else r for r in RECIPES])
+def slow_on_shapes(names: list[str]) -> list:
+    return [pytest.param(r, marks=pytest.mark.slow) if r.startswith("shapes/") else r for r in names]
+
+
+@pytest.mark.parametrize("recipe", slow_on_shapes(TRAINED))
 def test_recipe_runs_two_steps_under_smoke(recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # found by name from anywhere
     cli = main(["fit", "--config", recipe, "--config", "smoke.yaml", *QUIET])
@@ -35,9 +42,20 @@ def test_recipe_runs_two_steps_under_smoke(recipe, tmp_path, monkeypatch):
     assert cli.trainer.callback_metrics["train/loss"].isfinite() if "train/loss" in cli.trainer.callback_metrics else True
     run = tmp_path / "checkpoints" / (recipe.removesuffix(".yaml") + "+smoke")
     assert (run / "config.yaml").exists() and any(run.glob("events*"))
-    assert any(any((run / made).glob("*")) for made in ("policy", "reward"))
-    if recipe in PUBLISHED and recipe not in REWARD_MODELS:
+    assert any(any((run / made).glob("*")) for made in ("policy", "reward", "value"))
+    if recipe in PUBLISHED and recipe not in REWARD_MODELS + VALUES:
         assert any((run / "samples").glob("step_*.png"))
+
+
+@pytest.mark.parametrize("recipe", slow_on_shapes(STEERED))
+def test_steering_runs_test_and_predict_under_smoke(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for command in ("test", "predict"):
+        cli = main([command, "--config", recipe, "--config", "smoke.yaml", *QUIET])
+    assert cli.trainer.state.finished
+    run = tmp_path / "checkpoints" / (recipe.removesuffix(".yaml") + "+smoke")
+    assert (run / "comparison.png").is_file() and len((run / "predict/metadata.jsonl").read_text().splitlines()) == 2
+    assert load_config(recipe)["data"]["init_args"].keys().isdisjoint(("path", "batch_size"))
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -64,7 +82,7 @@ def test_training_ends_with_a_checkpoint_and_validates_on_the_way(recipe):
     assert steps == t["max_steps"] and steps % save == 0
     assert c["model"]["class_path"] == "LaSRO" or save % a_batch == 0  # looked at after a batch
     assert batches * t.get("accumulate_grad_batches", 1) >= t.get("val_check_interval", 0)
-    if recipe in PUBLISHED and c["model"]["class_path"] != "LaSRO":  # validated whenever a checkpoint is saved
+    if recipe in PUBLISHED and recipe not in VALUES and c["model"]["class_path"] != "LaSRO":  # validated whenever a checkpoint is saved
         assert t["val_check_interval"] * a_batch == save * t.get("accumulate_grad_batches", 1)
 
 
@@ -72,7 +90,13 @@ def test_training_ends_with_a_checkpoint_and_validates_on_the_way(recipe):
 def test_a_recipe_shows_its_samples(recipe):
     c = load_config(recipe)
     data, t = c["data"]["init_args"], c["trainer"]
+    if recipe in STEERED:  # the command line adds Comparison and SampleWriter
+        assert "callbacks" not in t and (ROOT / data["test_prompts"]).is_file()
+        return
     assert t["check_val_every_n_epoch"] is None
+    if recipe in VALUES:
+        assert t["limit_val_batches"] == 0
+        return
     if recipe in REWARD_MODELS:  # validate on pairs
         assert data["val_split"] == "validation_unique" and "val_prompts" not in data
         return
@@ -138,9 +162,9 @@ def test_the_parser_keeps_every_key(name, capsys):
 def test_a_config_adds_to_its_base_and_repeats_nothing(base):
     """Every line of a config says something that its base does not; replaced mappings and lists repeat what they need."""
     given = configs.read(CONFIGS / f"shapes/base/{base}.yaml")
-    assert given["budget"] in (120, 600)
+    assert given["budget"] in (120, 600) if given["model"].get("class_path") != "Steered" else "budget" not in given
     children = [p for p in (CONFIGS / "shapes").glob("*.yaml") if configs.read(p).get("base") == base]
-    assert len(children) > 4
+    assert children
     for path in children:
         own = {k: v for k, v in configs.read(path).items() if k != "base"}
         assert repeated(given, own) == [], path.name

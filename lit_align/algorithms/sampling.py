@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lit_align.algorithms import hyperparameters
 from lit_align.data.datamodule import AlignData
+from lit_align.diffusion.budget import COSTS
 from lit_align.diffusion.sampler import Sampler
 from lit_align.diffusion.state import State
 from lit_align.policies.policy import Policy
@@ -47,6 +48,8 @@ class Sampling(L.LightningModule):
     def setup(self, stage: str) -> None:
         for part in (self, self.sampler, self.sampler.transition):
             check_ranges(part, self.ranges)
+        samplers = [v for v in vars(self).values() if isinstance(v, Sampler)]
+        self._steering = torch.nn.ModuleList(m for s in samplers for m in s.modules())  # to the module's device
         self.check_columns(self.rewards, {"fit": "val", "validate": "val"}.get(stage, stage))
         refuse_masks(self.rewards, f"model.rewards of {type(self).__name__}")
 
@@ -71,7 +74,7 @@ class Sampling(L.LightningModule):
     @torch.no_grad()
     def sample(self, batch: dict, sampler: Sampler | None = None) -> dict:
         """Draws one image per prompt: {"image" (B, 3, H, W), "scores": {name: (B,)}, "latents", "truncated": {name:
-        share of the prompts whose end the reward did not read}}."""
+        share of the prompts whose end the reward did not read}, "cost": {name: calls per prompt, see Budget}}."""
         state, before = self.draw(batch, sampler), self.truncated()
         image, scores = self.policy.decode(state.x).float(), {}
         for reward in self.rewards:
@@ -79,7 +82,8 @@ class Sampling(L.LightningModule):
             names = [f"{reward.name}/{name}" for name in reward.names] if score.ndim > 1 else [reward.name]
             scores |= dict(zip(names, score.view(len(image), -1).unbind(1), strict=True))
         cut = {name: (count - before.get(name, 0)) / len(image) for name, count in self.truncated().items()}
-        return {"image": image, "scores": scores, "latents": state.x, "truncated": cut}
+        found = {"image": image, "scores": scores, "latents": state.x}
+        return found | {"truncated": cut, "cost": dict(state.calls)}
 
     def truncated(self) -> dict[str, int]:
         """Reward, or part of one, that cuts prompts -> number of prompts that it has cut."""
@@ -104,7 +108,7 @@ class Sampling(L.LightningModule):
     def outputs(self, batch: dict, sample: dict) -> dict:
         """What callbacks receive for a prompt batch."""
         rows = {k: batch[k] for k in ("prompt", "index", "seed", "columns") if k in batch}
-        return rows | {"image": sample["image"].cpu(), "scores": sample["scores"]}
+        return rows | {"image": sample["image"].cpu(), "scores": sample["scores"], "cost": sample["cost"]}
 
     def validation_step(self, batch: dict, batch_idx: int, dataloader_idx: int = 0) -> dict:
         sample = self.sample(batch)
@@ -128,8 +132,8 @@ class Sampling(L.LightningModule):
     # Logs
 
     def log_sample(self, stage: str, sample: dict) -> None:
-        """Logs each score's mean, the share of prompts that each reward cut, and the diversity: mean distance between
-        two samples over sqrt(latent dimensions)."""
+        """Logs each score's mean, the share of prompts that each reward cut, the diversity: mean distance between two
+        samples over sqrt(latent dimensions), and what steered sampling cost per prompt."""
         for name, score in sample["scores"].items():
             self.log_mean(f"{stage}/reward/{name}", score.mean(), len(score))
         x = sample["latents"].float().flatten(1)
@@ -137,6 +141,8 @@ class Sampling(L.LightningModule):
             self.log_mean(f"{stage}/truncated/{name}", x.new_tensor(share), len(x))
         if len(x) > 1:
             self.log_mean(f"{stage}/diversity", torch.pdist(x).mean() / x.shape[1] ** 0.5, len(x))
+        for name in COSTS if self.sampler.is_steered else ():
+            self.log_mean(f"{stage}/cost/{name}", x.new_tensor(sample["cost"].get(name, 0.0)), len(x))
 
     def log_mean(self, name: str, value: Tensor, n: int) -> None:
         """Logs a mean over n rows: in training, over all calls on this rank for the batches of an optimizer step;

@@ -9,7 +9,7 @@ class Prompts(AlignData):
 
     Args:
         path: a .txt, .json, .jsonl, .csv, .tsv or .parquet file, or a folder or hub id of a dataset (docs/hub.md lists
-            published sets of prompts).
+            published sets of prompts); only `fit` needs it.
         column: the prompts' column (default: prompt, or else caption, text, Prompt or Prompts).
         split: of a folder or hub dataset.
         revision: of the hub repository.
@@ -22,7 +22,7 @@ class Prompts(AlignData):
 
     def __init__(
         self,
-        path: str,
+        path: str | None = None,
         column: str = "prompt",
         split: str = "train",
         revision: str | None = None,
@@ -41,6 +41,8 @@ class Prompts(AlignData):
         """The rows, repeated if they are fewer than one batch on every device needs."""
         if split != "train":
             return None
+        if not self.path:
+            raise ValueError("nothing to train on: set --data.path to a file of prompts.")
         rows = read_prompts(self.path, "prompt" if self.smoke else self.column, self.split, self.revision)
         rows = rows if self.smoke else self.chosen(rows)
         due = self.batch_size * (self.trainer.world_size if self.trainer else 1)

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from lit_align.diffusion.state import State, randn_like
@@ -20,17 +21,29 @@ class Hook:
     """
 
     replaces: tuple[str, ...] = ()  # the methods that do not call the hook inside
+    needs_start = False  # True if `predict` needs what `on_init` has set
 
     def check(self, policy, sampler: "Sampler") -> None:
         """Raises ValueError if the hook cannot work, or would do nothing, with this policy and sampler."""
+
+    def nfe(self, inside: float, steps: int) -> float:
+        """Network forwards and backwards of a run of some steps, per prompt, at most; the hooks inside need `inside`.
+        It is compared with `max_nfe` before the first step."""
+        return inside
 
     def on_init(self, policy, state: State) -> None:
         """Before the first step: state.x is the initial noise."""
         state.inside(self).on_init(policy, state)
 
+    def before_step(self, policy, state: State, sampler: "Sampler") -> None:
+        """Before the prediction of a step: may move state.x, the x_t that the step starts from. (It is not called where
+        a recorded step is evaluated again.)"""
+        state.inside(self).before_step(policy, state, sampler)
+
     def predict(self, policy, state: State, sampler: "Sampler") -> None:
         """Sets state.x0 and state.eps from state.x at state.t. eps is the direction along which noise is added again
         (CFG++ takes it from another prediction than x0). A method that needs the gradient in x enables it here.
+        `state.branches` keeps the network's predictions "null" and "cond" that guidance has combined.
 
         Policy gradients evaluate recorded steps again through this method, in a state whose `i` is -1.
         """
@@ -64,8 +77,19 @@ class Plain(Hook):
     def on_init(self, policy, state):
         pass
 
+    def before_step(self, policy, state, sampler):
+        pass
+
     def predict(self, policy, state, sampler):
-        state.x0, state.eps = sampler.predict(policy, state.x, state.t, state.cond, state.needs_grad)
+        guided, w = sampler.guidance_scale != 1, sampler.guidance_scale
+        with torch.set_grad_enabled(state.needs_grad and torch.is_grad_enabled()):
+            if guided:
+                null, cond = policy.branches(state.x, state.t, state.cond, state.null)
+            else:
+                cond = policy.denoise(state.x, state.t, state.cond)
+            prediction = policy.guided(null, cond, w) if guided else cond
+        state.branches = {"null": null, "cond": cond} if guided else {"cond": cond}
+        state.read(policy.process, prediction)  # without needs_grad, gradient reaches x through this formula alone
 
     def transition(self, policy, state, sampler):
         return sampler.transition(policy.process, state.x, state.x0, state.eps, state.t, state.s)

@@ -78,6 +78,12 @@ class Process(nn.Module):
         a, s = self.coefficients(t, x_0)
         return a * x_0.float() + s * eps.float()
 
+    def renoise(self, x_s: Tensor, noise: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        """x_t from x_s (B, ...) at a less noisy time s < t (B,): a draw from q(x_t | x_s)."""
+        (a_t, s_t), (a_s, s_s) = self.coefficients(t, x_s), self.coefficients(s, x_s)
+        scale = a_t / a_s
+        return scale * x_s.float() + (s_t.square() - (scale * s_s).square()).clamp(min=0).sqrt() * noise.float()
+
     def target(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """What a perfect network would output for this x_0, eps and t."""
         a, s = self.coefficients(t, x_0)

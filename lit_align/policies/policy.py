@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lit_align.diffusion.conditioning import cast_conditioning, cat_conditioning
 from lit_align.policies import codec, loading, lora_files, refusals, saving
 from lit_align.policies.adapters import Adapter, Frozen, Full, LoRA
+from lit_align.policies.attention import Record, Replace, attention
 from lit_align.policies.family import Family
 from lit_align.policies.versions import OLD, REFERENCE, Versions
 
@@ -71,7 +72,7 @@ class Policy(Family):
         self.reference_moves = False  # whether the reference can be updated
         self.encoder_device: torch.device | None = None  # where encoders run; None: where the denoiser is
         self._null: dict[str, Tensor] | None = None
-        self.calls = Counter()
+        self.calls = Counter()  # see Budget
         self.resolution = resolution or self.default_resolution()
         self.height, self.width = (self.resolution,) * 2 if isinstance(self.resolution, int) else self.resolution
         self.latent_shape = self.shape()
@@ -160,7 +161,7 @@ class Policy(Family):
         """Images (B, 3, H, W) in [0, 1] of scaled latents; differentiable."""
         vae = self.pipe.vae
         device = self._place(codec.decoder_parts(vae), encoder=False)
-        self.calls["decode"] += len(latents)
+        self.calls["decodes"] += len(latents)
         z = codec.denormalize(latents, self.statistics())
         with torch.autocast(device.type, enabled=False):
             return (self.vae_decode(z.to(vae.dtype)).float() / 2 + 0.5).clamp(0, 1)
@@ -170,12 +171,28 @@ class Policy(Family):
     def denoise(self, x_t: Tensor, t: Tensor, cond: dict[str, Tensor], guidance_scale: float = 1.0) -> Tensor:
         """The prediction (B, ...) in float32, of the process's prediction type; with a guidance scale other than 1, by
         `guided`, both predictions in one forward."""
-        n, x = len(x_t), x_t.to(torch.float32 if isinstance(self.adapter, Full) else self.dtype)
         if guidance_scale != 1:
-            x, t, cond = torch.cat([x, x]), torch.cat([t, t]), cat_conditioning([self.null(n), cond])
-        self.calls["denoise"] += len(x)
+            return self.guided(*self.branches(x_t, t, cond), guidance_scale)
+        x = x_t.to(torch.float32 if isinstance(self.adapter, Full) else self.dtype)
         pred = self.predict(x, t, cast_conditioning(cond, x.dtype)).float()
-        return pred if guidance_scale == 1 else self.guided(*pred.chunk(2), guidance_scale)
+        self.count(pred)
+        return pred
+
+    def branches(self, x_t: Tensor, t: Tensor, cond: dict, null: dict | None = None) -> tuple[Tensor, Tensor]:
+        """The predictions under `null` (default: the policy's own) and under `cond`, in one forward."""
+        both = cat_conditioning([self.null(len(x_t)) if null is None else null, cond])
+        return self.denoise(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
+
+    def count(self, pred: Tensor) -> None:
+        """Counts a forward that gave `pred` (B, ...), and its backward once there is one."""
+        n = len(pred)
+        self.calls["nfe_forward"] += n
+        if pred.requires_grad:
+            pred.register_hook(lambda _: self.calls.update(nfe_backward=n))
+
+    def attention(self, record: Record | None = None, replace: Replace | None = None):
+        """Inside, the denoiser's attention is read and replaced; see `attention.attention`."""
+        return attention(self, record, replace)
 
     # The reference p_ref, and older policies
 

@@ -125,7 +125,8 @@ def missing_column(reward: Reward, name: str, available) -> str:
 
 def judge(reward: Reward, policy, latents: Tensor, rows: dict, size: int | None = None) -> Tensor:
     """Decodes latents (N, ...) and scores the images with their rows, `size` at a time (None: all at once): (N,) or (N,
-    R), float32. A reward that compares images is given all decoded images at once."""
+    R), float32. A reward that compares images is given all decoded images at once. Counted in `policy.calls`."""
+    policy.calls["reward_calls"] += len(latents)
     parts = torch.arange(len(latents)).split(size or len(latents))
     if reward.together:
         images = torch.cat([policy.decode(latents[p]) for p in parts])

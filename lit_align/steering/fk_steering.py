@@ -3,24 +3,14 @@
 from typing import Literal
 
 import torch
-from torch import Tensor
 
-from lit_align.diffusion.hook import Hook
-from lit_align.diffusion.process import append_dims
 from lit_align.diffusion.sampler import Sampler
-from lit_align.diffusion.state import State, randn_like
+from lit_align.diffusion.state import State
 from lit_align.rewards.reward import Reward, judge, refuse_masks
+from lit_align.steering.particles import Particles
 
 
-def systematic(log_w: Tensor) -> Tensor:
-    """Systematic resampling of each row of log-weights (G, K): ancestors (G, K), with floor(K w) or ceil(K w) copies of
-    each."""
-    w = log_w.softmax(1)
-    points = (torch.arange(w.shape[1], device=w.device) + torch.rand(len(w), 1, device=w.device)) / w.shape[1]
-    return torch.searchsorted(w.cumsum(1).contiguous(), points).clamp(max=w.shape[1] - 1)
-
-
-class FKSteering(Hook):
+class FKSteering(Particles):
     """Singhal et al. 2025, arXiv 2501.06848: K particles per prompt, with Feynman-Kac potentials of r(c, x_0-hat). A
     prompt's particles are resampled when their weights degenerate; the best one by r is returned.
 
@@ -36,7 +26,6 @@ class FKSteering(Hook):
         start, end, every: resampling times, as fractions of the run: at `start`, then each `every` up to `end`, and at
             the last step. (The paper: steps 20 to 80, every 20, of 100.)
         ess: a prompt's particles are resampled when their effective sample size is below this fraction of K.
-        decode_size: images decoded and scored at once.
     """
 
     def __init__(
@@ -49,12 +38,11 @@ class FKSteering(Hook):
         end: float = 0.8,
         every: float = 0.2,
         ess: float = 0.5,
-        decode_size: int = 8,
     ):
+        super().__init__(particles, ess)
         refuse_masks(reward, "FKSteering")
-        self.reward, self.particles = reward.eval().requires_grad_(False), particles
-        self.lmbda, self.potential, self.ess = lmbda, potential, ess
-        self.start, self.end, self.every, self.decode_size = start, end, every, decode_size
+        self.reward, self.lmbda, self.potential = reward.eval().requires_grad_(False), lmbda, potential
+        self.start, self.end, self.every = start, end, every
         if not (0 <= start <= end <= 1 and every > 0):
             raise ValueError(f"FKSteering: 0 <= start <= end <= 1 and every > 0; got {start}, {end} and {every}.")
 
@@ -76,13 +64,8 @@ class FKSteering(Hook):
             )
 
     def on_init(self, policy, state: State) -> None:
-        """Makes K particles of each sample; the first keeps its noise, the others draw new noise."""
-        n, k = len(state.x), self.particles
-        state.reindex(torch.arange(n).repeat_interleave(k))
-        if k > 1:
-            first = torch.arange(n * k, device=state.x.device) % k == 0
-            state.x = torch.where(append_dims(first, state.x), state.x, randn_like(state.x, state.generators))
-        zero = torch.zeros(n * k, device=state.x.device)
+        self.spread(state)
+        zero = torch.zeros(len(state.x), device=state.x.device)
         before = torch.full_like(zero, -torch.inf) if self.potential == "max" else zero
         # reward: r of the potential; log_product: sum of log potentials; logw: of those since the last resampling
         state.extras[self] = {"reward": before, "log_product": zero.clone(), "logw": zero.clone()}
@@ -94,7 +77,7 @@ class FKSteering(Hook):
             return
         extras, last = state.extras[self], state.i == state.steps - 1
         with torch.no_grad():
-            reward = judge(self.reward, policy, state.x if last else state.x0, state.rows, self.decode_size)
+            reward = judge(self.reward, policy, state.x if last else state.x0, state.rows, state.minibatch)
         if last:
             log_g = self.lmbda * reward - extras["log_product"]
         elif self.potential == "difference":
@@ -106,21 +89,7 @@ class FKSteering(Hook):
         extras |= {"reward": reward, "log_product": extras["log_product"] + log_g, "logw": extras["logw"] + log_g}
         self.resample(state)
 
-    def resample(self, state: State) -> None:
-        """Resamples the particles of samples whose weights have degenerated."""
-        extras, k = state.extras[self], self.particles
-        log_w = extras["logw"].view(-1, k)  # (G, K)
-        w = log_w.softmax(1)
-        degenerate = 1 / w.square().sum(1) < self.ess * k  # (G,)
-        identity = torch.arange(k, device=w.device).expand_as(w)
-        ancestors = torch.where(degenerate[:, None], systematic(log_w), identity)
-        extras["logw"] = torch.where(degenerate[:, None], 0.0, log_w).flatten()
-        first = torch.arange(0, len(state.x), k, device=w.device)[:, None]
-        state.reindex((ancestors + first).flatten())
-
     def on_end(self, policy, state: State) -> None:
         """Keeps the best particle of each sample."""
         super().on_end(policy, state)
-        reward = state.extras[self]["reward"].view(-1, self.particles)
-        first = torch.arange(len(reward), device=reward.device) * self.particles
-        state.reindex(first + reward.argmax(1))
+        self.keep(state, state.extras[self]["reward"])

@@ -24,6 +24,8 @@ what hardware, and where the recipe differs. "batch" is rows on a device x accum
 data, or prompts where the method samples its own images. `docs/hub.md` says which of the hub's repositories are gated,
 copies or removed.
 
+Recipes of `Steered` train nothing: run `test` or `predict` with them. Their batch is the prompts sampled at once.
+
 `--config smoke.yaml` after a recipe makes two steps of it on a CPU. `--config one_gpu.yaml` fits recipes for pairs to
 one GPU of 24 GB, `--config one_gpu_online.yaml` those that sample while they train. Validation and test sample the 32
 prompts of `configs/prompts/small.jsonl`; give your own by `--data.val_prompts` and `--data.test_prompts`. The recipes
@@ -73,7 +75,9 @@ def row(name: str) -> list:
     trainer, data = config["trainer"], config["data"]["init_args"]
     papers = dict.fromkeys(re.findall(r"\d{4}\.\d{5}", header))
     accumulate, devices = trainer.get("accumulate_grad_batches", 1), trainer["devices"]
-    epochs = trainer.get("max_epochs", 1)
+    epochs, steered = trainer.get("max_epochs", 1), config["model"]["class_path"] == "Steered"
+    size = data["val_batch_size" if steered else "batch_size"]
+    training = f"{trainer['max_steps']} steps" if "max_steps" in trainer else f"{epochs} epoch{'s' * (epochs > 1)}"
     return [
         f"[`{name.removesuffix('.yaml')}`](../configs/{name})",
         config["model"]["class_path"],
@@ -81,8 +85,8 @@ def row(name: str) -> list:
         ", ".join(f"`{i}`" for i in dict.fromkeys(hub_ids(config))),
         data["resolution"],
         devices,
-        f"{data['batch_size']} x {accumulate} x {devices} = {data['batch_size'] * accumulate * devices}",
-        f"{trainer['max_steps']} steps" if "max_steps" in trainer else f"{epochs} epoch{'s' * (epochs > 1)}",
+        f"{size} x {accumulate} x {devices} = {size * accumulate * devices}",
+        "none" if steered else training,
     ]
 
 

@@ -82,7 +82,7 @@ def test_alignprop_keeps_step_i_with_probability_i_plus_one_over_n_plus_one():
 
 
 def test_calls_are_counted_per_particle():
-    assert Sampler(7, 1.0)(Analytic(), [""] * 5).calls["denoise"] == 7
+    assert Sampler(7, 1.0)(Analytic(), [""] * 5).calls["nfe_forward"] == 7
 
 
 def test_reindex_moves_everything_and_clones_part_ways():

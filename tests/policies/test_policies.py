@@ -179,8 +179,8 @@ def test_offloaded_encoders_give_the_same(family):
 
 def test_calls_count_images_and_branches():
     policy = StableDiffusion("tiny")
-    assert Sampler(3, 1.0)(policy, PROMPTS).calls["denoise"] == 3
-    assert Sampler(3, 2.0)(policy, PROMPTS).calls["denoise"] == 6
+    assert Sampler(3, 1.0)(policy, PROMPTS).calls["nfe_forward"] == 3
+    assert Sampler(3, 2.0)(policy, PROMPTS).calls["nfe_forward"] == 6
 
 
 def test_a_pipeline_of_pickles_is_refused_unless_trusted(tmp_path):

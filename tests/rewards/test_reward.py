@@ -1,5 +1,7 @@
 """Rewards that see further columns of the data, rewards of several numbers, and judging in minibatches."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -53,7 +55,7 @@ class Decoder:
     """Latents are images; counts how many it is given at once."""
 
     def __init__(self):
-        self.sizes = []
+        self.sizes, self.calls = [], Counter()
 
     def decode(self, latents):
         self.sizes.append(len(latents))
@@ -173,7 +175,7 @@ def test_minibatches_give_what_one_call_gives(make, size):
     want = judge(whole, Decoder(), images, ROWS)
     got = judge(parts, policy, images, ROWS, size)
     torch.testing.assert_close(got, want)
-    assert policy.sizes == {1: [1, 1, 1], 2: [2, 1], 5: [3]}[size]
+    assert policy.sizes == {1: [1, 1, 1], 2: [2, 1], 5: [3]}[size] and policy.calls["reward_calls"] == 3
     for _ in range(2):  # and the statistics go on alike
         torch.testing.assert_close(judge(parts, policy, images / 2, ROWS, size), judge(whole, policy, images / 2, ROWS))
     assert len(got) == 3

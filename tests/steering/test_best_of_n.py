@@ -31,7 +31,7 @@ def test_the_best_of_n_samples_is_returned_and_the_first_is_the_plain_one():
     level = candidates.flatten(2).mean(2)
     assert torch.equal(best.x, candidates[level.argmax(0), torch.arange(3)])
     assert torch.equal(BestOfN(Level(), 1, INSIDE)(policy, [""] * 3, seeds=SEEDS).x, candidates[0])
-    assert best.calls["denoise"] == 20
+    assert best.calls["nfe_forward"] == 20
 
 
 def test_neighbouring_prompts_have_candidates_of_their_own():
@@ -59,7 +59,7 @@ def test_it_goes_around_steering_and_around_itself():
     steered = Sampler(4, 1.0, DDIM(1.0), [FKSteering(Level(), 2, 5.0)])
     twice = BestOfN(Level(), 2, BestOfN(Level(), 3, steered))
     state = twice(policy, [""] * 3, seeds=SEEDS)
-    assert state.x.shape == (3, 1, 2, 2) and state.calls["denoise"] == 2 * 3 * 2 * 4
+    assert state.x.shape == (3, 1, 2, 2) and state.calls["nfe_forward"] == 2 * 3 * 2 * 4
     assert isinstance(twice.plain(), Sampler) and not twice.plain().is_steered and twice.is_steered
 
 

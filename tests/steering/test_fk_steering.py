@@ -3,12 +3,15 @@ from functools import cache
 
 import pytest
 import torch
-from parts import Analytic, Level
+from mixture import Mixture, tilted_mixture
+from parts import Analytic, Level, spy
 
 from lit_align.diffusion.hook import Hook
 from lit_align.diffusion.sampler import Sampler
 from lit_align.diffusion.transition import DDIM
-from lit_align.steering.fk_steering import FKSteering, systematic
+from lit_align.steering import particles as module
+from lit_align.steering.fk_steering import FKSteering
+from lit_align.steering.particles import systematic
 
 
 class Clock(Hook):
@@ -41,14 +44,14 @@ def particles(lmbda, k, groups, steps=40, **kwargs):
     """All particles' final values (groups, k) with their log-weights, before the best is picked."""
     hook = All(Level(), k, lmbda, **({"start": 0.2, "end": 0.9, "every": 0.1} | kwargs))
     torch.manual_seed(0)
-    state = Sampler(steps, 1.0, DDIM(1.0), [hook])(bell(), ["x"] * groups)
+    state = Sampler(steps, 1.0, DDIM(1.0), [hook], minibatch=k * groups)(bell(), ["x"] * groups)
     return state.x.view(groups, k), state.extras[hook]["logw"].view(groups, k)
 
 
 def test_systematic_resampling_counts():
     log_w = torch.tensor([[0.5, 0.25, 0.25, 0.0], [0.25] * 4]).log()
-    for _ in range(50):
-        first, second = systematic(log_w)
+    for u in torch.linspace(0, 0.99, 50):
+        first, second = systematic(log_w, u.repeat(2))
         assert torch.bincount(first, minlength=4).tolist() == [2, 1, 1, 0] and second.tolist() == [0, 1, 2, 3]
 
 
@@ -95,6 +98,50 @@ def test_weights_are_the_products_of_the_potentials(potential):
     torch.testing.assert_close(got[-1], 3 * r[-1])
 
 
+@pytest.mark.parametrize("potential", ["difference", "max", "sum"])
+def test_one_steps_weights_after_each_resampling(potential):
+    """What resampling is given: the potential of this step alone, from the reward of the particle's own ancestor."""
+    given, hook, seen = [], All(Level(), 4, 60.0, potential=potential, ess=2.0), []  # ess 2: always resampled
+
+    class Own(Hook):
+        """Notes each particle's reward before resampling, and its ancestor's running reward after it."""
+
+        def after_step(self, policy, state):
+            if state.i in hook.schedule(state.steps):
+                r = hook.reward(state.x if state.i == state.steps - 1 else state.x0, state.prompts)
+                seen.append([r, state.extras[hook]["reward"].clone(), state.extras[hook]["log_product"].clone()])
+            super().after_step(policy, state)
+
+    with spy(module, "systematic") as called:
+        Sampler(10, 1.0, DDIM(1.0), [hook, Own()])(bell(), ["x"] * 5, seeds=list(range(5)))
+    given = [call.args[0].flatten() for call in called.call_args_list]
+    assert len(given) == len(seen) == 5
+    for k, (log_w, (r, ancestor, product)) in enumerate(zip(given, seen)):
+        if k == len(given) - 1:
+            want = 60 * r - product
+        elif potential == "difference":
+            want = 60 * (r - ancestor)
+        else:
+            want = 60 * (torch.maximum(r, ancestor) if potential == "max" else r + ancestor)
+        torch.testing.assert_close(log_w, want, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(seen[1][1], seen[0][0])  # after resampling a particle's past is its ancestor's
+
+
+@pytest.mark.parametrize("potential", ["difference", "max", "sum"])
+def test_many_particles_follow_the_tilted_mixture(potential):
+    """p(x) exp(lambda x) of two bumps in closed form: their weights change, and their places."""
+    policy, lmbda, k, groups = Mixture(), 0.7, 512, 8
+    when = {"start": 0.2, "end": 0.9, "every": 0.1} if potential == "difference" else {"start": 0.5, "every": 0.3}
+    hook = All(Level(), k, lmbda, potential=potential, **when)
+    torch.manual_seed(0)
+    state = Sampler(40, 1.0, DDIM(1.0), [hook], minibatch=k * groups)(policy, ["x"] * groups)
+    x, w = state.x.view(groups, k), state.extras[hook]["logw"].view(groups, k).softmax(1)
+    mean, above = tilted_mixture(policy, lmbda)
+    assert (w * x).sum(1).mean().item() == pytest.approx(mean, abs=0.06)
+    assert (w * (x > 0)).sum(1).mean().item() == pytest.approx(above, abs=0.04)
+    assert mean - tilted_mixture(policy, 0.0)[0] > 0.4
+
+
 @pytest.mark.parametrize("potential,when", [
     ("difference", {}), ("max", {}), ("sum", {"start": 0.5, "every": 0.4}),  # sums tilt too far until the last step
 ])  # fmt: skip
@@ -117,7 +164,7 @@ def test_the_best_particle_of_each_prompt_is_returned():
     plain = sampler.plain()(bell(), ["x"] * 40, seeds=seeds)
     assert state.prompts == [f"p{i}" for i in range(40)] and len(state.x) == 40
     assert (state.x.mean() - plain.x.mean()) > 0.1
-    assert state.calls["denoise"] == 60  # per prompt
+    assert state.calls["nfe_forward"] == 60  # per prompt
 
 
 def test_particles_of_a_prompt_are_resampled_on_the_way_and_start_apart():

@@ -153,7 +153,7 @@ def test_the_policys_gradient_passes_through_every_step_and_no_decoder():
     torch.manual_seed(3)
     loss = method.improvement(texts, cond)
     got = torch.cat([g.flatten() for g in torch.autograd.grad(loss, trained(policy))])
-    assert policy.calls["decode"] == 0
+    assert policy.calls["decodes"] == 0
     torch.manual_seed(3)
     x = torch.randn(2, *policy.latent_shape)
     t, s, end = (t.expand(2) for t in policy.process.timesteps(2))

@@ -45,7 +45,7 @@ def test_pairs_are_the_best_and_the_worst_candidates_of_one_x_t(needs_x0, family
     guided = 2 * 2  # two prompts, two branches
     looks = (learnt - (1 if learnt == 3 else 0)) if needs_x0 else 0  # the end needs no estimate
     fresh = 4 - looks  # a step after a look needs no prediction of its own
-    assert policy.calls["denoise"] == guided * (fresh + 3 * looks)
+    assert policy.calls["nfe_forward"] == guided * (fresh + 3 * looks)
 
 
 def test_a_step_seen_again_has_the_likelihood_it_was_drawn_with():

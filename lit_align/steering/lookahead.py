@@ -1,0 +1,90 @@
+"""Candidates for the next state, and what they are worth."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_align.diffusion.hook import Hook
+from lit_align.diffusion.process import append_dims
+from lit_align.diffusion.state import State
+from lit_align.diffusion.transition import Gaussian
+from lit_align.rewards.reward import Reward, judge
+from lit_align.rewards.step_reward import StepReward
+
+
+def put_where(mask: Tensor, rows: Tensor, old: Any, new: Any) -> Any:
+    """`old`, in whose rows rows[m] the m-th row of `new` stands where mask[m] (M,); tensors, lists, and dicts of
+    them."""
+    if isinstance(old, dict):
+        return {k: put_where(mask, rows, v, new[k]) for k, v in old.items()}
+    if isinstance(old, list):
+        taken = {int(r): new[m] for m, r in enumerate(rows) if mask[m]}
+        return [taken.get(i, v) for i, v in enumerate(old)]
+    if not isinstance(old, Tensor):
+        return new
+    where = torch.where(append_dims(mask, new), new, old[rows])
+    return old.index_copy(0, rows, where)
+
+
+class Lookahead(Hook):
+    """Base of the hooks that draw several candidates x_s of a step and value each one before it is taken. The estimate
+    of x_0 at the one that is taken serves the next step, so it is not computed twice.
+
+    Args:
+        reward: a candidate's value is r(c, x_0-hat(x_s)), by one more prediction.
+        value: gives the value from x_s itself, in place of a reward.
+    """
+
+    def __init__(self, reward: Reward | None = None, value: StepReward | None = None):
+        if (reward is None) == (value is None):
+            raise ValueError(f"{type(self).__name__} takes a reward or a value network: give one of the two.")
+        self.reward = reward and reward.eval().requires_grad_(False)
+        self.value = value and value.eval().requires_grad_(False)
+
+    def check(self, policy, sampler) -> None:
+        if not sampler.step_std(policy)[:-1].any():
+            raise ValueError(
+                f"{type(self).__name__} chooses among draws of a step, and this sampler's steps have no noise: give it "
+                "a transition with noise (DDIM with eta 1, FlowSDE)."
+            )
+
+    def on_init(self, policy, state: State) -> None:
+        state.extras[self] = {}
+        super().on_init(policy, state)
+
+    def predict(self, policy, state: State, sampler) -> None:
+        extras = state.extras.setdefault(self, {})
+        known = extras.get("known")
+        if known is not None and not state.needs_grad and torch.equal(known["x"], state.x):
+            state.x0, state.eps, state.branches = known["x0"], known["eps"], known["branches"]
+            state.extras |= known["extras"]
+            return
+        super().predict(policy, state, sampler)
+        inside = state.hooks[state.hooks.index(self) + 1 :]
+        extras["known"] = {"x": state.x, "x0": state.x0, "eps": state.eps, "branches": state.branches}
+        extras["known"]["extras"] = {hook: state.extras[hook] for hook in inside if hook in state.extras}
+
+    def at(self, policy, state: State, x: Tensor, i: int) -> dict:
+        """What is known of latents x at the time of step i: {"x", "value" (P,), "known": the estimate there}."""
+        there, by_network = state.sampler.at(policy, state, x, i), self.value is not None
+        if not by_network or self.value.needs_x0:
+            state.sampler.estimate(policy, there)
+        if by_network:
+            policy.calls["reward_calls"] += len(x)
+            value = self.value(policy, x, there.x0 if self.value.needs_x0 else None, there.t, state.prompts)
+        else:
+            value = judge(self.reward, policy, there.x0, state.rows, state.minibatch)
+        return {"x": x, "value": value.float(), "known": there.extras[self].get("known")}
+
+    def candidate(self, policy, state: State, gaussian: Gaussian, rows: Tensor) -> dict:
+        """One more draw x_s of the particles `rows`, as `at` gives it."""
+        some = state if len(rows) == len(state.x) else state.part(rows)
+        std = gaussian.std.expand(len(gaussian.mean), *gaussian.std.shape[1:])
+        x = super().propose(policy, some, Gaussian(gaussian.mean[rows], std[rows]))
+        return self.at(policy, some, x, state.i + 1)
+
+    def take(self, state: State, found: dict) -> Tensor:
+        """Continues from x of `found`, of all particles, and remembers its estimate and value."""
+        state.extras[self] |= {"known": found["known"], "value": found["value"]}
+        return found["x"]
