@@ -7,6 +7,8 @@ import textwrap
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from lit_align.paths import unfinished
+
 
 def to_pil(image: Tensor, least: int = 1, most: int | None = None) -> Image.Image:
     """An image (3, H, W) in [0, 1], enlarged by a whole factor to at least `least` pixels in height, shrunk to
@@ -23,8 +25,13 @@ def to_pil(image: Tensor, least: int = 1, most: int | None = None) -> Image.Imag
 def save_png(image: Image.Image, path: str) -> None:
     """Writes a PNG whole or not at all."""
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    image.save(f"{path}.part", "PNG")
-    os.replace(f"{path}.part", path)
+    part = unfinished(path)
+    try:
+        image.save(part, "PNG")
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+    part.replace(path)
 
 
 def grid(

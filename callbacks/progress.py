@@ -5,9 +5,12 @@ import sys
 import time
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import ProgressBar, Timer
+from lit_align.callbacks.metrics import Throughput
 from tqdm import tqdm
 
+MEASURED = 3  # optimizer steps, after the first, that memory and time are measured over
 HEADLINES = ("loss", "reward", "implicit_accuracy", "margin", "kl_step", "kl_path")  # logged under train/
 
 
@@ -16,8 +19,23 @@ def clock(seconds: float) -> str:
     return tqdm.format_interval(max(seconds, 0.0))
 
 
+def duration(seconds: float) -> str:
+    """Two digits and a unit: 40 s, 12 min, 3.4 h."""
+    size, unit = next((s, u) for s, u in ((3600, "h"), (60, "min"), (1, "s")) if seconds >= 2 * s or s == 1)
+    return f"{seconds / size:.0f} {unit}" if seconds >= 10 * size else f"{seconds / size:.2g} {unit}"
+
+
+def memory(device: torch.device) -> str:
+    """The peak so far: of a GPU what PyTorch allocated, else what the process held."""
+    used = Throughput.peak(device) / 2**10
+    if device.type != "cuda":
+        return f"{used:.1f} GB"
+    return f"{used:.1f} of the GPU's {torch.cuda.get_device_properties(device).total_memory / 2**30:.0f} GB"
+
+
 class Progress(ProgressBar):
-    """One bar over all training steps with the time left and the headline metrics; every validation is one line.
+    """One bar over all training steps with the time left and the headline metrics; every validation is one line, and
+    after the first steps there is one with the peak memory and the time that the rest will take.
 
     Where stderr is no terminal (a log file, a job's output), a plain line every tenth of the run and every
     `log_seconds`. The run's length is `max_steps`, else `max_epochs`, else `max_time`.
@@ -30,6 +48,7 @@ class Progress(ProgressBar):
         super().__init__()
         self.log_seconds = log_seconds
         self.shown, self.bar = True, None
+        self.mark = self.measured = None
 
     def disable(self) -> None:
         self.shown = False
@@ -110,11 +129,31 @@ class Progress(ProgressBar):
     def on_train_start(self, trainer, module) -> None:
         unit, done, total = self.position(trainer)
         self.begin(total, done, unit)
+        self.mark, self.measured, self.first_step = None, False, trainer.global_step
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         logged = trainer.callback_metrics
         metrics = {name: float(logged[f"train/{name}"]) for name in HEADLINES if f"train/{name}" in logged}
         self.advance(self.position(trainer)[1], metrics)
+        if not self.measured and trainer.global_step > self.first_step:
+            self.measure(trainer, module)
+
+    def measure(self, trainer, module) -> None:
+        """Marks the end of the first optimizer step, and prints the line when MEASURED further ones are done."""
+        now, (unit, done, total) = time.monotonic(), self.position(trainer)
+        self.mark = self.mark or (now, done, trainer.global_step)
+        since, before, step = self.mark
+        if trainer.global_step < step + MEASURED:
+            return
+        self.measured = True
+        parts = [f"after {trainer.global_step - self.first_step} steps: peak memory {memory(module.device)}"]
+        if trainer.world_size > 1:
+            parts[0] += f" on the first of {trainer.world_size} devices"
+        parts.append(f"{duration((now - since) / (trainer.global_step - step))} a step")
+        if total and unit != "seconds":
+            left = (now - since) * (total - done) / (done - before)
+            parts.append(f"about {duration(left)} for the {total - done:,} {unit} left, validations not counted")
+        self.print(", ".join(parts))
 
     def on_train_end(self, trainer, module) -> None:
         self.end()
@@ -143,6 +182,8 @@ class Progress(ProgressBar):
             self.end()
         elif self.bar is not None:
             self.bar.set_description_str("")
+        if self.mark:
+            self.mark = (self.mark[0] + time.monotonic() - self.validation, *self.mark[1:])
         if not trainer.sanity_checking:
             self.results(trainer, "val/", f"validation at step {trainer.global_step}", self.validation)
 

@@ -5,24 +5,29 @@ import os
 import pkgutil
 import signal
 import sys
+from argparse import ArgumentError
+from contextlib import ExitStack
 from pathlib import Path
 
 import lightning as L
 import torch
+import yaml
 from jsonargparse import ActionConfigFile, Namespace
 from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint, ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lit_align import configs
+from lit_align import configs, run_folder
 from lit_align.callbacks import Comparison, Progress, SampleWriter, SaveOnInterrupt, Summary
-from lit_align.checkpoint import AtomicCheckpointIO
+from lit_align.checkpoint import AtomicCheckpointIO, peek, position
 from lit_align.cli_errors import Parser, of_the_user
+from lit_align.config_difference import differences, training
 from lit_align.overview import tools
 from lit_align.paths import PACKAGE, find
 from lit_align.start import missing_devices, training_amount
@@ -58,8 +63,10 @@ TINY = {"pretrained": "tiny", "dtype": "float32", "resolution": 32} | dict.fromk
     ("vae", "lora", "quantize", "checkpoint")
 )
 FEW = {"samples_per_prompt": 2, "updates": 1, "accumulate": 1}
-FEW_SAMPLED = FEW | {"steps": 4, "n": 2}  # in a sampler, and in what it holds
-FEW_SAMPLED |= {"populations": 2, "noises": 2, "candidates": 2, "ode_steps": 2, "starts": 4, "budget": 12, "branches": 2}
+FEW_SAMPLED = FEW | {  # in a sampler, and in what it holds
+    **{"steps": 4, "n": 2, "populations": 2, "noises": 2, "candidates": 2, "branches": 2, "ode_steps": 2},
+    **{"starts": 4, "budget": 12},
+}
 
 
 def shrink(config, few: dict = FEW) -> None:
@@ -106,27 +113,67 @@ class CLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Lightning would let the checkpoint's values replace those typed now: here it gives weights and state."""
 
-    def run_folder(self) -> str:
-        """`checkpoints/<config>[+<overlay>...]` under the working directory, after the names of the --config files."""
+    def plain(self, config) -> dict:
+        """A parsed configuration as plain dicts, lists and values."""
+        return yaml.load(self.as_yaml(config), configs.Loader)
+
+    def as_yaml(self, config) -> str:
+        return self._parser(self.subcommand).dump(config, skip_unset=False, skip_validation=True)
+
+    def of_the_files(self) -> dict | None:
+        """The configuration of the --config files alone; None if they do not make a whole one."""
+        files = [word for file in self._get(self.config, "config") or [] for word in ("--config", str(file))]
+        self.parser.exit_on_error = False
+        try:
+            config = self.parser.parse_args([self.subcommand, *files])[self.subcommand]
+        except ArgumentError:
+            return None
+        finally:
+            self.parser.exit_on_error = True
+        shrink_if_asked(config)
+        return self.plain(config)
+
+    def run_folder(self, ckpt_path: str | None) -> Path:
+        """`checkpoints/<config>[+<overlay>...]` under the working directory, after the names of the --config files, and
+        below it a folder named after what flags change of the training: see `lit_align.run_folder`. Exactly the typed
+        --trainer.default_root_dir."""
+        given = self._get(self.config, "trainer").default_root_dir
+        if any(word.startswith("--trainer.def") for word in self.typed):  # flags may be cut short
+            run_folder.check(Path(given), self.training, self.subcommand, ckpt_path)
+            return Path(given)
         files = [Path(str(f)) for f in self._get(self.config, "config") or []]
-        if not files:
-            return "checkpoints/run"
-        inside = files[0].is_relative_to(configs.CONFIGS)
-        first = files[0].relative_to(configs.CONFIGS).with_suffix("") if inside else files[0].stem
-        return str(Path("checkpoints", "+".join([str(first), *(f.stem for f in files[1:])])))
+        words = {word.split("=")[0] for word in self.typed if word.startswith("--")} - {"--config", "--ckpt_path"}
+        flags = {}
+        if files and words:
+            of_files = self.of_the_files()
+            flags = differences(training(of_files), self.training) if of_files else {}
+        root = Path(given or named_after(files))
+        if self.subcommand == "fit":
+            return run_folder.of_fit(root, flags, self.training, ckpt_path)
+        return run_folder.of_weights(root, flags, self.training, ckpt_path, self.subcommand == "export")
 
     def before_instantiate_classes(self) -> None:
-        self.parser.check_makers(self.config[self.subcommand])
+        config, fits = self.config[self.subcommand], self.subcommand == "fit"
+        self.parser.check_makers(config)
+        shrink_if_asked(config)
+        self.training = training(self.plain(config))
         if self.subcommand == "export":
-            self.trainer_class.without_gpu(self.config.export)
-        trainer = self.config[self.subcommand].trainer
+            self.trainer_class.without_gpu(config)
+        trainer = config.trainer
         if sentence := missing_devices(trainer.accelerator, trainer.devices):
             self.parser.error(sentence)
-        trainer.default_root_dir = trainer.default_root_dir or self.run_folder()  # so that the saved config names it
-        if self.config[self.subcommand].data.init_args.get("smoke"):
-            shrink(self.config[self.subcommand].model)
-        if self.subcommand != "fit":
-            self.save_config_callback = None  # the run folder keeps the config that trained it
+        try:
+            folder = self.run_folder(config.ckpt_path)
+            if fits and rank_zero_only.rank == 0:
+                self.held.enter_context(run_folder.locked(folder))
+        except ValueError as error:
+            self.parser.end(str(error), 2)
+        trainer.default_root_dir = str(folder)  # so that the saved config names it
+        if fits and not config.ckpt_path and run_folder.records(folder) and not any(folder.glob("hpc_ckpt*")):
+            rank_zero_info(
+                f"{folder} holds a run of this configuration: training starts anew and overwrites it; "
+                "--ckpt_path last would continue it"
+            )
 
     def instantiate_classes(self) -> None:
         try:
@@ -143,6 +190,8 @@ class CLI(LightningCLI):
         if not any(isinstance(p, CheckpointIO) for p in plugins):
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
         kwargs["callbacks"] = callbacks = [*as_list(config.callbacks), SaveOnInterrupt()]
+        if self.subcommand == "fit" and not config.fast_dev_run:
+            callbacks.append(run_folder.KeepConfig(self.as_yaml(self.config.fit), self.training))
         if config.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(Progress())
         if config.enable_model_summary is not False and not any(isinstance(c, ModelSummary) for c in callbacks):
@@ -181,8 +230,6 @@ class CLI(LightningCLI):
                     self.parser.error(
                         f"{who} makes its own optimizer steps: set --{instead} in place of --trainer.{flag}."
                     )
-        if self.subcommand == "fit" and config.ckpt_path == "last":
-            return  # Lightning resumes, or says that there is nothing to resume and starts: for jobs that are requeued
         if config.ckpt_path in ("last", "best"):
             config.ckpt_path = self.of_run(config.ckpt_path)
         elif config.ckpt_path:
@@ -191,22 +238,39 @@ class CLI(LightningCLI):
                 self.parser.error(f"there is no checkpoint {config.ckpt_path}; give last, best or a file.")
 
     def of_run(self, which: str) -> str:
-        """The path of the run folder's last checkpoint, or of the best that one knows of."""
+        """The path of the run folder's last checkpoint, that of the most steps, or of the best that one knows of."""
         callbacks = [c for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
         found = [path for c in callbacks for path in c._find_last_checkpoints(self.trainer)]
+        if not found and self.subcommand == "fit" and which == "last":
+            return which  # Lightning says that there is nothing to resume and starts: for jobs that are requeued
         if not found:
-            folder = os.path.normpath(self.trainer.log_dir)
-            self.parser.error(f"there is no last checkpoint in {folder}: run fit with the same --config first.")
-        last = Path(max(found, key=os.path.getmtime))
+            folder = self.trainer.default_root_dir
+            self.parser.error(
+                f"there is no last checkpoint in {folder}: run fit with the same --config and flags first."
+            )
+        last = Path(max(found, key=position) if len(found) > 1 else found[0])
         if which == "last":
             return str(last)
-        file = last / "meta.pt" if last.is_dir() else last  # a folder where the run was sharded
-        callbacks = torch.load(file, weights_only=True, mmap=True, map_location="cpu")["callbacks"]
-        states = [s for name, s in callbacks.items() if name.startswith("ModelCheckpoint") and s["best_model_path"]]
+        states = [s for name, s in peek(last)["callbacks"].items() if name.startswith("ModelCheckpoint")]
+        states = [s for s in states if s["best_model_path"]]
         if not states:
             self.parser.error(f"{last} knows of no best checkpoint: set save_top_k of ModelCheckpoint, or give last.")
         best = max(states, key=lambda s: s["monitor"] is not None)
         return str(last.parent / os.path.relpath(best["best_model_path"], best["dirpath"]))  # where the run lies now
+
+
+def shrink_if_asked(config) -> None:
+    if config.data.init_args.get("smoke"):
+        shrink(config.model)
+
+
+def named_after(files: list[Path]) -> Path:
+    """`checkpoints/<config>[+<overlay>...]`."""
+    if not files:
+        return Path("checkpoints/run")
+    inside = files[0].is_relative_to(configs.CONFIGS)
+    first = files[0].relative_to(configs.CONFIGS).with_suffix("") if inside else files[0].stem
+    return Path("checkpoints", "+".join([str(first), *(f.stem for f in files[1:])]))
 
 
 def run_tool(name: str, args: list[str]) -> None:
@@ -240,26 +304,27 @@ def main(args: list[str] | None = None, model_class=None, data_class=None) -> CL
     typed = sys.argv[1:] if args is None else list(args)
     if debug := "--debug" in typed:
         (sys.argv if args is None else args).remove("--debug")
-    CLI.typed = typed = [word for word in typed if word != "--debug"]
+    CLI.typed = Parser.typed = typed = [word for word in typed if word != "--debug"]
     model_class, data_class = model_class or Sampling, data_class or AlignData
     own = (model_class, data_class, Policy, Adapter, Reward, StepReward, Sampler, Hook, Transition)
     Parser.bases, Parser.debug = (*own, L.Callback, L.Trainer, Optimizer, LRScheduler), debug
     try:
         if typed and typed[0] in tools():
             return run_tool(typed[0], typed[1:])
-        return CLI(
-            model_class,
-            data_class,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            seed_everything_default=42,
-            auto_configure_optimizers=False,
-            trainer_class=Trainer,
-            parser_class=Parser,
-            trainer_defaults={"inference_mode": False},  # steered sampling takes gradients
-            save_config_kwargs={"overwrite": True},
-            args=args,
-        )
+        with ExitStack() as CLI.held:  # the lock of a run's folder
+            return CLI(
+                model_class,
+                data_class,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                seed_everything_default=42,
+                auto_configure_optimizers=False,
+                trainer_class=Trainer,
+                parser_class=Parser,
+                trainer_defaults={"inference_mode": False},  # steered sampling takes gradients
+                save_config_callback=None,  # KeepConfig does it
+                args=args,
+            )
     except SIGTERMException as error:  # Lightning would leave with 0, and a scheduler would see success
         raise SystemExit(128 + signal.SIGTERM) from error
     except Exception as error:

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import yaml
 from jsonargparse import Namespace
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lit_align.configs import load_config
+from lit_align.configs import load_config, merge
 from lit_align.paths import PACKAGE, ROOT
 
 MAKES = {"optimizer": Optimizer, "lr_scheduler": LRScheduler}  # option -> what the class or function it names makes
@@ -30,6 +31,18 @@ def subclasses(base: type) -> set[type]:
 def options(*classes: type) -> set[str]:
     """The names of the arguments of these classes and of those they inherit from."""
     return set().union(*(signature(c.__init__).parameters for cls in classes for c in cls.__mro__ if c is not object))
+
+
+def takers_of(option: str, classes: set[type]) -> list[str]:
+    """The names of those classes whose own signature has the option."""
+    return sorted(c.__name__ for c in classes if option in signature(c.__init__).parameters)
+
+
+def owners(option: str, classes: set[type]) -> str:
+    """Which of the classes takes an option, in words; empty if none does."""
+    takers = takers_of(option, classes)
+    some = f"{len(takers)} classes, such as {takers[0]}" if len(takers) > 1 else "".join(takers)
+    return f"{option} is an option of {some}" if takers else ""
 
 
 def perhaps(wrong: str, known: set[str], otherwise: str = ".") -> str:
@@ -54,6 +67,7 @@ class Parser(LightningArgumentParser):
     bases: tuple[type, ...] = ()  # the classes whose subclasses a config may name
     debug = False  # whether errors show their traceback
     reading = ""  # the config file that is being read
+    typed: list[str] = []  # the words of the command line
 
     def parse_args(self, args=None, *more, **kwargs):
         """Turns `--key=None`, as jsonargparse writes a nested flag `--key null` again, back into null."""
@@ -110,18 +124,54 @@ class Parser(LightningArgumentParser):
         if not classes:
             every = {"model", "data", "trainer", "class_path", "init_args"} | options(*known)
             wrong = next((part for part in option.split(".") if part not in every), option)
-            takers = sorted(c.__name__ for c in known if wrong in signature(c.__init__).parameters)
-            if takers:  # a known option, in another place
-                some = f"{len(takers)} classes, such as {takers[0]}" if len(takers) > 1 else takers[0]
-                return f"there is no option {option} at this place; {wrong} is an option of {some}."
+            if here := self.places(wrong, known) or owners(wrong, known):  # a known option, in another place
+                return f"there is no option {option} at this place; {here}."
             return f"there is no option {option}" + perhaps(wrong, every)
         own = options(*classes) - {"self", "args", "kwargs"}
         wrong = next((part for part in option.split(".") if part not in own), option)
+        if here := self.places(wrong, known):
+            return f"{name} has no option {wrong}; {here}."
         kin = set().union(*(subclasses(base) for base in self.bases if issubclass(classes[0], base)))
-        takers = sorted(c.__name__ for c in kin if wrong in signature(c.__init__).parameters)
-        text = f"{name} has no option {wrong}" + (f", which is one of {', '.join(takers[:4])}" if takers else "")
-        few = f"; it has {', '.join(sorted(own))}." if len(own) < 8 else "."
-        return text + perhaps(wrong, own, "." if takers else few)
+        if takers := takers_of(wrong, kin):
+            some = ", ".join(takers[:4]) + (f" and {len(takers) - 4} more" if takers[4:] else "")
+            return f"{name} has no option {wrong}, which is one of {some}" + perhaps(wrong, own)
+        if len(own) < 8:
+            return f"{name} has no option {wrong}" + perhaps(wrong, own, f"; it has {', '.join(sorted(own))}.")
+        other = owners(wrong, known)
+        return f"{name} has no option {wrong}" + perhaps(wrong, own, f"; {other}." if other else ".")
+
+    def places(self, wrong: str, known: set[type]) -> str:
+        """What to type for an option of this name, from the classes that this command's configs and flags name; empty
+        if none of them takes it."""
+        try:
+            config = self.named()
+        except (ValueError, OSError):
+            return ""
+        classes, found = {c.__name__: c for c in known}, []
+        left = [(config.get(part), part) for part in ("model", "data")]
+        while left:
+            part, path = left.pop(0)
+            if not isinstance(part, dict):
+                continue
+            cls = classes.get(str(part.get("class_path")).rsplit(".", 1)[-1])
+            if cls and wrong in options(cls) - {"self", "args", "kwargs"}:
+                found.append(f"--{path}.{wrong}")
+            left += [(value, f"{path}.{key}") for key, value in (part.get("init_args") or {}).items()]
+        if wrong in signature(Trainer.__init__).parameters:
+            found.append(f"--trainer.{wrong}")
+        more = f" (and {len(found) - 3} more)" if found[3:] else ""
+        return f"type {' or '.join(found[:3])}{more}" if found else ""
+
+    def named(self) -> dict:
+        """The content of this command's --config files, with the classes of --model and --data."""
+        words = [word for typed in self.typed for word in typed.split("=", 1)]
+        config: dict = {}
+        for flag, value in zip(words, words[1:]):
+            if flag == "--config":
+                config = merge(config, load_config(value))
+            elif flag in ("--model", "--data"):
+                config = merge(config, {flag[2:]: {"class_path": value}})
+        return config
 
     @staticmethod
     def cause(message: str) -> str:

@@ -1,5 +1,7 @@
 """Where the project's own files lie."""
 
+import os
+import socket
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
@@ -24,10 +26,12 @@ def find(path: str) -> str:
 
 
 def fetch(file: str) -> str:
-    """A local file, or `<owner>/<name>/<file>` downloaded from the hub."""
+    """A local file, `<owner>/<name>/<file>` downloaded from the hub, or an https address downloaded once."""
     where = find(file)
     if Path(where).is_file():
         return where
+    if file.startswith("https://"):
+        return download(file)
     from huggingface_hub import hf_hub_download
 
     try:
@@ -35,3 +39,22 @@ def fetch(file: str) -> str:
         return hf_hub_download(f"{owner}/{name}", inside)
     except (ValueError, OSError) as error:
         raise ValueError(f"{file} is neither a file nor <owner>/<name>/<file> on a hub that can be reached.") from error
+
+
+def unfinished(path: str | Path) -> Path:
+    """Where this process writes before it renames to `path`: a name that no other process has."""
+    return Path(f"{os.path.normpath(path)}.{socket.gethostname()}.{os.getpid()}.part")
+
+
+def download(url: str) -> str:
+    """The file at an https address, kept in torch.hub's folder."""
+    import torch
+
+    kept = Path(torch.hub.get_dir(), "lit_align", url.removeprefix("https://"))
+    if not kept.is_file():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(kept), progress=False)
+        except OSError as error:
+            raise ValueError(f"{url} cannot be reached: download it elsewhere and give the file instead.") from error
+    return str(kept)

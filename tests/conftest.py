@@ -17,3 +17,18 @@ def shapes_sd():
 @pytest.fixture(scope="session")
 def shapes_flow():
     return str(ROOT / "checkpoints/shapes-flow")
+
+
+@pytest.fixture
+def configs(tmp_path, monkeypatch) -> Path:
+    """The configs of tests/parabola.py, and an empty working directory beside them."""
+    import parabola
+
+    from lit_align import configs
+
+    folder = tmp_path / "configs"
+    parabola.write_configs(folder)
+    monkeypatch.setattr(configs, "CONFIGS", folder)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    return folder

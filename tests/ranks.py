@@ -7,6 +7,7 @@ import lightning as L
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from parts import Darkness, spy, trainer
+from servers import darkness, scripted_server
 
 from lit_align.algorithms.forward_process.nft import DiffusionNFT
 from lit_align.algorithms.parts.advantages import Group, LeaveOneOut, PerPrompt
@@ -24,6 +25,7 @@ from lit_align.diffusion.transition import DDIM, FlowSDE
 from lit_align.policies.adapters import Full, LoRA
 from lit_align.policies.stable_diffusion import StableDiffusion
 from lit_align.policies.stable_diffusion3 import StableDiffusion3
+from lit_align.rewards.http import HTTPReward
 from lit_align.rewards.latent import LatentReward
 from lit_align.rewards.multi_reward import WeightedSum
 
@@ -40,11 +42,28 @@ def rest():
     return {"reward": Darkness(), "optimizer": lambda p: torch.optim.AdamW(p, lr=1e-2)}
 
 
+KEPT = []  # servers that run to the end
+
+
+def patchy():
+    """Darkness from a server, which cannot score the second sample of rank 0 in each batch of four."""
+    asked = []
+
+    def answer(body):
+        asked.append(body)
+        return (500, b"") if os.environ["RANK"] == "0" and len(asked) % 4 == 2 else darkness(body)
+
+    KEPT.append(scripted_server(answer))
+    url, _ = KEPT[-1].__enter__()
+    return HTTPReward([url], batch_size=1, concurrency=1, retries=0, on_failure="mask")
+
+
 NOISY = {"rollout": Sampler(3, 2.0, DDIM(1.0)), "samples_per_prompt": 2, "minibatch": 4}
 NFT = {"rollout": Sampler(3, 1.0), "samples_per_prompt": 2, "updates": 2}
 METHODS = {
     "ddpo": lambda: sd(DDPO, advantage=PerPrompt(4, 3), updates=2, **NOISY),
     "rloo": lambda: sd(DDPO, advantage=LeaveOneOut(), **NOISY),
+    "masked": lambda: sd(DDPO, advantage=LeaveOneOut(), reward=patchy(), **NOISY),
     "tdpo_r": lambda: sd(TDPOR, advantage=Group(), reset_every=1, **NOISY),
     "branch_grpo": lambda: sd3(BranchGRPO, splits=(0, 1), minibatch=4, rollout=Sampler(3, 2.0, FlowSDE())),
     "nft": lambda: sd3(DiffusionNFT, **NFT),

@@ -1,4 +1,4 @@
-"""The command line, on a model whose weight is known in closed form: loss (w - 1)^2 from w = 0 under SGD."""
+"""The command line: configs by name, what is said when something is wrong, runs."""
 
 import os
 import re
@@ -7,139 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import lightning as L
 import pytest
 import torch
 import yaml
-from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from torch.utils.data import DataLoader
+from parabola import BEST, CONFIG, LR, Parabola, Source, complaint, printed, run, weight_after
 
 from lit_align import cli, cli_errors, overview, paths
 from lit_align import configs as configs_module
 from lit_align.checkpoint import AtomicCheckpointIO
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # of Lightning, on runs this short
-
-LR = 0.1
-BEST = 3  # the step at which `score` is highest
-
-
-def weight_after(steps: int) -> float:
-    return 1 - (1 - 2 * LR) ** steps
-
-
-class Method(L.LightningModule):
-    pass
-
-
-class Parabola(Method):
-    """A weight that goes to 1.
-
-    Args:
-        beta: a number without effect.
-    """
-
-    def __init__(self, beta: float = 1.0, die_at: int = -1, optimizer: OptimizerCallable = torch.optim.SGD):
-        super().__init__()
-        if beta < 0:
-            raise ValueError(f"beta is {beta}: give a positive one.")
-        self.save_hyperparameters()
-        self.beta, self.die_at, self.optimizer = beta, die_at, optimizer
-        self.w = torch.nn.Parameter(torch.zeros(()))
-
-    def training_step(self, batch, batch_idx):
-        if self.global_step == self.die_at:
-            raise RuntimeError("killed")
-        self.log("score", -abs(self.global_step + 1.0 - BEST))
-        return (self.w - 1) ** 2
-
-    def test_step(self, batch, batch_idx):
-        self.inference_mode = torch.is_inference_mode_enabled()
-
-    def predict_step(self, batch, batch_idx):
-        return self.w
-
-    def configure_optimizers(self):
-        return self.optimizer(self.parameters())
-
-
-class Cubic(Method):
-    def __init__(self, base: float = 1.0):
-        super().__init__()
-
-
-class Source(L.LightningDataModule):
-    @staticmethod
-    def check(kind: str):
-        raise {"ValueError": ValueError, "KeyError": KeyError}[kind]("row 3 has no image: give it one.")
-
-
-class Zeros(Source):
-    def __init__(self, size: int = 8):
-        super().__init__()
-        self.size = size
-
-    def train_dataloader(self):
-        return DataLoader(torch.zeros(self.size))
-
-    test_dataloader = predict_dataloader = train_dataloader
-
-
-CONFIG = f"""
-model: {{class_path: Parabola, init_args: {{optimizer: {{class_path: torch.optim.SGD, init_args: {{lr: {LR}}}}}}}}}
-data: {{class_path: Zeros}}
-trainer:
-  accelerator: cpu
-  max_steps: 4
-  enable_progress_bar: false
-  enable_model_summary: false
-  callbacks:
-    - class_path: ModelCheckpoint
-      init_args: {{save_last: true, every_n_train_steps: 1, monitor: score, mode: max, filename: "{{step}}"}}
-"""
-
-
-@pytest.fixture
-def configs(tmp_path, monkeypatch) -> Path:
-    """A configs folder of our own, and an empty working directory beside it."""
-    folder = tmp_path / "configs"
-    for name, text in {
-        "sdxl.yaml": "",
-        "small/parabola.yaml": CONFIG,
-        "small/tall_parabola.yaml": "",
-        "small/twice.yaml": "",
-        "with/twice.yaml": "",
-        "with/beta.yaml": "model: {init_args: {beta: 3}}\ntrainer: {max_steps: 2}",
-    }.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
-    monkeypatch.setattr(configs_module, "CONFIGS", folder)
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    return folder
-
-
-def run(command: str) -> cli.CLI:
-    return cli.main(command.split(), Method, Source)
-
-
-def printed(command: str, capsys) -> dict:
-    with pytest.raises(SystemExit) as exit:
-        run(f"{command} --print_config")
-    assert exit.value.code in (0, None)
-    return yaml.safe_load(capsys.readouterr().out)
-
-
-def complaint(command: str, capsys) -> str:
-    """What a refused command says: one line, exit code 2."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as exit:
-        run(command)
-    assert exit.value.code == 2
-    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("lit_align: ")]
-    return line
-
 
 # Configs by name
 
@@ -197,7 +75,13 @@ def test_paths_in_configs_mean_the_project_from_anywhere(tmp_path, monkeypatch):
         ("fit --config parabola --model nowhere.Parabola", "no module nowhere"),
         ("fit --config parabola --data Zeroes", "no class Zeroes; did you mean Zeros"),
         ("fit --config parabola --model.betta 2", "Parabola has no option betta; did you mean beta"),
-        ("fit --config parabola --beta 2", "no option beta at this place; beta is an option of "),
+        ("fit --config parabola --beta 2", "no option beta at this place; type --model.beta."),
+        ("fit --config parabola --max_steps 2", "no option max_steps at this place; type --trainer.max_steps."),
+        ("fit --config parabola --size=2", "no option size at this place; type --data.size."),
+        ("fit --config parabola --lr 2", "no option lr at this place; type --model.optimizer.lr."),
+        ("fit --config parabola --model.size 2", "Parabola has no option size; type --data.size."),
+        ("fit --config parabola --decay 2", "no option decay at this place; decay is an option of "),
+        ("fit --model Parabola --data Zeros --beta 2", "no option beta at this place; type --model.beta."),
         ("fit --config parabola --model.beta two", "beta: Expected a float, got two"),
         ("fit --config parabola --model.beta -1", "beta is -1.0: give a positive one."),
         ("fit --config parabola --model.optimizer torch.optim.Adm", "no class Adm; did you mean Adam"),
@@ -224,6 +108,7 @@ def test_wrong_flag(configs, capsys, flags, said):
     [
         ("modell: {class_path: Parabola}", "no option modell.class_path; did you mean model"),
         ("model: {class_path: Parabolla}", "wrong.yaml: there is no class Parabolla; did you mean Parabola"),
+        ("model: {init_args: {size: 2}}", "wrong.yaml: Parabola has no option size; type --data.size."),
         ("model: {init_args: {betta: 2}}", "wrong.yaml: Parabola has no option betta; did you mean beta"),
         ("trainer: {max_stepps: 2}", "no option trainer.max_stepps; did you mean max_steps"),
         ("trainer: {callbacks: [{class_path: EMA, init_args: {deacy: 1}}]}", "EMA has no option deacy; did you mean decay"),
@@ -242,7 +127,9 @@ def test_wrong_key(configs, capsys, text, said):
 @pytest.mark.parametrize(
     "config, said",
     [
-        ("model: {init_args: {gamma: 1}}", "DiffusionDPO has no option gamma, which is one of "),
+        ("model: {init_args: {gamma: 1}}", "DiffusionDPO has no option gamma, which is one of DenseReward, DiffusionSimPO, SmPO."),
+        ("model: {init_args: {samples_per_prompt: 2}}", "DiffusionDPO has no option samples_per_prompt, which is one of "),
+        ("model: {init_args: {rank: 8}}", "DiffusionDPO has no option rank; rank is an option of "),
         ("model: {init_args: {sampler: {init_args: {gama: 1}}}}", "Sampler has no option gama; it has guidance_scale, "),
         ("model: {init_args: {policy: {init_args: {adapter: {class_path: LoRA, init_args: {rang: 1}}}}}}", "LoRA has no option rang; did you mean rank?"),
         ("model: {init_args: {optimizer: {class_path: os.system, init_args: {command: touch ran}}}}", "os.system makes no Optimizer"),
@@ -255,7 +142,10 @@ def test_wrong_key_of_a_shipped_class(config, said, tmp_path, monkeypatch, capsy
     Path("wrong.yaml").write_text(config)
     with pytest.raises(SystemExit) as exit:
         cli.main(["fit", "--config", "shapes/dpo", "--config", "wrong.yaml", "--config", "smoke"])
-    assert exit.value.code == 2 and said in capsys.readouterr().err.splitlines()[-1]
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert exit.value.code == 2 and said in last
+    if "samples_per_prompt" in said:
+        assert re.search(r"one of \w+, \w+, \w+, \w+ and \d+ more\.$", last)
     assert os.listdir() == ["wrong.yaml"]
 
 
@@ -288,28 +178,15 @@ def test_an_error_while_running(configs, capsys, monkeypatch, raised, said):
 # Runs
 
 
-def test_run_folder(configs):
-    fit = run("fit --config parabola")
-    folder = Path("checkpoints/small/parabola")
-    assert Path(fit.trainer.log_dir) == folder and (folder / "checkpoints/last.ckpt").is_file()
-    assert list(folder.glob("events.out.tfevents.*"))
-    saved = (folder / "config.yaml").read_text()
-    run("test --config parabola --ckpt_path last --model.beta 9")
-    assert (folder / "config.yaml").read_text() == saved  # still what trained the weights beside it
-
-    run(f"fit --config {folder}/config.yaml --trainer.max_steps 1")  # a saved config runs, where it ran
-    assert yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["max_steps"] == 1
-    assert Path(run("fit --config parabola --config beta").trainer.log_dir) == Path(f"{folder}+beta")
-    assert Path(run("fit --config parabola --trainer.default_root_dir mine").trainer.log_dir) == Path("mine")
-
-
-def test_killed_run_resumes(configs):
-    with pytest.raises(RuntimeError, match="killed"):
-        run("fit --config parabola --model.die_at 2")
-    Path("checkpoints/small/parabola/checkpoints/last.ckpt.part").write_bytes(b"half")
+def test_killed_run_resumes(configs, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr(Parabola, "die_at", 2)
+        run("fit --config parabola")
+    part = Path("checkpoints/small/parabola/checkpoints/last.ckpt.elsewhere.1.part")
+    part.write_bytes(b"half")
     resumed = run("fit --config parabola --ckpt_path last")
     assert resumed.trainer.fit_loop.epoch_loop.batch_progress.total.completed == 4
-    assert resumed.model.w.item() == pytest.approx(weight_after(4))
+    assert resumed.model.w.item() == pytest.approx(weight_after(4)) and not part.exists()
 
 
 @pytest.mark.parametrize("how, code", [("SIGTERM", 128 + signal.SIGTERM), ("SIGINT", 1)])
@@ -334,10 +211,11 @@ def test_a_run_that_is_stopped_saves_where_it_is_and_does_not_look_finished(conf
     assert resumed.trainer.global_step == 4 and resumed.model.w.item() == pytest.approx(weight_after(4))
 
 
-def test_an_error_saves_nothing_more(configs):
+def test_an_error_saves_nothing_more(configs, monkeypatch):
     (configs / "small/parabola.yaml").write_text(CONFIG.replace("every_n_train_steps: 1", "every_n_train_steps: 100"))
+    monkeypatch.setattr(Parabola, "die_at", 2)
     with pytest.raises(RuntimeError, match="killed"):
-        run("fit --config parabola --model.die_at 2")
+        run("fit --config parabola")
     assert not list(Path().rglob("*.ckpt"))
 
 
@@ -361,7 +239,7 @@ def test_test_and_predict_use_the_weights_of_the_run(configs, which, step):
 @pytest.mark.parametrize("subcommand", ["fit", "test"])
 def test_what_is_typed_wins_over_the_checkpoint(configs, subcommand):
     run("fit --config parabola --model.beta 2 --trainer.max_steps 2")
-    path = "checkpoints/small/parabola/checkpoints/last.ckpt"
+    path = "checkpoints/small/parabola/beta=2,max_steps=2/checkpoints/last.ckpt"
     assert torch.load(path, weights_only=True)["hyper_parameters"]["beta"] == 2  # Lightning would put it back
     assert run(f"{subcommand} --config parabola --ckpt_path {path} --model.beta 5").model.beta == 5
 

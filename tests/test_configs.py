@@ -13,7 +13,9 @@ from PIL import Image
 
 from lit_align import configs
 from lit_align.cli import main
+from lit_align.cli_errors import subclasses
 from lit_align.configs import CONFIGS, load_config
+from lit_align.data.datamodule import AlignData
 from lit_align.data.tables import read_prompts
 from lit_align.paths import ROOT
 from lit_align.studies import recipes
@@ -114,7 +116,11 @@ def test_every_hub_repository_of_a_config_stands_in_the_table():
     table, removed = (ROOT / "docs/hub.md").read_text().split("## Removed")
     listed = re.findall(r"^\| `([\w.-]+/[\w.-]+)` \|", table, re.M)
     named = {i for name in NAMES for i in recipes.hub_ids(load_config(name))}
-    assert len(listed) == len(set(listed)) and set(listed) == named
+    named |= {recipes.default_sources(cls.__name__).get("path") for cls in subclasses(AlignData)}
+    named = {i for i in named if i and not i.startswith("checkpoints/")}
+    assert len(listed) == len(set(listed)) and named <= set(listed)
+    code = "".join(path.read_text() for path in (ROOT / "lit_align/data").glob("*.py"))
+    assert all(i in code for i in set(listed) - named)  # copies that an error message names
     assert not named & set(re.findall(r"`([\w.-]+/[\w.-]+)`", removed.split("use |")[1])) - set(listed)
 
 
@@ -240,6 +246,13 @@ def test_a_sum_of_rewards_logs_each_of_them(tmp_path, monkeypatch):
     assert checkpoint["state_dict"]["reward._extra_state"][0, 0] > 0  # samples that were scored
 
 
+def test_two_rewards_are_normalised_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cli = main(["fit", "--config", "shapes/flow_grpo", "--config", "with/gdpo", "--config", "smoke", *QUIET])
+    assert {"train/reward/right", "train/reward/small"} <= set(cli.trainer.callback_metrics)
+    assert type(cli.model.advantage).__name__ == "PerReward" and cli.model.advantage.weights == [1.0, 0.2]
+
+
 @pytest.mark.parametrize("flag,instead", [("gradient_clip_val", "model.max_grad_norm"), ("accumulate_grad_batches", "data.batch_size")])
 def test_a_method_with_optimizer_steps_of_its_own_names_its_own_option(flag, instead, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -267,7 +280,8 @@ def test_own_pairs_on_one_device(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "20 pairs, 16 a step (batch 4 x 1 device x accumulation 4), 4 steps, 2 epochs" in said
     assert cli.trainer.global_step == 4 and type(cli.model.optimizers().optimizer).__name__ == "AdamW8bit"
-    run = tmp_path / "checkpoints/dpo_sd15+one_gpu"
+    run = tmp_path / cli.trainer.default_root_dir
+    assert run.parent == tmp_path / "checkpoints/dpo_sd15+one_gpu" and run.name.startswith("data=PreferencePairs,path=pairs.jsonl,")
     made = sorted(p.relative_to(run).as_posix() for p in run.glob("*/*") if "step" in p.name)
     epochs = ["checkpoints/epoch=0-step=2.ckpt", "checkpoints/epoch=1-step=4.ckpt"]
     assert made == [*epochs, *(f"samples/step_{n:06d}.png" for n in (0, 2, 4))]

@@ -42,7 +42,7 @@ def test_every_command_of_the_page_works(folder):
     assert seen == ["fit", "fit", "test", "export", "export", "fit"]
     for args in commands():
         main(args + (SMALL if "dpo_sdxl.yaml" in args and "smoke.yaml" not in args else []))
-    run = folder / "checkpoints/dpo_sdxl+one_gpu"
+    run = folder / "checkpoints/first"
     for name in re.findall(r"`(checkpoints/\S+?/)`", PAGE):
         assert (folder / name).is_dir()
     assert list((run / "samples").iterdir()) and (folder / "checkpoints/second/policy").is_dir()

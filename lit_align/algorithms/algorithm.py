@@ -1,5 +1,6 @@
 """The training half of a method: optimizer, training step, checkpoint of the trained weights."""
 
+import math
 import os
 from functools import partial
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from lit_align.algorithms import restore
+from lit_align.algorithms.parts.advantages import scored
 from lit_align.algorithms.parts.clipping import clip_gradients
 from lit_align.algorithms.parts.constant_reward import ConstantReward
 from lit_align.algorithms.sampling import Sampling
@@ -16,7 +18,7 @@ from lit_align.diffusion.conditioning import fill_conditioning
 from lit_align.diffusion.process import append_dims
 from lit_align.policies.adapters import LoRA
 from lit_align.policies.policy import Policy
-from lit_align.rewards.reward import Reward
+from lit_align.rewards.reward import Reward, refuse_masks
 
 
 class Algorithm(Sampling):
@@ -38,7 +40,9 @@ class Algorithm(Sampling):
     moves_reference = False  # True if the method updates the reference
     samples_online = False  # True if training samples from prompts
     takes_several_rewards = False  # True if training takes a reward of R numbers per image
+    takes_masked_rewards = False  # True if training leaves out samples that could not be scored (Reward.masks)
     models_ties = False  # True if the method learns from pairs whose `label` is 0.5
+    weighs_pairs = False  # True if the method multiplies a pair's loss by its `weight`
     max_grad_norm: float | None = None  # gradient clipping of a method with manual optimization
 
     def __init__(
@@ -95,6 +99,8 @@ class Algorithm(Sampling):
         super().setup(stage)
         if stage == "fit":
             self.check_columns([part for part in self.children() if isinstance(part, Reward)], "train")
+            if not self.takes_masked_rewards:
+                refuse_masks(self, type(self).__name__)
         self.initialise()
         fresh = self.trainer.global_step == 0  # False after a fit in this process: the weights have changed
         if self.uses_reference or (stage == "test" and fresh and not self.policy.trains_text):
@@ -185,23 +191,33 @@ class Algorithm(Sampling):
 
     def log_reward(self, reward: Tensor, prompts: list[str]) -> Tensor:
         """Logs the mean reward over all ranks as `train/reward` and returns the rewards, (N,) or (N, R), unchanged. The
-        parts of a weighted sum, or R rewards, are logged as `train/reward/<name>`. Raises FloatingPointError if any is
-        not finite, and ValueError for R rewards where the method takes one."""
+        parts of a weighted sum, or R rewards, are logged as `train/reward/<name>`. Of a reward that masks, the means
+        are over the samples that were scored, and the share of the others is logged as `train/unscored`. Raises
+        FloatingPointError if any other reward is not finite, or if no sample was scored on any rank, and ValueError for
+        R rewards where the method takes one."""
         if reward.ndim > 1 and not self.takes_several_rewards:
             raise ValueError(
                 f"{type(self).__name__} takes one number per image and {self.reward.name} gives {reward.shape[1]}: put "
                 "the rewards into a WeightedSum."
             )
-        finite = reward.isfinite().view(len(reward), -1).all(1)  # (N,)
+        known = scored(reward) | (not self.reward.masks)
+        finite = reward.isfinite().view(len(reward), -1).all(1) | ~known  # (N,)
         if not finite.all():
             bad = prompts[int(finite.logical_not().nonzero()[0])]
             raise FloatingPointError(f"the reward is not finite at step {self.global_step} for {bad!r}.")
-        mean, low, high = self.all_gather(torch.stack([reward.mean(), *reward.aminmax()]).detach()).view(-1, 3).T
+        values = reward[known].detach().flatten()
+        limits = values.aminmax() if len(values) else (reward.new_tensor(math.inf), reward.new_tensor(-math.inf))
+        stats = torch.stack([values.sum(), reward.new_tensor(len(values)), *limits])
+        total, count, low, high = self.all_gather(stats).view(-1, 4).T
+        if not count.sum():
+            raise FloatingPointError(f"none of the samples of step {self.global_step} could be scored.")
         self._constant_reward.add(low.min().item(), high.max().item(), self.batch_number)
-        self.log_mean("train/reward", mean.mean(), len(reward))
+        self.log_mean("train/reward", total.sum() / count.sum(), len(reward))
+        if self.reward.masks:
+            self.log_mean("train/unscored", 1 - known.float().mean(), len(reward))
         parts = dict(zip(self.reward.names, reward.unbind(1))) if reward.ndim > 1 else {}
-        for name, r in (getattr(self.reward, "latest", {}) | parts).items():
-            self.log_mean(f"train/reward/{name}", r.mean(), len(r))
+        for name, r in (getattr(self.reward, "latest", {}) | parts).items() if known.any() else ():
+            self.log_mean(f"train/reward/{name}", r[known].mean(), len(r))
         return reward
 
     def zero_loss(self) -> Tensor:
@@ -211,13 +227,15 @@ class Algorithm(Sampling):
 
     def check(self, batch: dict) -> None:
         """Raises TypeError if the batch lacks a key that the method learns from, and ValueError at a tie (`label` 0.5)
-        if the method needs a winner."""
+        if the method needs a winner, or at weights that it does not read."""
         missing = [k for k in self.feedback if k not in batch and f"{k}_latents" not in batch]
         if missing:
             raise TypeError(
                 f"{type(self).__name__} learns from {', '.join(self.feedback)}; "
                 f"{type(self.trainer.datamodule).__name__} gave {', '.join(batch)}: choose another --data."
             )
+        if "weight" in batch and not self.weighs_pairs:
+            raise ValueError(f"{type(self).__name__} does not weight pairs: set --data.weight_by null.")
         ties = batch.get("label", torch.ones(1)) == 0.5
         if "win" in self.feedback and not self.models_ties and ties.any():
             row = batch["index"][int(ties.int().argmax())]

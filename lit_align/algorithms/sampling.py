@@ -13,7 +13,7 @@ from lit_align.diffusion.sampler import Sampler
 from lit_align.diffusion.state import State
 from lit_align.policies.policy import Policy
 from lit_align.ranges import check_ranges
-from lit_align.rewards.reward import Reward, components, judge, missing_column
+from lit_align.rewards.reward import Reward, components, judge, missing_column, refuse_masks
 
 
 class Sampling(L.LightningModule):
@@ -51,6 +51,7 @@ class Sampling(L.LightningModule):
         samplers = [v for v in vars(self).values() if isinstance(v, Sampler)]
         self._steering = torch.nn.ModuleList(m for s in samplers for m in s.modules())  # to the module's device
         self.check_columns(self.rewards, {"fit": "val", "validate": "val"}.get(stage, stage))
+        refuse_masks(self.rewards, f"model.rewards of {type(self).__name__}")
 
     def check_columns(self, rewards, split: str) -> None:
         """Raises ValueError if a reward needs a column that the split's data lacks (train, val, test or predict)."""
@@ -73,14 +74,21 @@ class Sampling(L.LightningModule):
     @torch.no_grad()
     def sample(self, batch: dict, sampler: Sampler | None = None) -> dict:
         """Draws one image per prompt: {"image" (B, 3, H, W), "scores": {name: (B,)}, "latents", "cost": {name: calls
-        per prompt, see Budget}}."""
-        state = self.draw(batch, sampler)
+        per prompt, see Budget}, "truncated": {name: share of the prompts whose end the reward did not read}}."""
+        state, before = self.draw(batch, sampler), self.truncated()
         image, scores = self.policy.decode(state.x).float(), {}
         for reward in self.rewards:
             score = reward.combine(components(reward, image, batch))
             names = [f"{reward.name}/{name}" for name in reward.names] if score.ndim > 1 else [reward.name]
             scores |= dict(zip(names, score.view(len(image), -1).unbind(1), strict=True))
-        return {"image": image, "scores": scores, "latents": state.x, "cost": dict(state.calls)}
+        cut = {name: (count - before.get(name, 0)) / len(image) for name, count in self.truncated().items()}
+        cost = dict(state.calls)
+        return {"image": image, "scores": scores, "latents": state.x, "cost": cost, "truncated": cut}
+
+    def truncated(self) -> dict[str, int]:
+        """Reward, or part of one, that cuts prompts -> number of prompts that it has cut."""
+        parts = [part for part in self.rewards.modules() if isinstance(part, Reward)]
+        return {part.name: part.truncated for part in parts if part.truncated is not None}
 
     def judge(self, reward: Reward, latents: Tensor, rows: dict, size: int | None = None) -> Tensor:
         """Decodes latents (N, ...) and scores the images with their rows ({"prompt", "columns"}), `size` at a time:
@@ -124,11 +132,13 @@ class Sampling(L.LightningModule):
     # Logs
 
     def log_sample(self, stage: str, sample: dict) -> None:
-        """Logs each score's mean, the diversity: mean distance between two samples over sqrt(latent dimensions), and
-        what steered sampling cost per prompt."""
+        """Logs each score's mean, the share of prompts that each reward cut, the diversity: mean distance between two
+        samples over sqrt(latent dimensions), and what steered sampling cost per prompt."""
         for name, score in sample["scores"].items():
             self.log_mean(f"{stage}/reward/{name}", score.mean(), len(score))
         x = sample["latents"].float().flatten(1)
+        for name, share in sample["truncated"].items():
+            self.log_mean(f"{stage}/truncated/{name}", x.new_tensor(share), len(x))
         if len(x) > 1:
             self.log_mean(f"{stage}/diversity", torch.pdist(x).mean() / x.shape[1] ** 0.5, len(x))
         for name in COSTS if self.sampler.is_steered else ():

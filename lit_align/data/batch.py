@@ -38,12 +38,14 @@ class PromptBatch(Batch):
 
 
 class PairBatch(Batch, total=False):
-    """A preferred and another image per prompt. Made by PickAPic, PreferencePairs and Comparisons; with latents alone
-    by methods that sample their own pairs (OnlinePreference, SPIN, PSO).
+    """A preferred and another image per prompt. Made by PreferencePairs, Comparisons and the datasets of judged images
+    (`Judged`); with latents alone by methods that sample their own pairs (OnlinePreference, SPIN, PSO).
 
     win, lose: (B, 3, H, W). Read by preference methods, and by reward modelling as they are.
     win_latents, lose_latents: (B, C, h, w), which replace the images if `encode_once` is set.
     label: (B,), 1 where `win` is preferred and 0.5 in a tie; absent where there are no ties. Read by methods of ties.
+    weight: (B,), each pair's weight in the loss, of mean 1 over the dataset; absent where pairs count the same. Read by
+        preference methods and by reward modelling.
     p: (B,), the probability that `win` is preferred. Made and read by NashMD.
     """
 
@@ -52,28 +54,33 @@ class PairBatch(Batch, total=False):
     win_latents: Tensor
     lose_latents: Tensor
     label: Tensor
+    weight: Tensor
     p: Tensor
 
 
 class ImageBatch(Batch, total=False):
-    """One image per caption. Made by Shapes, CaptionedImages and PickAPic with `binary`; with latents and weights by
-    reward-weighted methods.
+    """One image per caption. Made by Shapes, CaptionedImages, DiffusionDB, RichHF18K, and the datasets of judged images
+    with `binary`; with latents and weights by reward-weighted methods.
 
     image: (B, 3, H, W). Read by supervised fine-tuning, KTO, and methods with a pre-training loss.
     image_latents: (B, C, h, w), which replace the images if `encode_once` is set.
     label: (B,), 1 for a desirable image, 0 for an undesirable one. Read by KTO.
     weight: (B,), each sample's weight in the denoising loss. Made and read by reward-weighted methods.
+    scores: (B, R), R scores of the image, higher is better. Made by RichHF18K, read by rewards-in-context.
+    maps: (B, M, H, W) in [0, 1], heat maps over the image. Made by RichHF18K.
     """
 
     image: Tensor
     image_latents: Tensor
     label: Tensor
     weight: Tensor
+    scores: Tensor
+    maps: Tensor
 
 
 class RankingBatch(Batch, total=False):
-    """K images per prompt with R scores each, higher is better. Made by Rankings, read by ranking methods and
-    rewards-in-context.
+    """K images per prompt with R scores each, higher is better. Made by Rankings, and by the datasets of ranked images
+    with `list_size`; read by ranking methods and rewards-in-context.
 
     images: (B, K, 3, H, W).
     images_latents: (B, K, C, h, w), which replace the images if `encode_once` is set.

@@ -5,6 +5,7 @@ from typing import Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
 from lit_align.data.batch import COLUMN, batch_of
@@ -70,6 +71,7 @@ class AlignData(L.LightningDataModule):
         self.prompt_rows: dict[str, object] = {}  # split -> the table of its prompts, once read
         self.train = self.val = None
         self.pass_ends: list[int] = []  # batches seen at the end of each pass over a stream
+        self.counts: dict[str, dict[str, int]] = {"train": {}, "val": {}}  # split -> what its rows are -> how many
 
     def training_path(self, path: str) -> str:
         """Where the training rows are: `path`, or the few that ship."""
@@ -82,6 +84,18 @@ class AlignData(L.LightningDataModule):
     def collate(self, rows: list[dict]) -> dict:
         """A batch from rows; every row has its number in the file as `index`."""
         return batch_of(rows)
+
+    def count(self, split: str, what: str, n: int) -> None:
+        """Adds n to what `summary` says of a split."""
+        self.counts[split][what] = self.counts[split].get(what, 0) + n
+
+    def describe(self, split: str) -> str:
+        """What was counted of a split, as words."""
+        return ", ".join(f"{n:,} {what}" for what, n in self.counts[split].items() if n or what == "kept")
+
+    def summary(self) -> str:
+        """What is trained and validated on, what was left out of the published rows, and why, counted."""
+        return "; ".join(f"{split}: {self.describe(split)}" for split in self.counts if self.counts[split])
 
     def column_names(self, split: Literal["train", "val", "test", "predict"]) -> list[str]:
         """The further columns that a reward may ask for: of the training rows, or of the split's prompt file."""
@@ -116,6 +130,8 @@ class AlignData(L.LightningDataModule):
             self.train = self.prepare("train")
         if stage in ("fit", "validate") and self.val is None:
             self.val = self.prepare("val")
+        if stage == "fit" and self.summary():
+            rank_zero_info(f"{type(self).__name__}: {self.summary()}")
         if stage == "fit" and self.encode_once and not getattr(self.trainer.lightning_module, "samples_online", False):
             self.trainer.lightning_module.policy.offload_encoders()
 

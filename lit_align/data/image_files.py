@@ -9,13 +9,16 @@ from lit_align.data.images import READER, decode
 
 def in_folder(rows, keys: tuple[str, ...], folder: str):
     """The rows with the paths in columns `keys` (a path or a list of paths per cell) taken relative to `folder`."""
-    from datasets import Image
+    from datasets import Image, IterableDataset, List
 
+    known = {"features": rows.features} if isinstance(rows, IterableDataset) else {}
     for key in keys:
         if "string" in str(rows.features[key]):
-            rows = rows.map(joined, fn_kwargs={"key": key, "folder": folder}, input_columns=key)
+            rows = rows.map(joined, fn_kwargs={"key": key, "folder": folder}, input_columns=key, **known)
         if isinstance(rows.features[key], Image):
             rows = rows.cast_column(key, Image(decode=False))  # `decode` reads it, and knows the row
+        elif isinstance(rows.features[key], List) and isinstance(rows.features[key].feature, Image):
+            rows = rows.cast_column(key, List(Image(decode=False)))
     return rows
 
 
@@ -24,6 +27,14 @@ def joined(cell, key: str, folder: str) -> dict:
     paths = cell if isinstance(cell, list) else [cell]
     paths = [os.path.join(folder, path) if isinstance(path, str) else path for path in paths]
     return {key: paths if isinstance(cell, list) else paths[0]}
+
+
+def stems(folder: str) -> dict[str, str]:
+    """Every file below a folder by its name without the ending: {stem: path}. FileNotFoundError if there is none."""
+    found = {os.path.splitext(name)[0]: os.path.join(at, name) for at, _, files in os.walk(folder) for name in files}
+    if not found:
+        raise FileNotFoundError(f"{folder} is no folder with image files.")
+    return found
 
 
 def stamp_files(rows, columns: dict[str, str], on_corrupt: str):

@@ -1,163 +1,155 @@
-"""Pick-a-Pic (arXiv 2305.01569), v1 and v2."""
+"""Pick-a-Pic (arXiv 2305.01569), v1 and v2, and what is stored in its schema."""
 
-from collections import defaultdict
+import hashlib
+import os
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
-import torch
-from lightning.pytorch.utilities import rank_zero_info
-
-from lit_align.data.batch import text_batch
-from lit_align.data.datamodule import AlignData
-from lit_align.data.image_files import drop_unreadable
-from lit_align.data.images import decode
-from lit_align.data.tables import check_captions, load_dataset_of, named_columns
+from lit_align.data.image_files import stems
+from lit_align.data.judged_pairs import JudgedPairs
+from lit_align.data.tables import as_text
 from lit_align.paths import find
 
-SCHEMA = {"prompt": "caption", "jpg_0": "jpg_0", "jpg_1": "jpg_1", "label_0": "label_0"}
-MIRRORS = (
-    "Pick-a-Pic was removed from its owner's account in April 2025; copies are liuhuohuo2/pick-a-pic-v2 and "
-    "pickapic-anonymous/pickapic_v1: set --data.path to one of them, or to a folder with its parquet files."
-)
-OPTIONAL = ("has_label", "are_different", "image_0_uid", "image_1_uid")
+WEBDATASET = {"original_prompt.txt": "caption", "jpg_0.jpg": "jpg_0", "jpg_1.jpg": "jpg_1", "label_0.txt": "label_0"}
+UNUSED = ("__index_level_0__", "label_1.txt")
 
 
-class PickAPic(AlignData):
-    """Pairs in Pick-a-Pic's published schema: a PairBatch {"prompt", "win", "lose", ...}; `label` if ties are kept.
+class PickAPic(JudgedPairs):
+    """Pick-a-Pic v1 and v2, and data in its published schema, such as `python -m lit_align label` writes.
 
-    The winner is image 0 where label_0 is 1 and image 1 where it is 0. Rows without a label are dropped; so are ties
-    (label_0 = 0.5), about 12 % of v2, as in Diffusion-DPO. The log counts what is dropped. `index` is the row in the
-    split.
-
-    With `binary` the same rows give single images, each once: an ImageBatch {"prompt", "image", "label", ...}. The
-    label is 1 for an image that was preferred in any row, 0 for one that only lost (Diffusion-KTO's rule, arXiv
-    2404.04465); ties do not count.
+    The first image is better where label_0 is 1, the second where it is 0. Rows without a label (has_label) are left
+    out; so are ties (label_0 = 0.5), about 12 % of v2, as in Diffusion-DPO. WebDataset copies (.tar) are read too, with
+    the fields original_prompt.txt, jpg_0.jpg, label_0.txt, ... or with one field for each column.
 
     Args:
-        path: a hub id, a folder of parquet files named after their split (train-00000-of-00645.parquet), one parquet
-            file, or a pattern of them.
-        split: the training split.
-        val_split: a split of held-out pairs, for implicit accuracy (beside a file or pattern: another one).
-        ties: drop them, or keep them with `label` 0.5 and image 0 as `win`, for methods that model ties.
-        streaming: read the training split as a stream, shuffled within a buffer, in place of a local copy (its length
-            is unknown: set max_steps).
-        buffer_size: rows of that buffer.
-        binary: single images with a label in place of pairs.
-        on_corrupt: stop at an unreadable image, or look for them before training and leave those rows out.
+        images: for copies without images (pickapic_v2_no_images): a folder of image files named by their uid.
+        models: leave out pairs unless both models have this text in their names (Diffusion-DPO's ablation on
+            Dreamlike: dream).
     """
 
-    image_columns = ("jpg_0", "jpg_1")
-    smoke_file = "checkpoints/shapes-sd/pairs/train.parquet"
+    home = (
+        "Pick-a-Pic was removed from its owner's account in April 2025; copies are liuhuohuo2/pick-a-pic-v2, "
+        "sayakpaul/pickapic_v2_webdataset and pickapic-anonymous/pickapic_v1: set --data.path to one of them, or to a "
+        "folder with its parquet or .tar files."
+    )
+    names = {"prompt": "caption", "image_0": "jpg_0", "image_1": "jpg_1"}
+    unwanted = "of other models"
 
     def __init__(
-        self,
-        path: str = "liuhuohuo2/pick-a-pic-v2",
-        split: str = "train",
-        val_split: str | None = None,
-        ties: Literal["drop", "keep"] = "drop",
-        streaming: bool = False,
-        buffer_size: int = 1000,
-        binary: bool = False,
-        on_corrupt: Literal["error", "skip"] = "error",
-        **kwargs,
+        self, path: str = "liuhuohuo2/pick-a-pic-v2", images: str | None = None, models: str | None = None, **kwargs
     ):
-        super().__init__(**kwargs)
-        if streaming and on_corrupt == "skip":
-            raise ValueError("a stream cannot be searched for corrupt images before training: set on_corrupt: error.")
-        if binary and (streaming or val_split or ties == "keep"):
+        super().__init__(path=path, **kwargs)
+        self.images, self.models = images, models
+        if images and self.streaming:
+            raise ValueError("a stream cannot be joined with a folder: set streaming: false or images: null.")
+        self.read_by_label = ("label_0", "has_label", "are_different", "image_0_uid", "image_1_uid")
+        self.read_by_label += ("model_0", "model_1") if models else ()
+
+    def read(self, split: str):
+        rows = super().read(split)
+        rows = rows.rename_columns({old: new for old, new in WEBDATASET.items() if old in rows.column_names})
+        rows = rows.remove_columns([name for name in UNUSED if name in rows.column_names])
+        rows = as_text(rows, [name for name in rows.column_names if name not in ("jpg_0", "jpg_1")])
+        uids, name = {"image_0_uid", "image_1_uid"} <= set(rows.column_names), self.split_name(split)
+        if "label_0" not in rows.column_names:
+            raise ValueError(f"column `label_0` not found in {name}; columns are {', '.join(rows.column_names)}.")
+        if self.binary and not uids:
             raise ValueError(
-                "binary labels are counted over all training rows: set streaming: false, val_split: null, ties: drop."
+                "binary labels need the columns image_0_uid and image_1_uid, by which images are told apart."
             )
-        self.path, self.splits = self.training_path(path), {"train": split, "val": None if self.smoke else val_split}
-        self.binary, self.image_keys = binary, ("image",) if binary else ("win", "lose")
-        self.ties, self.kept = ties, (0.0, 1.0) if ties == "drop" else (0.0, 0.5, 1.0)
-        self.streaming, self.buffer_size, self.on_corrupt = streaming, buffer_size, on_corrupt
+        if self.images:
+            return self.with_images(rows)
+        if uids and "jpg_0" not in rows.column_names:
+            raise ValueError(
+                f"{name} has no images: set --data.images to a folder of image files named by their uid, or read its "
+                "captions by --data Prompts --data.column caption."
+            )
+        return rows
 
-    def read(self, split: Literal["train", "val"]):
-        """The split as a datasets.Dataset, or an IterableDataset when streaming."""
-        from datasets import Dataset
+    def with_images(self, rows):
+        """The rows with the paths of their images, found by uid."""
+        folder = os.path.abspath(find(self.images))
+        files = stems(folder)
+        rows = rows.remove_columns([column for column in ("jpg_0", "jpg_1") if column in rows.column_names])
+        for k in (0, 1):
+            paths = [files.get(uid, os.path.join(folder, uid)) for uid in rows[f"image_{k}_uid"][:]]
+            rows = rows.add_column(f"jpg_{k}", paths)
+        return rows
 
-        name, streaming = self.splits[split], self.streaming and split == "train"
-        path = Path(find(self.path))
-        if path.is_dir():
-            files = sorted(str(f) for f in path.rglob("*.parquet") if f.stem == name or f.stem.startswith(f"{name}-"))
-            if not files:
-                raise FileNotFoundError(f"{self.path} has no {name}.parquet or {name}-*.parquet; set --data.split.")
-        elif path.suffix == ".parquet":
-            files = find(self.split_name(split))
-        else:
-            try:
-                rows = load_dataset_of(self.path, self.path, split=name, streaming=self.streaming)
-            except FileNotFoundError as error:
-                raise FileNotFoundError(f"{error} {MIRRORS}") from error
-            if self.streaming and not streaming:  # held-out pairs are read whole, but no other split is downloaded
-                return Dataset.from_generator(lambda: iter(rows), features=rows.features)
-            return rows
-        return load_dataset_of(self.path, "parquet", data_files=files, split="train", streaming=streaming)
+    def label(self, row: dict) -> float:
+        """label_0 of a row, nan where there is none. Repackaged copies store labels and has_label as text."""
+        if str(row.get("has_label", True)) != "True" or row["label_0"] in (None, ""):
+            return float("nan")
+        return float(row["label_0"])
 
-    def split_name(self, split: str) -> str:
-        """What messages call the split."""
-        if self.path.endswith(".parquet"):
-            return self.path if split == "train" else self.splits[split]
-        return f"{self.path} {self.splits[split]}"
+    def is_wanted(self, row: dict) -> bool:
+        return not self.models or all(self.models in (row[model] or "") for model in ("model_0", "model_1"))
 
-    def load(self, split: str):
-        if self.splits[split] is None:
-            return None
-        name = self.split_name(split)
-        rows = named_columns(self.read(split), name, SCHEMA, OPTIONAL)
-        if self.streaming and split == "train":
-            rows = rows.filter(lambda row: label(row) in self.kept)
-            return rows.shuffle(seed=self.seed, buffer_size=self.buffer_size)
-        cells = rows.select_columns([c for c in ("label_0", "has_label", "are_different") if c in rows.column_names])
-        labels = np.array([label(row) for row in cells])
-        keep = np.isin(labels, self.kept)
-        same = sum(row.get("are_different") is False for row in cells)
-        rank_zero_info(
-            f"{name}: {len(rows)} rows, {(labels == 0.5).sum()} ties, {np.isnan(labels).sum()} without label, "
-            f"{same} pairs of one image twice; {keep.sum()} kept"
-        )
-        rows = rows.select(np.flatnonzero(keep))
-        check_captions(rows, SCHEMA["prompt"])
-        rows = drop_unreadable(rows, ("jpg_0", "jpg_1"), self.on_corrupt)
-        return single_images(rows) if self.binary else rows
-
-    def collate(self, rows: list[dict]) -> dict:
-        batch = text_batch(rows)
-        if self.binary:
-            batch["image"] = torch.stack([self.image(row, row["column"]) for row in rows])
-            return batch | {"label": torch.tensor([row["good"] for row in rows])}
-        labels = [label(row) for row in rows]
-        columns = [("jpg_0", "jpg_1") if y >= 0.5 else ("jpg_1", "jpg_0") for y in labels]
-        batch["win"] = torch.stack([self.image(row, win) for row, (win, _) in zip(rows, columns)])
-        batch["lose"] = torch.stack([self.image(row, lose) for row, (_, lose) in zip(rows, columns)])
-        if self.ties == "keep":
-            batch["label"] = torch.tensor([0.5 if y == 0.5 else 1.0 for y in labels])
-        return batch
-
-    def image(self, row: dict, column: str) -> torch.Tensor:
-        return decode(row[column], self.image_size(row), f"row {row['index']}, column {column} of {row['file']}")
+    def compared(self, split: str):
+        rows = super().compared(split)
+        if "are_different" in rows.column_names:
+            same = [str(cell) for cell in rows["are_different"][:]].count("False")
+            self.count(split, "pairs of one image twice", same)
+        uids = {f"image_{k}_uid": f"id_{k}" for k in (0, 1)}
+        return rows.rename_columns({uid: key for uid, key in uids.items() if uid in rows.column_names})
 
 
-def label(row: dict) -> float:
-    """label_0 of a row, nan where there is none. Repackaged copies store labels and has_label as text."""
-    if str(row.get("has_label", True)) != "True" or row["label_0"] in (None, ""):
-        return float("nan")
-    return float(row["label_0"])
+def row(
+    caption: str,
+    image_0: bytes,
+    image_1: bytes,
+    label_0: float,
+    model: str,
+    number: int,
+    user: int,
+    model_1: str | None = None,
+) -> dict:
+    """One row of Pick-a-Pic v2 (fields and types of the published card) from two encoded images; `model_1` made the
+    second, if another one did."""
+    uid_0, uid_1 = (hashlib.sha256(image).hexdigest()[:32] for image in (image_0, image_1))
+    best = {1.0: uid_0, 0.0: uid_1}.get(label_0, "tie")
+    return {
+        "are_different": image_0 != image_1,
+        "best_image_uid": best,
+        "caption": caption,
+        "created_at": datetime(2026, 1, 1, tzinfo=UTC).replace(tzinfo=None),
+        "has_label": True,
+        "image_0_uid": uid_0,
+        "image_0_url": "",
+        "image_1_uid": uid_1,
+        "image_1_url": "",
+        "jpg_0": image_0,
+        "jpg_1": image_1,
+        "label_0": label_0,
+        "label_1": 1 - label_0,
+        "model_0": model,
+        "model_1": model_1 or model,
+        "ranking_id": number,
+        "user_id": user,
+        "num_example_per_prompt": 1,
+    }
 
 
-def single_images(rows):
-    """Every image of the pairs once: the rows it is taken from, with `column` and `good`, 1.0 if it ever won."""
-    if "image_0_uid" not in rows.column_names:
-        raise ValueError("binary labels need the columns image_0_uid and image_1_uid, by which images are told apart.")
-    first, good = {}, defaultdict(float)  # uid -> (row, column), label
-    for i, row in enumerate(rows.select_columns(["image_0_uid", "image_1_uid", "label_0"])):
-        for k, won in ((0, float(row["label_0"]) == 1), (1, float(row["label_0"]) == 0)):
-            uid = row[f"image_{k}_uid"]
-            first.setdefault(uid, (i, f"jpg_{k}"))
-            good[uid] = max(good[uid], float(won))
-    places, columns = zip(*first.values())
-    labels = [good[uid] for uid in first]
-    rank_zero_info(f"{len(first)} images, {sum(labels):.0f} of them preferred at least once")
-    return rows.select(places).add_column("column", list(columns)).add_column("good", labels)
+TYPES = {  # of the published card
+    "bool": ("are_different", "has_label"),
+    "string": ("best_image_uid", "caption", "image_0_uid", "image_0_url", "image_1_uid", "image_1_url")
+    + ("model_0", "model_1"),
+    "binary": ("jpg_0", "jpg_1"),
+    "float64": ("label_0", "label_1"),
+    "int64": ("ranking_id", "user_id", "num_example_per_prompt"),
+    "timestamp[ns]": ("created_at",),
+}
+
+
+def write_rows(rows: list[dict], scores: list[str], file: Path) -> None:
+    """Writes rows of `row` as a parquet file, whole or not at all. `scores` names further pairs of numbers,
+    `<name>_0` and `<name>_1`."""
+    from datasets import Dataset, Features, Value
+
+    kinds = {name: kind for kind, names in TYPES.items() for name in names}
+    kinds |= {f"{name}_{k}": "float64" for name in scores for k in (0, 1)}
+    columns = {name: [row[name] for row in rows] for name in kinds}
+    partial = file.with_suffix(".partial")
+    features = Features({name: Value(kind) for name, kind in kinds.items()})
+    Dataset.from_dict(columns, features=features).to_parquet(partial)
+    os.replace(partial, file)

@@ -2,6 +2,7 @@
 
 import codecs
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -9,32 +10,40 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lit_align.data.batch import COLUMN
 from lit_align.paths import find
 
-READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+PROMPTS = ("prompt", "caption", "text", "Prompt", "Prompts")  # what published prompt files call their column
 
 
-def read_table(path: str, split: str = "train"):
-    """A .txt, .jsonl, .json, .csv or .parquet file, or the `split` of a folder or hub dataset, as a datasets.Dataset.
+def read_table(path: str, split: str = "train", revision: str | None = None):
+    """A .txt, .jsonl, .json, .csv, .tsv or .parquet file, or the `split` of a folder or hub dataset, as a
+    datasets.Dataset.
 
-    In a CSV only an empty cell is missing: the words None, NA and null stay what they are. A text file that is not
-    UTF-8 is read as Latin-1, with a warning. Raises ValueError if there is no row or a line is broken.
+    A .json file is a list of objects, an object of objects, or a list of texts, which get the column `text`. A folder
+    of .txt files alone has a row for each file: `text`, and `file_name` without its ending. In a CSV only an empty cell
+    is missing: the words None, NA and null stay what they are. A text file that is not UTF-8 is read as Latin-1, with a
+    warning. Raises ValueError if there is no row or a line is broken.
     """
-    from datasets import load_dataset
+    from datasets import Dataset, load_dataset
 
     file = Path(find(path))
     if file.suffix in READERS and not file.is_file():
-        raise FileNotFoundError(f"{path} does not exist; give a .txt, .jsonl, .csv or .parquet file.")
+        raise FileNotFoundError(f"{path} does not exist; give a .txt, .json, .jsonl, .csv, .tsv or .parquet file.")
     if file.is_file() and file.suffix not in READERS:
-        raise ValueError(f"{path} ends in {file.suffix!r}; give a .txt, .jsonl, .csv or .parquet file.")
-    if not file.is_file():
-        rows = load_dataset_of(path, str(file), split=split)
+        raise ValueError(f"{path} ends in {file.suffix!r}; give a .txt, .json, .jsonl, .csv, .tsv or .parquet file.")
+    if file.is_dir() and {f.suffix for f in file.iterdir()} == {".txt"}:
+        rows = read_texts(file)
+    elif not file.is_file():
+        rows = load_dataset_of(path, str(file), split=split, revision=revision)
     elif not file.stat().st_size:
         raise ValueError(f"{path} is empty.")
     else:
         options = {} if file.suffix == ".parquet" else {"encoding": text_encoding(path, file)}
         if READERS[file.suffix] == "json":
             check_json(path, file, options["encoding"])
-        if file.suffix == ".csv":
+        if READERS[file.suffix] == "csv":
             rows = read_csv(path, file, options["encoding"])
+        elif file.suffix == ".json" and (values := nested_json(file, options["encoding"])):
+            rows = Dataset.from_dict(columns_of(values), on_mixed_types="use_json")
         else:
             rows = load_dataset(READERS[file.suffix], data_files=str(file), split="train", **options)
     if not len(rows):
@@ -55,12 +64,77 @@ def load_dataset_of(path: str, *args, **kwargs):
         ) from error
 
 
+def read_rows(path: str, split: str, revision: str | None = None, streaming: bool = False):
+    """A split of a dataset of parquet or WebDataset (.tar) files, as a datasets.Dataset or IterableDataset.
+
+    Args:
+        path: a folder of files named after their split (train-00000-of-00645.parquet; all .tar files, if none has the
+            split's name and the split is train), one file, a pattern of files, or a hub id.
+    """
+    place, streams = Path(find(path)), {"split": "train", "streaming": streaming}
+    if place.is_dir():
+        files = split_files(path, place, split)
+    elif place.suffix in (".parquet", ".tar"):
+        files = [find(path)]
+    else:
+        return load_dataset_of(path, path, split=split, revision=revision, streaming=streaming)
+    kind = "parquet" if files[0].endswith(".parquet") else "webdataset"
+    return load_dataset_of(path, kind, data_files=files, **streams)
+
+
+def split_files(path: str, folder: Path, split: str) -> list[str]:
+    """The parquet files of a split, or its .tar files."""
+    for kind in ("parquet", "tar"):
+        files = sorted(folder.rglob(f"*.{kind}"))
+        named = [str(f) for f in files if f.stem == split or f.stem.startswith(f"{split}-")]
+        if named or (kind == "tar" and split == "train" and files):
+            return named or [str(f) for f in files]
+    raise FileNotFoundError(f"{path} has no {split}.parquet, {split}-*.parquet or {split}-*.tar; set --data.split.")
+
+
+def columns_of(rows: Iterable[dict]) -> dict[str, list]:
+    """Rows as lists, one per column; None where a row lacks the column."""
+    columns, n = {}, 0
+    for n, row in enumerate(rows, 1):
+        for name, cell in row.items():
+            column = columns.setdefault(name, [])
+            column += [None] * (n - 1 - len(column)) + [cell]
+    return {name: column + [None] * (n - len(column)) for name, column in columns.items()}
+
+
+def read_texts(folder: Path):
+    """A row for each .txt file of a folder: `text`, and `file_name` without its ending."""
+    from datasets import Dataset
+
+    files = sorted(folder.iterdir())
+    texts = [file.read_text(text_encoding(str(file), file)).strip() for file in files]
+    return Dataset.from_dict({"text": texts, "file_name": [file.stem for file in files]})
+
+
+def nested_json(file: Path, encoding: str) -> list[dict] | None:
+    """The rows of a JSON list of texts, or of an object of objects; None for what `datasets` reads itself."""
+    with open(file, encoding=encoding) as text:
+        try:
+            content = json.load(text)
+        except json.JSONDecodeError:  # an object on each line
+            return None
+    if isinstance(content, dict) and content and all(isinstance(row, dict) for row in content.values()):
+        return list(content.values())
+    return (
+        [{"text": row} for row in content]
+        if isinstance(content, list) and content and isinstance(content[0], str)
+        else None
+    )
+
+
 def read_csv(path: str, file: Path, encoding: str):
-    """A CSV as a datasets.Dataset in memory, each column of one type: integer, float, boolean or text."""
+    """A CSV, or a table separated by tabs, as a datasets.Dataset in memory, each column of one type: integer, float,
+    boolean or text."""
     import pandas
     from datasets import Dataset
 
     kinds = {"keep_default_na": False, "na_values": [""], "dtype_backend": "numpy_nullable", "low_memory": False}
+    kinds["sep"] = "\t" if file.suffix == ".tsv" else ","
     try:
         return Dataset.from_pandas(pandas.read_csv(file, encoding=encoding, **kinds), preserve_index=False)
     except ValueError as error:
@@ -116,6 +190,21 @@ def named_columns(rows, file: str, columns: dict[str, str], optional: tuple[str,
     return rows.add_column("index", list(range(len(rows)))).add_column("file", [file] * len(rows))
 
 
+def as_text(rows, names: list[str]):
+    """The rows with the columns `names` as text where they hold bytes, as fields of a WebDataset without an ending do.
+    No other column is copied."""
+    from datasets import Features, IterableDataset, Value
+
+    names = [name for name in names if rows.features and rows.features[name] == Value("binary")]
+    if names and isinstance(rows, IterableDataset):
+        features = Features({**rows.features, **dict.fromkeys(names, Value("string"))})
+        return rows.map(lambda row: {name: row[name] and row[name].decode() for name in names}, features=features)
+    for name in names:
+        cells = [cell and cell.decode() for cell in rows[name][:]]
+        rows = rows.remove_columns(name).add_column(name, cells)
+    return rows
+
+
 def check_captions(rows, column: str) -> None:
     """Raises ValueError that names the first row whose `prompt` is not text; `column` is its name in the file."""
     for i, text in enumerate(rows["prompt"][:]):
@@ -125,10 +214,15 @@ def check_captions(rows, column: str) -> None:
             raise ValueError(f"row {row['index']}, column {column} of {row['file']} {found}: give one caption as text.")
 
 
-def read_prompts(path: str, column: str = "prompt", split: str = "train"):
-    """Rows {"prompt", "index", "file", "columns.<name>" for each further column}; blank prompts are left out."""
-    column = "text" if Path(path).suffix == ".txt" else column
-    rows = named_columns(read_table(path, split), path, {"prompt": column})
+def read_prompts(path: str, column: str = "prompt", split: str = "train", revision: str | None = None):
+    """Rows {"prompt", "index", "file", "columns.<name>" for each further column}; blank prompts are left out. Where
+    there is no column `prompt`, another usual name is taken (PROMPTS), and the log says so."""
+    table = read_table(path, split, revision)
+    usual = [name for name in PROMPTS if name in table.column_names]
+    if column == "prompt" and usual and usual[0] != "prompt":
+        column = usual[0]
+        rank_zero_info(f"{path}: the prompts are column `{column}`")
+    rows = named_columns(table, path, {"prompt": column})
     check_captions(rows, column)
     kept = rows.filter(lambda text: bool(text.strip()), input_columns="prompt")
     if not len(kept):

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lit_align.paths import unfinished
 from lit_align.policies.adapters import LoRA
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def complete(folder: str | Path):
     """Yields an empty folder beside `folder`. After the block its files replace those of the same names in `folder`,
     each in one step, and a pipeline's model_index.json last; other files stay. A full disk or a killed writer leaves no
     part of a file and nothing that loads as half a pipeline."""
-    folder, part = Path(folder), Path(f"{os.path.normpath(folder)}.part")
+    folder, part = Path(folder), unfinished(folder)
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:

@@ -143,3 +143,20 @@ def CLIPModel():
         torch.manual_seed(0)
         config = CLIPConfig(text_config=_text_config(words, 8).to_dict(), vision_config=vision, projection_dim=8)
         return Model(config).eval(), words
+
+
+def Mask2Former():
+    """A Mask2Former of COCO's 80 classes with 20 queries."""
+    import torch
+    from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
+
+    stages = {"depths": [1] * 4, "num_heads": [1, 1, 2, 2], "out_features": [f"stage{i}" for i in range(1, 5)]}
+    sizes = dict.fromkeys(
+        ("feature_size", "mask_feature_size", "hidden_dim", "encoder_feedforward_dim", "dim_feedforward"), 32
+    )
+    layers = {"encoder_layers": 1, "decoder_layers": 2, "num_attention_heads": 2, "num_queries": 20, "num_labels": 80}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        backbone = SwinConfig(image_size=32, embed_dim=8, window_size=4, **stages)
+        config = Mask2FormerConfig(backbone_config=backbone, **sizes, **layers)
+        return Mask2FormerForUniversalSegmentation(config).eval()

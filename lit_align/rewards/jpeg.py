@@ -17,6 +17,9 @@ class JPEGCompressibility(Reward):
     """
 
     differentiable = False
+    artefact = "none: PIL's encoder"
+    scale = "kB; an image of 512 pixels has 5 to 300"
+    blind_to = "the prompt, and all but the size of the file"
 
     def __init__(self, incompressibility: bool = False):
         super().__init__()

@@ -16,19 +16,40 @@ from lit_align.diffusion.state import select_rows
 class Reward(nn.Module):
     """A reward model or rule.
 
+    With frozen weights it has no dropout and scores in float32, whatever the precision of the run.
+
     Attributes: `name` labels it in logs (`val/reward/<name>`); `differentiable` is True if gradients reach the images;
-    `names` labels the R numbers of a reward that gives several. The others say what a user must know of a reward, and
-    `docs/rewards.md` lists them.
+    `names` labels the R numbers of a reward that gives several; `masks` is True if a score can be NaN, which means that
+    the image could not be scored, and that training leaves it out; `together` is True if an image's score depends on
+    the other images of the call; `truncated` counts the prompts so far whose end it did not read (None: it has scored
+    none, or does not count). The others say what a user must know of a reward, and `docs/rewards.md` lists them.
     """
 
     name: str
     differentiable: bool
     names: tuple[str, ...] = ()
+    masks = False
+    together = False
+    truncated: int | None = None
     artefact = ""  # the published weights it loads: hub id or file
     licence = ""  # of the artefact
     scale = ""  # its unit and usual range
     text_limit: int | None = None  # tokens of a prompt that are read, special ones included; None: all
     blind_to = ""  # what it does not see
+
+    @property
+    def frozen(self) -> bool:
+        """True if nothing trains its weights."""
+        return not any(p.requires_grad for p in self.parameters())
+
+    def train(self, mode: bool = True) -> "Reward":
+        return super().train(mode and not self.frozen)
+
+    def __call__(self, images: Tensor, *args, **kwargs) -> Any:
+        if not self.frozen:
+            return super().__call__(images, *args, **kwargs)
+        with torch.autocast(images.device.type, enabled=False):
+            return super().__call__(images.float(), *args, **kwargs)
 
     @abstractmethod
     def forward(self, images: Tensor, prompts: list[str], **columns: list) -> Tensor:
@@ -87,6 +108,15 @@ def checked(reward: Reward, score: Any, n: int, several: int = 0) -> Tensor:
     raise ValueError(f"the reward {reward.name} must give {wanted}; it gave {gave}.")
 
 
+def refuse_masks(module: nn.Module, who: str) -> None:
+    """Raises ValueError if a reward within the module leaves out images that could not be scored."""
+    if masked := [part for part in module.modules() if isinstance(part, Reward) and part.masks]:
+        raise ValueError(
+            f"{who} needs a score for every image, and {type(masked[-1]).__name__} leaves out those that could not be "
+            "scored: set its on_failure to stop."
+        )
+
+
 def missing_column(reward: Reward, name: str, available) -> str:
     """Error message for data that lacks a column."""
     names = ", ".join(available) or "none besides the prompt"
@@ -95,8 +125,11 @@ def missing_column(reward: Reward, name: str, available) -> str:
 
 def judge(reward: Reward, policy, latents: Tensor, rows: dict, size: int | None = None) -> Tensor:
     """Decodes latents (N, ...) and scores the images with their rows, `size` at a time (None: all at once): (N,) or (N,
-    R), float32. Counted in `policy.calls`."""
+    R), float32. A reward that compares images is given all decoded images at once. Counted in `policy.calls`."""
     policy.calls["reward_calls"] += len(latents)
     parts = torch.arange(len(latents)).split(size or len(latents))
+    if reward.together:
+        images = torch.cat([policy.decode(latents[p]) for p in parts])
+        return reward.combine(components(reward, images, rows))
     scores = [components(reward, policy.decode(latents[p]), select_rows(rows, p.tolist())) for p in parts]
     return reward.combine(torch.cat(scores))

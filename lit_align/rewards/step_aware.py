@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_align.paths import fetch
-from lit_align.rewards.clip_score import load_clip, pixels, text_features
+from lit_align.rewards.clip import load_clip, pixels, text_features
 from lit_align.rewards.step_reward import StepReward
 
 
@@ -29,14 +29,20 @@ class StepAwarePreference(StepReward):
 
     Args:
         pretrained: hub id or folder of a transformers CLIPModel.
+        tokenizer: hub id or folder of its tokenizer.
         checkpoint: a file of the released format or written by `save`, local or `<owner>/<name>/<file>` on the hub.
     """
 
     needs_x0 = True
 
-    def __init__(self, pretrained: str = "yuvalkirstain/PickScore_v1", checkpoint: str | None = None):
+    def __init__(
+        self,
+        pretrained: str = "yuvalkirstain/PickScore_v1",
+        checkpoint: str | None = None,
+        tokenizer: str | None = None,
+    ):
         super().__init__()
-        self.model, self.tokenizer = load_clip(pretrained)
+        self.model, self.tokenizer = load_clip(pretrained, tokenizer)
         vision, d = self.model.vision_model, self.model.config.vision_config.hidden_size
         self.model.t_embedder = nn.Module()
         self.model.t_embedder.mlp = nn.Sequential(nn.Linear(256, d), nn.SiLU(), nn.Linear(d, d))
@@ -91,5 +97,5 @@ class StepAwarePreference(StepReward):
         self.modulation = [layer.adaLN_modulation(e).chunk(6, 1) for layer in vision.encoder.layers]
         self.modulation.append(vision.adaLN_modulation(e).chunk(2, 1))
         image = model.get_image_features(pixel_values=pixels(model, policy.decode(x_0))).pooler_output
-        text = text_features(model, self.tokenizer, prompts)
+        text = text_features(self, prompts)
         return model.logit_scale.exp() * F.cosine_similarity(image, text)

@@ -72,6 +72,9 @@ class ShapesUtility(Reward):
     """
 
     differentiable = False
+    artefact = "none: reads the image back exactly"
+    scale = "weighted sum of qualities, 0 to 1 each"
+    blind_to = "qualities without a weight"
 
     def __init__(self, weights: dict[str, float], name: str = "utility"):
         super().__init__()

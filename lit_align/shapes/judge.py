@@ -130,6 +130,9 @@ class ShapesJudge(Reward):
 
     name = "exact"
     differentiable = False
+    artefact = "none: reads the image back exactly"
+    scale = "0 or 1"
+    blind_to = "the style of an image, and how near a wrong one is"
 
     def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
         return judge(images, prompts).to(images.device)

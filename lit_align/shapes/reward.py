@@ -46,6 +46,10 @@ class ShapesReward(Reward):
     """
 
     differentiable = True
+    artefact = "`checkpoints/shapes-reward`, or what `BradleyTerry` trains"
+    licence = "Apache-2.0"
+    scale = "standard deviations from the base model's mean"
+    blind_to = "what its training pairs did not show; it errs, and a policy can exploit that"
 
     def __init__(self, checkpoint: str | None = None, width: int = 64, depth: int = 2, name: str = "proxy"):
         super().__init__()

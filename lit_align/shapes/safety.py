@@ -28,6 +28,9 @@ class ShapesSafety(Reward):
 
     name = "safety"
     differentiable = False
+    artefact = "none: reads the image back exactly"
+    scale = "0 or 1"
+    blind_to = "the style of an image"
 
     def __init__(self, forbidden: list[str]):
         super().__init__()

@@ -6,7 +6,7 @@ import torch
 
 from lit_align.diffusion.sampler import Sampler
 from lit_align.diffusion.state import State
-from lit_align.rewards.reward import Reward, judge
+from lit_align.rewards.reward import Reward, judge, refuse_masks
 from lit_align.steering.particles import Particles
 
 
@@ -40,6 +40,7 @@ class FKSteering(Particles):
         ess: float = 0.5,
     ):
         super().__init__(particles, ess)
+        refuse_masks(reward, "FKSteering")
         self.reward, self.lmbda, self.potential = reward.eval().requires_grad_(False), lmbda, potential
         self.start, self.end, self.every = start, end, every
         if not (0 <= start <= end <= 1 and every > 0):

@@ -11,7 +11,7 @@ from lit_align.diffusion.hook import Hook
 from lit_align.diffusion.process import append_dims
 from lit_align.diffusion.sampler import Sampler
 from lit_align.diffusion.state import State
-from lit_align.rewards.reward import Reward, judge
+from lit_align.rewards.reward import Reward, judge, refuse_masks
 
 
 class Best:
@@ -48,6 +48,7 @@ class OuterSampler(Sampler):
     def __init__(self, reward: Reward, sampler: Sampler | None = None, max_nfe: int | None = None):
         self.reward, self.sampler = reward.eval().requires_grad_(False), sampler or Sampler()
         inner = self.sampler
+        refuse_masks(reward, type(self).__name__)
         super().__init__(
             inner.steps, inner.guidance_scale, inner.transition, list(inner.steering), inner.minibatch, max_nfe
         )

@@ -22,11 +22,13 @@ def trained(module):
 
 def test_the_module_of_a_run_is_rebuilt_from_its_checkpoint(tmp_path, monkeypatch, recwarn):
     monkeypatch.chdir(tmp_path)
-    cli = main([*RUN, "--model.beta", "7", "--model.optimizer.lr", "1e-3"])
-    path = "checkpoints/shapes/dpo+smoke/checkpoints/last.ckpt"
+    flags = ["--model.beta", "7", "--model.optimizer.lr", "1e-3"]
+    cli = main([*RUN, *flags])
+    folder = "checkpoints/shapes/dpo+smoke/beta=7,lr=0.001"
+    path = f"{folder}/checkpoints/last.ckpt"
     saved = torch.load(path, weights_only=True)["hyper_parameters"]
     assert saved["beta"] == 7 and saved["policy"]["class_path"].endswith("StableDiffusion")
-    logged = yaml.safe_load(open("checkpoints/shapes/dpo+smoke/hparams.yaml"))
+    logged = yaml.safe_load(open(f"{folder}/hparams.yaml"))
     assert logged["beta"] == 7 and logged["optimizer"]["init_args"]["lr"] == 1e-3
     recwarn.clear()
     for cls in (DiffusionDPO, Algorithm):
@@ -41,8 +43,8 @@ def test_the_module_of_a_run_is_rebuilt_from_its_checkpoint(tmp_path, monkeypatc
         ours = {n: p for n, p in module.policy.denoiser.named_parameters()}
         assert all(torch.equal(ours[n.removeprefix("denoiser.")], p) for n, p in before.items() if n.startswith("denoiser."))
     assert not any("Found keys" in str(w.message) for w in recwarn)
-    main(["export", *RUN[1:], "--model.beta", "7"])
-    assert StableDiffusion("checkpoints/shapes/dpo+smoke/export/last")
+    main(["export", *RUN[1:], *flags])
+    assert StableDiffusion(f"{folder}/export/last")
 
 
 def pairs():

@@ -92,3 +92,12 @@ def test_advantages_come_from_the_samples_of_all_ranks(seen, name, advantage):
     rewards = torch.cat([x.sort()[0] for _, x, _ in a["advantage"]])
     own = [torch.cat([a["reward"].chunk(2)[i], b["reward"].chunk(2)[i]]).sort()[0] for i in range(2)]
     torch.testing.assert_close(rewards, torch.cat(own))
+
+
+@pytest.mark.slow
+def test_a_sample_that_one_rank_could_not_score_is_in_nobodys_statistics(seen):
+    a, b = (r["masked"] for r in seen)
+    assert a["reward"].isnan().nonzero().flatten().tolist() == [1, 5] and not b["reward"].isnan().any()
+    for (ids, reward, found), (_, reward_b, found_b) in zip(a["advantage"], b["advantage"], strict=True):
+        assert torch.equal(reward, reward_b) and torch.equal(found, found_b) and len(reward) == 7
+        torch.testing.assert_close(found, LeaveOneOut()(ids, reward))

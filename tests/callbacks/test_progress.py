@@ -5,11 +5,12 @@ import pty
 import re
 import select
 import sys
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
 import torch
-from lit_align.callbacks import Progress, Summary
+from lit_align.callbacks import Progress, Summary, progress
 from torch.utils.data import DataLoader
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -112,6 +113,45 @@ def test_a_test_is_one_line(tmp_path, capsys, command, said):
     assert "Test metric" not in out
     run.predict(Line(), DataLoader(torch.zeros(3, 1)))
     assert "3/3 batches (100 %)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "length, rest",
+    [
+        ({"max_steps": 20, "max_epochs": -1}, ", about 70 s for the 14 steps left, validations not counted"),
+        ({"max_epochs": 2}, ", about 70 s for the 7 batches left, validations not counted"),
+        ({"max_epochs": -1, "max_time": "00:00:00:02"}, ""),
+    ],
+)
+def test_memory_and_time_after_the_first_steps(tmp_path, capsys, monkeypatch, length, rest):
+    """A batch is two optimizer steps, and takes 10 s: the line comes with the third batch. Validations take 1,000 s."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock.now))
+
+    class Slow(Line):
+        def training_step(self, batch, batch_idx):
+            clock.now += 10 if self.global_step else 500  # the first compiles
+            super().training_step(batch, batch_idx)
+
+        def validation_step(self, batch, batch_idx):
+            clock.now += 1000
+
+    run = trainer(tmp_path, Progress(), val_check_interval=2, enable_model_summary=False, **length)
+    run.fit(Slow(), DataLoader(torch.zeros(5, 1)), DataLoader(torch.zeros(1, 1)))
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if "peak memory" in x]
+    memory = re.fullmatch(rf"after 6 steps: peak memory ([\d.]+) GB, 5 s a step{re.escape(rest)}", line)
+    assert 0.1 < float(memory[1]) < 100
+
+
+def test_memory_of_a_gpu_is_told_with_what_it_has(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 9.8 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=24 * 2**30))
+    assert progress.memory(torch.device("cuda", 0)) == "9.8 of the GPU's 24 GB"
+
+
+@pytest.mark.parametrize("seconds, said", [(0.034, "0.034 s"), (119, "119 s"), (125, "2.1 min"), (3000, "50 min"), (12000, "3.3 h"), (1e6, "278 h")])
+def test_durations(seconds, said):
+    assert progress.duration(seconds) == said
 
 
 def test_the_summary_says_what_is_trained_and_where_results_are(tmp_path, capsys):

@@ -1,8 +1,10 @@
+import published
 import pytest
 from data_parts import BLUE, RED, pick_a_pic, picture
 from datasets import Dataset, load_dataset
 
 from lit_align.data.pick_a_pic import PickAPic
+from lit_align.data.tables import read_prompts
 from lit_align.shapes.make.pairs import row
 
 
@@ -41,7 +43,7 @@ def test_pairs_as_single_images_each_once(tmp_path):
         "index",
         "columns",
     }
-    with pytest.raises(ValueError, match="binary labels are counted over all training rows"):
+    with pytest.raises(ValueError, match="rows of a stream cannot be counted before training"):
         PickAPic(str(tmp_path / "train.parquet"), binary=True, streaming=True)
 
 
@@ -53,11 +55,11 @@ def test_unlabelled_rows_and_text_labels(tmp_path):
     assert len(PickAPic(str(tmp_path), resolution=8).load("train")) == 2
 
 
-def test_what_is_left_out_is_counted(tmp_path, caplog):
-    path = pick_a_pic(tmp_path / "train.parquet", [1.0, 0.5, 0.5])
-    with caplog.at_level("INFO"):
-        PickAPic(path, resolution=8).load("train")
-    assert "3 rows, 2 ties, 0 without label" in caplog.text and "1 kept" in caplog.text
+def test_what_is_left_out_is_counted(tmp_path):
+    data = PickAPic(pick_a_pic(tmp_path / "train.parquet", [1.0, 0.5, 0.5]), resolution=8)
+    for _ in range(2):
+        data.load("train")
+        assert data.summary() == "train: 3 pairs, 2 ties, 1 kept"
 
 
 def test_splits_of_a_folder_are_not_mixed(tmp_path):
@@ -66,7 +68,7 @@ def test_splits_of_a_folder_are_not_mixed(tmp_path):
     assert len(PickAPic(str(tmp_path), split="validation").load("train")) == 3
     assert len(PickAPic(str(tmp_path), val_split="validation_unique").load("val")) == 4
     assert len(PickAPic(str(tmp_path / "validation-*.parquet")).load("train")) == 3
-    with pytest.raises(FileNotFoundError, match="has no train.parquet or train-"):
+    with pytest.raises(FileNotFoundError, match="has no train.parquet, train-"):
         PickAPic(str(tmp_path)).load("train")
 
 
@@ -101,7 +103,7 @@ def test_a_missing_column_is_named_with_those_found(tmp_path):
 
 
 def test_a_dataset_that_was_removed_is_said_with_its_copies():
-    with pytest.raises(FileNotFoundError, match="copies are liuhuohuo2/pick-a-pic-v2 .* set --data.path"):
+    with pytest.raises(FileNotFoundError, match="copies are liuhuohuo2/pick-a-pic-v2, .* set --data.path"):
         PickAPic().load("train")
 
 
@@ -121,12 +123,39 @@ def test_held_out_pairs_beside_a_stream_are_streamed_too(tmp_path, monkeypatch):
     """The hub gives a split without the others only as a stream; what was read is then a table like any other."""
     file, asked = pick_a_pic(tmp_path / "a.parquet", [1.0, 0.0, 0.5]), []
 
-    def hub(path, *args, split, streaming):
+    def hub(path, *args, split, streaming, revision):
         asked.append((split, streaming))
         return load_dataset("parquet", data_files=file, split="train", streaming=streaming)
 
-    monkeypatch.setattr("lit_align.data.pick_a_pic.load_dataset_of", hub)
+    monkeypatch.setattr("lit_align.data.tables.load_dataset_of", hub)
     data = PickAPic("owner/name", val_split="validation_unique", streaming=True, resolution=8)
     assert data.load("val")["prompt"][:] == ["prompt 0", "prompt 1"]
     assert next(iter(data.load("train")))["prompt"] in ("prompt 0", "prompt 1")
     assert asked == [("validation_unique", True), ("train", True)]
+
+
+def test_fields_of_a_webdataset_that_are_text(tmp_path):
+    """"False" is false, "0.5" is a tie, and keys that repeat in every shard tell no rows apart."""
+    published.pick_a_pic_columns(tmp_path)
+    data = PickAPic(str(tmp_path), resolution=8)
+    assert data.load("train")["prompt"] == ["a lake 0", "a lake 1", "a lake 2"]
+    assert data.summary() == "train: 4 pairs, 1 without label, 3 kept"
+    (tmp_path / "x").mkdir()
+    published.pick_a_pic_webdataset(tmp_path / "x")
+    rows = PickAPic(str(tmp_path / "x"), ties="keep", resolution=8).load("train")
+    assert rows["prompt"] == [f"a tree {s} {i}" for s in (0, 1) for i in range(3)] and rows["label"] == [1.0, 0.0, 0.5] * 2
+    with pytest.raises(ValueError, match="binary labels need the columns image_0_uid"):
+        PickAPic(str(tmp_path / "x"), binary=True).load("train")
+
+
+def test_a_copy_without_images(tmp_path):
+    published.pick_a_pic_no_images(tmp_path)
+    with pytest.raises(ValueError, match="has no images: set --data.images .* or read its captions by --data Prompts"):
+        PickAPic(str(tmp_path)).load("train")
+    assert read_prompts(str(tmp_path / "train-00000-of-00001.parquet"))["prompt"] == [f"a hill {i}" for i in range(4)]
+    (tmp_path / "uids/v2.png").unlink()
+    with pytest.raises(FileNotFoundError, match="row 2, column jpg_1 of .* there is no file .*uids/v2"):
+        PickAPic(str(tmp_path), images=str(tmp_path / "uids")).load("train")
+    with pytest.warns(UserWarning, match=r"skipped: \[2\]"):
+        rows = PickAPic(str(tmp_path), images=str(tmp_path / "uids"), on_corrupt="skip", resolution=8).load("train")
+    assert rows["prompt"] == ["a hill 0", "a hill 1", "a hill 3"]

@@ -68,7 +68,7 @@ BROKEN = {
         r"row 0, column prompt of .*number.csv holds '3' \(int\): give one caption as text",
     ),
     "hole.csv": ("prompt,n\na,1\n,2\n", "row 1, column prompt of .*hole.csv is empty: give one caption as text"),
-    "other.csv": ("text,n\na,1\n", "column `prompt` not found in .*other.csv; columns are text, n"),
+    "other.csv": ("words,n\na,1\n", "column `prompt` not found in .*other.csv; columns are words, n"),
 }
 
 

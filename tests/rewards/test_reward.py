@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from parts import Darkness, T, prompts, trainer
+from parts import Darkness, T, prompts, tiny, trainer
 from preferences import attached, still
 
 from lit_align.algorithms.reward_gradient.draft import DRaFT
@@ -187,3 +187,48 @@ def test_a_weighted_sum_in_minibatches_is_standardised_over_the_whole():
     near, dark = T([0.0, -0.6, -4.0], dtype=torch.float64), T([0.9, 0.8, 0.4], dtype=torch.float64)
     z = lambda x: (x - x.mean()) / x.std(correction=0)
     torch.testing.assert_close(got, (2 * z(near) - z(dark)).float())
+
+
+# Frozen
+
+
+class Dropping(Reward):
+    """A linear reward with dropout, which notes the number format that it is asked in."""
+
+    name, differentiable = "dropping", True
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.dropout, self.asked = torch.nn.Linear(3, 1), torch.nn.Dropout(0.5), []
+
+    def forward(self, images, prompts):
+        score = self.layer(self.dropout(images.mean((2, 3)))).squeeze(1)
+        self.asked.append((images.dtype, score.dtype, self.training))
+        return score
+
+
+def test_a_frozen_reward_scores_in_float32_under_autocast_and_a_trained_one_in_the_runs_precision():
+    reward, images = Dropping().eval(), torch.rand(2, 3, 4, 4)
+    right = reward.requires_grad_(False)(images, ["", ""])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(reward(images, ["", ""]), right)
+        reward(images.bfloat16(), ["", ""])
+        reward.requires_grad_(True)(images, ["", ""])
+    assert [a[:2] for a in reward.asked[1:]] == [(torch.float32, torch.float32)] * 2 + [(torch.float32, torch.bfloat16)]
+
+
+def test_a_fit_leaves_rewards_frozen_without_dropout_and_out_of_the_checkpoint(tmp_path):
+    """In 16 bits, and where training mode is turned on, as older versions of Lightning do."""
+
+    class Loud(DRaFT):
+        def on_train_batch_start(self, *args):
+            self.train()
+            super().on_train_batch_start(*args)
+
+    sampler, train, val = Sampler(2, 1.0), Dropping(), Dropping()
+    method = Loud(policy=tiny(), reward=train, rollout=sampler, sampler=sampler, rewards=[val], optimizer=lambda p: torch.optim.SGD(p, lr=1.0))
+    before = [p.clone() for p in train.parameters()]
+    trainer(tmp_path, precision="bf16-mixed").fit(method, prompts(2, 2), prompts(2))
+    assert len(train.asked) == 2 and set(train.asked + val.asked) == {(torch.float32, torch.float32, False)}
+    assert all(torch.equal(a, b) for a, b in zip(before, train.parameters()))
+    assert method.state_dict() and not any("reward" in name for name in method.state_dict())

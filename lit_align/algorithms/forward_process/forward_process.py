@@ -6,10 +6,10 @@ from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_align.algorithms.online import Online, repeat_rows
-from lit_align.algorithms.parts.advantages import Group, local_advantages
+from lit_align.algorithms.parts.advantages import Advantage, Group, local_advantages, scored
 from lit_align.diffusion.sampler import Sampler
 from lit_align.diffusion.state import select_rows
 from lit_align.policies.policy import OLD
@@ -67,7 +67,7 @@ class ForwardProcess(Online):
         self,
         reward: Reward,
         rollout: Sampler | None = None,
-        advantage: nn.Module | None = None,
+        advantage: Advantage | None = None,
         samples_per_prompt: int = 24,
         updates: int = 1,
         fraction: float = 0.99,
@@ -80,6 +80,8 @@ class ForwardProcess(Online):
             raise ValueError(f"{type(self).__name__} compares a prompt's samples: set samples_per_prompt to 2 or more.")
         self.reward = reward.eval().requires_grad_(False)
         self.advantage = advantage or Group()
+        self.takes_several_rewards = self.advantage.takes_several_rewards
+        self.takes_masked_rewards = not self.grouped
         self.samples_per_prompt, self.fraction = samples_per_prompt, fraction
         self.decays, self.max_advantage = {OLD: decay}, max_advantage
 
@@ -114,16 +116,23 @@ class ForwardProcess(Online):
 
     @torch.no_grad()
     def collect(self, batch: dict) -> dict:
-        """{"x_0" (N, ...), "t" (N, T), "advantage" (N,), "cond" of each prompt} of N = B K samples; a prompt's K
-        samples are consecutive."""
+        """{"x_0" (N, ...), "t" (N, T), "advantage" (N,), "weight" (N,), "cond" of each prompt} of N = B K samples; a
+        prompt's K samples are consecutive. A sample that could not be scored has weight 0; the mean weight over all
+        ranks is 1."""
         k = self.samples_per_prompt
         rows = repeat_rows(batch, k)
         with self.sampling_policy():
             latents = [self.draw_latents(batch["prompt"]) for _ in range(k)]
         x_0 = torch.stack(latents, 1).flatten(0, 1)
         reward = self.log_reward(self.judge(self.reward, x_0, rows, self.minibatch), rows["prompt"])
-        advantage = local_advantages(self, rows["prompt"], reward)
-        return {"x_0": x_0, "t": self.times(len(x_0)), "advantage": advantage, "cond": self.cond(batch)}
+        known = scored(reward).to(x_0)
+        return {
+            "x_0": x_0,
+            "t": self.times(len(x_0)),
+            "advantage": local_advantages(self, rows["prompt"], reward),
+            "weight": known / self.all_gather(known).mean(),
+            "cond": self.cond(batch),
+        }
 
     def optimizer_steps(self, collected: dict) -> Iterator[list[dict]]:
         """Minibatches of each update: everything collected, with the rows and the indices of their times."""
@@ -140,7 +149,9 @@ class ForwardProcess(Online):
             yield minibatches
 
     def batch_loss(self, m: dict) -> Tensor:
-        return m["share"] * self.loss(self.noised_batch(m)).mean()
+        loss = self.loss(self.noised_batch(m))
+        weight = m["weight"][m["row"]].view(len(loss), -1)[:, 0]  # of a group it is 1
+        return m["share"] * (weight * loss).mean()
 
     def noised_batch(self, m: dict) -> NoisedBatch:
         """Noises a minibatch's samples and evaluates the policy, and the old policy and the reference if used."""

@@ -1,7 +1,9 @@
 """Advantages: a sample's reward relative to a baseline from its prompt, its group or the whole batch."""
 
 import zlib
+from abc import abstractmethod
 from collections import deque
+from collections.abc import Sequence
 
 import lightning as L
 import torch
@@ -9,13 +11,20 @@ from torch import Tensor, nn
 
 
 def local_advantages(method: L.LightningModule, prompts: list[str], reward: Tensor) -> Tensor:
-    """This rank's advantages (N,) of rewards (N,): `method.advantage` over all ranks' samples, clipped to +-
-    `method.max_advantage`."""
+    """This rank's advantages (N,) of rewards (N,), or (N, R): `method.advantage` over all ranks' samples, clipped to +-
+    `method.max_advantage`. A sample that could not be scored (NaN) is left out and has advantage 0."""
     prompt_id = torch.tensor([zlib.crc32(p.encode()) for p in prompts], device=reward.device)
-    gathered = [method.all_gather(x).flatten() for x in (prompt_id, reward)]  # (ranks * N,)
+    prompt_id, reward = method.all_gather(prompt_id).flatten(), method.all_gather(reward).view(-1, *reward.shape[1:])
+    known = scored(reward)  # (ranks * N,)
+    advantage = reward.new_zeros(len(reward))
+    advantage[known] = method.advantage(prompt_id[known], reward[known])
     rank = method.global_rank if method.trainer.world_size > 1 else 0
-    local = method.advantage(*gathered).view(-1, len(prompts))[rank]
-    return local.clamp(-method.max_advantage, method.max_advantage)
+    return advantage.view(-1, len(prompts))[rank].clamp(-method.max_advantage, method.max_advantage)
+
+
+def scored(reward: Tensor) -> Tensor:
+    """(N,) bool: False where one of a sample's rewards (N,), or (N, R), is NaN: it could not be scored."""
+    return ~reward.isnan().view(len(reward), -1).any(1)
 
 
 def equal_rewards(group: Tensor, reward: Tensor) -> Tensor:
@@ -34,12 +43,22 @@ def group_of(prompt_id: Tensor) -> tuple[Tensor, Tensor]:
     if (count == 1).all():
         raise ValueError(
             "the advantage compares the samples of a prompt, and every prompt has one: set samples_per_prompt to 2 or "
-            "more."
+            "more (samples that could not be scored do not count)."
         )
     return group, count
 
 
-class PerPrompt(nn.Module):
+class Advantage(nn.Module):
+    """Base of the advantages. `takes_several_rewards` is True if it takes R rewards of each sample, (N, R)."""
+
+    takes_several_rewards = False
+
+    @abstractmethod
+    def forward(self, prompt_id: Tensor, reward: Tensor) -> Tensor:
+        """Advantages (N,) from prompt ids (N,) and rewards (N,), gathered from all ranks."""
+
+
+class PerPrompt(Advantage):
     """DDPO's per-prompt statistics (arXiv 2305.13301, section 4.3): A = (r - mean) / (std + 1e-6) over the prompt's
     last rewards.
 
@@ -81,7 +100,7 @@ class PerPrompt(nn.Module):
             self.memory[prompt] = deque(past, maxlen=self.buffer_size)
 
 
-class Group(nn.Module):
+class Group(Advantage):
     """GRPO's advantage: A = (r - group mean) / (std + 1e-4); a group is one prompt's samples of the current rollout.
     A group of equal rewards has advantage 0.
 
@@ -104,7 +123,7 @@ class Group(nn.Module):
         return centred / (variance.sqrt()[group] + 1e-4)
 
 
-class LeaveOneOut(nn.Module):
+class LeaveOneOut(Advantage):
     """RLOO's advantage (arXiv 2402.14740, eq. 7): A = r - mean reward of the prompt's other samples of the rollout."""
 
     def forward(self, prompt_id: Tensor, reward: Tensor) -> Tensor:
@@ -116,7 +135,7 @@ class LeaveOneOut(nn.Module):
         return (reward - others).masked_fill(equal_rewards(group, reward), 0.0)
 
 
-class WinRate(nn.Module):
+class WinRate(Advantage):
     """Pref-GRPO's advantage (arXiv 2508.20751): a sample's reward becomes its win rate against the prompt's other
     samples (ties count half), then GRPO's advantage follows. Small differences in reward are not amplified.
 
@@ -133,3 +152,29 @@ class WinRate(nn.Module):
         beats = (reward[:, None] > reward).float() + 0.5 * (reward[:, None] == reward).float()
         rival = (prompt_id[:, None] == prompt_id).float().fill_diagonal_(0)
         return self.group(prompt_id, (beats * rival).sum(1) / rival.sum(1).clamp(min=1))
+
+
+class PerReward(Advantage):
+    """GDPO's advantage (Liu et al. 2026, arXiv 2601.05242): A = sum_k w_k A_k over R rewards, divided by its standard
+    deviation over all samples + 1e-4. A_k = (r_k - group mean) / (group std + 1e-4) of reward k alone, so neither its
+    unit nor its spread decides how much it counts. (The paper subtracts the batch's mean of A, too, which is 0.)
+
+    Args:
+        weights: w_k, in the order of the rewards (default: 1 for each).
+    """
+
+    takes_several_rewards = True
+
+    def __init__(self, weights: Sequence[float] | None = None):
+        super().__init__()
+        self.weights, self.group = weights, Group(global_std=False)
+
+    def forward(self, prompt_id: Tensor, reward: Tensor) -> Tensor:
+        """Advantages (N,) from prompt ids (N,) and rewards (N, R), gathered from all ranks."""
+        if reward.ndim == 1:
+            raise ValueError("PerReward adds up the advantages of several rewards, and there is one: use MultiReward.")
+        weights = self.weights or [1.0] * reward.shape[1]
+        if len(weights) != reward.shape[1]:
+            raise ValueError(f"PerReward has {len(weights)} weights, and there are {reward.shape[1]} rewards.")
+        total = sum(w * self.group(prompt_id, r) for w, r in zip(weights, reward.unbind(1), strict=True))
+        return total / (total.std(correction=0) + 1e-4)

@@ -41,7 +41,7 @@ class BranchGRPO(DDPO):
         slide_every: training steps after which `skip` moves one step towards the last split, where it stays; 0: never.
     """
 
-    uses_advantage = False
+    uses_advantage = takes_masked_rewards = False
 
     def __init__(
         self,

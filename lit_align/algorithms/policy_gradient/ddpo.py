@@ -15,6 +15,8 @@ class DDPO(PolicyGradient):
         clip_range: e. The log-probability is a mean over the sample: 1e-4 is an interval of 1e-4 x C H W nats.
     """
 
+    takes_masked_rewards = True  # they have advantage 0, and so no gradient
+
     def __init__(self, clip_range: float = 1e-4, **kwargs):
         super().__init__(**kwargs)
         self.clip_range = clip_range

@@ -3,9 +3,9 @@
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lit_align.algorithms.parts.advantages import Group
+from lit_align.algorithms.parts.advantages import Advantage, Group
 from lit_align.algorithms.parts.clipping import clipped_surrogate
 from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, StepBatch
 from lit_align.diffusion.state import Trajectory
@@ -38,7 +38,7 @@ class FlowGRPO(PolicyGradient):
             gradient at every step. For FlowSDE.
     """
 
-    uses_reference, ranges = True, {"beta": NOT_NEGATIVE}
+    uses_reference, takes_masked_rewards, ranges = True, True, {"beta": NOT_NEGATIVE}
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class FlowGRPO(PolicyGradient):
         samples_per_prompt: int = 24,
         fraction: float = 1.0,
         guard: bool = False,
-        advantage: nn.Module | None = None,
+        advantage: Advantage | None = None,
         **kwargs,
     ):
         super().__init__(advantage=advantage or Group(), samples_per_prompt=samples_per_prompt, **kwargs)
@@ -102,16 +102,20 @@ class FlowGRPO(PolicyGradient):
         distance = (step.gaussian.mean - step.old_mean).square().flatten(1).mean(1)
         return ((step.log_prob - step.old_log_prob + distance / (2 * std.square())) * std).exp()
 
-    def loss(self, step: StepBatch) -> Tensor:
+    def surrogate(self, step: StepBatch) -> Tensor:
+        """The policy's loss without the KL, (M,)."""
         rho, e = self.ratio(step), self.clip_range
         self.log_mean("train/clip_fraction", ((rho - 1).abs() > e).float().mean(), len(rho))
-        loss = clipped_surrogate(rho, step.advantage, e)
+        return clipped_surrogate(rho, step.advantage, e)
+
+    def loss(self, step: StepBatch) -> Tensor:
+        loss = self.surrogate(step)
         if self.guard:
             loss = loss / (step.t - step.s)
         if not self.beta:
             return loss
         kl = step.gaussian.kl(step.reference)
-        self.log_mean("train/kl_step", kl.detach().mean(), len(rho))
+        self.log_mean("train/kl_step", kl.detach().mean(), len(kl))
         if self.kl_times_dt:
             kl = kl * (step.t - step.s)
         return loss + self.beta * kl * (step.advantage != 0)

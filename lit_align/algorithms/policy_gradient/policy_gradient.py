@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_align.algorithms.online import Online, repeat_rows
-from lit_align.algorithms.parts.advantages import PerPrompt, local_advantages
+from lit_align.algorithms.parts.advantages import Advantage, PerPrompt, local_advantages
 from lit_align.diffusion.hook import Hook
 from lit_align.diffusion.sampler import Sampler
 from lit_align.diffusion.state import State, Trajectory, select_rows
@@ -72,7 +72,7 @@ class PolicyGradient(Online):
         self,
         reward: Reward,
         rollout: Sampler | None = None,
-        advantage: nn.Module | None = None,
+        advantage: Advantage | None = None,
         samples_per_prompt: int = 1,
         updates: int = 1,
         inner_epochs: int = 1,
@@ -87,6 +87,7 @@ class PolicyGradient(Online):
             raise ValueError(f"{name} learns from whole rollouts and drops no caption: leave caption_dropout out.")
         self.reward = reward.eval().requires_grad_(False)
         self.advantage = advantage or PerPrompt()
+        self.takes_several_rewards = self.advantage.takes_several_rewards
         self.samples_per_prompt, self.inner_epochs = samples_per_prompt, inner_epochs
         self.max_advantage = max_advantage
 

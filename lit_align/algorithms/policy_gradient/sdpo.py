@@ -52,6 +52,8 @@ class SDPO(PolicyGradient):
     ):
         super().__init__(samples_per_prompt=samples_per_prompt, **kwargs)
         self.clip_range, self.discount, self.decay = clip_range, discount, decay
+        if self.takes_several_rewards:
+            raise ValueError("SDPO interpolates one reward between estimates: put several into a WeightedSum.")
 
     @torch.no_grad()
     def collect(self, batch: dict) -> tuple[Trajectory, Tensor]:

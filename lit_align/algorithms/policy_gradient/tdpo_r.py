@@ -35,6 +35,8 @@ class TDPOR(DDPO):
         updates: optimizer steps on each denoising step.
     """
 
+    takes_masked_rewards = False  # the critic learns from every sample
+
     def __init__(
         self,
         value_lr: float = 1e-4,

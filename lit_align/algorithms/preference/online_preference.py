@@ -16,6 +16,8 @@ class OnlinePreference(Online, Preference):
     Logs `train/pairs`, the number of pairs in a training step.
     """
 
+    weighs_pairs = False  # its pairs are its own
+
     def optimizer_steps(self, collected: dict | None) -> Iterator[list]:
         self.log_mean("train/pairs", torch.tensor(float(len(collected["prompt"]) if collected else 0)), 1)
         return super().optimizer_steps(collected)

@@ -60,7 +60,7 @@ class Preference(Algorithm):
     """
 
     feedback = ("win", "lose")
-    uses_reference = True
+    uses_reference = weighs_pairs = True
     refuses: dict[str, str] = {}  # arguments below that a method cannot use, and why
 
     def __init__(
@@ -110,7 +110,7 @@ class Preference(Algorithm):
                 self.log_mean(f"{stage}/error/{name}", getattr(e, name).mean(), len(gap))
         if self.safeguard is not None and torch.is_grad_enabled():
             e = safeguarded(e, self.safeguard)
-        return self.loss(e).mean()
+        return (self.loss(e) * batch["weight"].to(e.win)).mean() if "weight" in batch else self.loss(e).mean()
 
     def on_validation_start(self) -> None:
         torch.manual_seed(0)  # the same timesteps and noises at every validation

@@ -17,7 +17,7 @@ class RewardModeling(Algorithm):
     Logs `train/accuracy` and, on validation pairs, `val/accuracy`. Writes the reward to `<run>/reward`.
     """
 
-    feedback, models_ties = ("win", "lose"), True
+    feedback, models_ties, weighs_pairs = ("win", "lose"), True, True
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -34,7 +34,8 @@ class RewardModeling(Algorithm):
         """Mean cross-entropy of margins r(win) - r(lose), (B,)."""
         label = batch.get("label", torch.ones(len(margin))).to(margin)
         self.log_mean(f"{stage}/accuracy", (margin > 0).float().mean() + 0.5 * (margin == 0).float().mean(), len(label))
-        return F.binary_cross_entropy_with_logits(margin, label)
+        weight = batch.get("weight", torch.ones(len(margin))).to(margin)
+        return F.binary_cross_entropy_with_logits(margin, label, weight)
 
     def on_validation_start(self) -> None:
         torch.manual_seed(0)  # the same timesteps and noises at every validation

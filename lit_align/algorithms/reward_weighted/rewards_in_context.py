@@ -14,8 +14,8 @@ class RewardsInContext(WeightedLikelihood):
     """RiC (Yang et al. 2024, arXiv 2402.10207): the denoising loss given (c, r_1 .. r_R), the rewards standardised and
     written into the prompt. Two stages, two runs:
 
-    - offline (`online: false`): on scored lists (a batch with `images` and `scores`, in the order of `conditions`), or
-      on own samples of the plain prompts. Mean and std are over all rewards so far.
+    - offline (`online: false`): on scored images or lists (a batch with `image` or `images` and `scores`, in the order
+      of `conditions`), or on own samples of the plain prompts. Mean and std are over all rewards so far.
     - online (`init_from:` the first run's checkpoint): on own samples of prompts with target scores, relabelled with
       the scores they got, by the first run's statistics; and on the scored lists if the data has them, as in the paper.
       (The paper also drops samples far from the Pareto front; here all are kept, each with its own scores.)
@@ -80,7 +80,9 @@ class RewardsInContext(WeightedLikelihood):
     def collect(self, batch: dict) -> dict:
         lists, texts, prompts = [], [], batch["prompt"]  # lists: latents (B, K, C, h, w), rewards (B, K, R)
         if "scores" in batch:
-            lists.append((self.latents(batch, "images"), batch["scores"].float()))
+            key = "images" if batch["scores"].ndim == 3 else "image"
+            x_0, scores = self.latents(batch, key), batch["scores"].float()
+            lists.append((x_0, scores) if key == "images" else (x_0.unsqueeze(1), scores.unsqueeze(1)))
         if self.online or not lists:
             lists.append(self.sample_and_judge(batch, self.target_prompts(prompts) if self.online else None))
         for _, reward in lists:

@@ -5,40 +5,13 @@ checkpoints/shapes-sd/pairs/train.parquet`
 """
 
 import argparse
-import hashlib
 import os
-from datetime import UTC, datetime
 
 import torch
 
+from lit_align.data.pick_a_pic import row
 from lit_align.data.tables import read_table
 from lit_align.shapes.annotators import Annotator
-
-
-def row(caption: str, image_0: bytes, image_1: bytes, label_0: float, model: str, number: int, user: int) -> dict:
-    """One row of Pick-a-Pic v2 (fields and types of the published card)."""
-    uid_0, uid_1 = (hashlib.sha256(image).hexdigest()[:32] for image in (image_0, image_1))
-    best = {1.0: uid_0, 0.0: uid_1}.get(label_0, "tie")
-    return {
-        "are_different": image_0 != image_1,
-        "best_image_uid": best,
-        "caption": caption,
-        "created_at": datetime(2026, 1, 1, tzinfo=UTC).replace(tzinfo=None),
-        "has_label": True,
-        "image_0_uid": uid_0,
-        "image_0_url": "",
-        "image_1_uid": uid_1,
-        "image_1_url": "",
-        "jpg_0": image_0,
-        "jpg_1": image_1,
-        "label_0": label_0,
-        "label_1": 1 - label_0,
-        "model_0": model,
-        "model_1": model,
-        "ranking_id": number,
-        "user_id": user,
-        "num_example_per_prompt": 1,
-    }
 
 
 def make_pairs(lists, annotators: list[Annotator], model: str, seed: int, keep_ties: bool = False, flip: float = 0.0):

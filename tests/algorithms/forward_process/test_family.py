@@ -83,7 +83,7 @@ def test_the_gradient_of_an_optimizer_step_does_not_depend_on_the_minibatch(cls)
     g = torch.Generator().manual_seed(1)
     x_0, advantage = torch.randn(6, *method.policy.latent_shape, generator=g), torch.randn(6, generator=g)
     t = Sampler(4, 1.0).timesteps(method.policy)[:3].expand(6, 3)
-    collected = {"x_0": x_0, "t": t, "advantage": advantage, "cond": method.policy.condition(["a", "b"])}
+    collected = {"x_0": x_0, "t": t, "advantage": advantage, "weight": torch.ones(6), "cond": method.policy.condition(["a", "b"])}
     for minibatch in (3, 100):
         method.minibatch = minibatch
         (minibatches,) = method.optimizer_steps(collected)

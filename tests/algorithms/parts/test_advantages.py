@@ -6,7 +6,14 @@ import pytest
 import torch
 from parts import T
 
-from lit_align.algorithms.parts.advantages import Group, LeaveOneOut, PerPrompt, WinRate, local_advantages
+from lit_align.algorithms.parts.advantages import (
+    Group,
+    LeaveOneOut,
+    PerPrompt,
+    PerReward,
+    WinRate,
+    local_advantages,
+)
 
 
 def test_per_prompt_statistics():
@@ -83,3 +90,68 @@ def test_prompts_that_were_not_seen_for_long_are_forgotten():
     for t in (tracker, again):
         t(torch.tensor([4, 4]), torch.tensor([0.0, 1.0]))
         assert list(t.memory) == [3, 4]
+
+
+# Several rewards
+
+
+def gdpo(prompt, rewards, weights):
+    """GDPO as its paper has it, prompt by prompt: normalised in the group, added up, normalised over the batch."""
+    total = torch.zeros(len(prompt))
+    for k, w in enumerate(weights):
+        for p in prompt.unique():
+            r = rewards[prompt == p, k]
+            total[prompt == p] += w * (r - r.mean()) / (r.std(correction=0) + 1e-4)
+    return (total - total.mean()) / (total.std(correction=0) + 1e-4)
+
+
+def test_each_reward_is_normalised_in_its_group_before_they_are_added():
+    g = torch.Generator().manual_seed(0)
+    prompt = torch.arange(3).repeat(8)
+    rewards = torch.stack([torch.rand(24, generator=g), 1000 * torch.rand(24, generator=g), -torch.rand(24, generator=g)], 1)
+    torch.testing.assert_close(PerReward()(prompt, rewards), gdpo(prompt, rewards, [1, 1, 1]), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(PerReward([2.0, 0.5, -1.0])(prompt, rewards), gdpo(prompt, rewards, [2, 0.5, -1]), atol=1e-4, rtol=1e-4)
+    units = PerReward()(prompt, rewards * T([1e3, 1e-2, 7.0]))
+    torch.testing.assert_close(units, PerReward()(prompt, rewards), atol=2e-2, rtol=1e-2)  # no unit counts
+
+
+def test_rewards_that_a_sum_cannot_tell_apart_stay_apart():
+    """The paper's example: (0, 1), (0, 2) and (1, 1) of two rewards in {0, 1}; a sum of 1 and of 2 look alike to GRPO."""
+    prompt, both = T([0, 0, 1, 1]), T([[0.0, 0.0], [1.0, 0.0], [0.0, 0.0], [1.0, 1.0]])
+    summed = Group(global_std=False)(prompt, both.sum(1))
+    assert summed[1].item() == pytest.approx(summed[3].item(), abs=1e-3)
+    apart = PerReward()(prompt, both)
+    assert apart[3].item() == pytest.approx(2 * apart[1].item(), abs=1e-3) and apart[1] > 0 > apart[0]
+
+
+def test_a_lone_reward_or_too_few_weights_are_refused():
+    with pytest.raises(ValueError, match="there is one: use MultiReward"):
+        PerReward()(T([0, 0]), T([0.0, 1.0]))
+    with pytest.raises(ValueError, match="PerReward has 1 weights, and there are 2 rewards"):
+        PerReward([1.0])(T([0, 0]), T([[0.0, 1.0], [1.0, 0.0]]))
+
+
+# Samples that could not be scored
+
+
+@pytest.mark.parametrize("make", [Group, lambda: Group(global_std=False), PerPrompt, LeaveOneOut, WinRate, PerReward], ids=["global", "group", "prompt", "rest", "wins", "rewards"])
+def test_a_sample_without_a_score_has_advantage_zero_and_is_in_no_statistics(make):
+    names, reward = list("aabbaab"), T([1.0, 5.0, 2.0, 9.0, 4.0, 0.5, 3.0])
+    if make is PerReward:
+        reward = torch.stack([reward, reward.flip(0)], 1)
+    masked, known = reward.clone(), T([0, 2, 3, 5, 6])
+    masked[1] = torch.nan
+    masked.view(7, -1)[4, -1] = torch.nan  # one of several is enough
+    method = lambda: SimpleNamespace(all_gather=lambda x: x, advantage=make(), max_advantage=9.0, trainer=SimpleNamespace(world_size=1))
+    got = local_advantages(method(), names, masked)
+    assert not got[[1, 4]].any() and got.isfinite().all()
+    want = local_advantages(method(), [names[i] for i in known], reward[known])
+    torch.testing.assert_close(got[known], want)
+    assert want.any()
+
+
+def test_equal_rewards_of_several_have_advantage_zero():
+    prompt, rewards = torch.arange(2).repeat_interleave(24), torch.full((48, 2), 20.95)
+    rewards[24:, 0] = torch.linspace(20, 22, 24)
+    advantage = PerReward()(prompt, rewards)
+    assert not advantage[:24].any() and advantage[24:].abs().min() > 0

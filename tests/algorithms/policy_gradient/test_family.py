@@ -15,9 +15,13 @@ from lit_align.algorithms.policy_gradient.dpok import DPOK
 from lit_align.algorithms.policy_gradient.pcl import PCL
 from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient
 from lit_align.algorithms.policy_gradient.tdpo_r import TDPOR
+from lit_align.algorithms.reward_gradient.adjoint_matching import AdjointMatching
 from lit_align.algorithms.trajectory_preference.spo import SPO
+from lit_align.diffusion.sampler import Sampler
+from lit_align.diffusion.transition import DDIM
 
 EXTRA = {
+    AdjointMatching: {"rollout": Sampler(3, 2.0, DDIM(1.0)), "scale": 10.0},
     BranchGRPO: {"samples_per_prompt": 1, "splits": (0, 1)},
     SPO: {"samples_per_prompt": 1, "skip_steps": 0, "candidates": 3, "threshold": (0.0, 0.0)},
 }

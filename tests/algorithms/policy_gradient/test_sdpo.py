@@ -3,7 +3,7 @@ import torch
 from online import policy_gradient, quiet
 from parts import Darkness, T, alone, prompts, spy, trainer
 
-from lit_align.algorithms.parts.advantages import Group, PerPrompt
+from lit_align.algorithms.parts.advantages import Advantage, Group, PerPrompt
 from lit_align.algorithms.policy_gradient.policy_gradient import StepBatch
 from lit_align.algorithms.policy_gradient.sdpo import SDPO, interpolated
 from lit_align.diffusion.sampler import Sampler
@@ -15,7 +15,7 @@ def make(steps, **kwargs):
     return policy_gradient(SDPO, **(defaults | kwargs))
 
 
-class AsTheyAre(torch.nn.Module):
+class AsTheyAre(Advantage):
     """Advantages that are the rewards."""
 
     def forward(self, prompt_id, reward):

@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from online import policy_gradient
 from parts import Darkness, T, alone, prompts, rollout, spy, trainer
 
+from lit_align.algorithms.parts.advantages import Advantage
 from lit_align.algorithms.policy_gradient.tdpo_r import TDPOR
 
 make = partial(policy_gradient, TDPOR, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3))
 
 
-class AsTheyAre(torch.nn.Module):
+class AsTheyAre(Advantage):
     """Advantages that are the rewards."""
 
     def forward(self, prompt_id, reward):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from parts import Darkness, T, prompts, trainer
+from parts import BlackBox, Darkness, T, prompts, trainer
 from torch import nn
 
 from lit_align.algorithms.parts.consistency import consistency_loss
@@ -17,7 +17,6 @@ from lit_align.policies.sdxl import StableDiffusionXL
 from lit_align.policies.stable_diffusion import StableDiffusion
 from lit_align.policies.stable_diffusion3 import StableDiffusion3
 from lit_align.rewards.latent import LatentReward
-from lit_align.rewards.reward import Reward
 from lit_align.rewards.step_reward import StepReward
 
 FAMILIES = [StableDiffusion, StableDiffusionXL, StableDiffusion3]
@@ -40,15 +39,6 @@ class Linear(StepReward):
         assert len(x_t) == len(t) == len(texts)
         self.times.append(t)
         return x_t.mean((2, 3)) @ self.w + self.v * t
-
-
-class BlackBox(Reward):
-    """Darkness without a gradient."""
-
-    name, differentiable = "black box", False
-
-    def forward(self, images, texts):
-        return Darkness()(images, texts).detach()
 
 
 class Same(BlackBox):
