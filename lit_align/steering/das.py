@@ -6,7 +6,7 @@ from torch import Tensor
 from lit_align.diffusion.sampler import Sampler
 from lit_align.diffusion.state import State
 from lit_align.diffusion.transition import Gaussian
-from lit_align.rewards.reward import Reward, judge
+from lit_align.rewards.reward import Reward, judge, refuse_masks
 from lit_align.steering.particles import Particles
 from lit_align.steering.reward_guidance import RewardGuidance
 
@@ -37,6 +37,7 @@ class DAS(Particles, RewardGuidance):
     ):
         Particles.__init__(self, particles, ess)
         RewardGuidance.__init__(self, reward)
+        refuse_masks(reward, "DAS")
         if alpha <= 0 or gamma <= 0:
             raise ValueError(f"DAS: alpha and gamma are greater than 0; got {alpha} and {gamma}.")
         self.alpha, self.gamma = alpha, gamma

@@ -9,7 +9,7 @@ from lit_align.diffusion.hook import Hook
 from lit_align.diffusion.process import append_dims
 from lit_align.diffusion.state import State
 from lit_align.diffusion.transition import Gaussian
-from lit_align.rewards.reward import Reward, judge
+from lit_align.rewards.reward import Reward, judge, refuse_masks
 from lit_align.rewards.step_reward import StepReward
 
 
@@ -39,8 +39,10 @@ class Lookahead(Hook):
     def __init__(self, reward: Reward | None = None, value: StepReward | None = None):
         if (reward is None) == (value is None):
             raise ValueError(f"{type(self).__name__} takes a reward or a value network: give one of the two.")
-        self.reward = reward and reward.eval().requires_grad_(False)
-        self.value = value and value.eval().requires_grad_(False)
+        if reward is not None:
+            refuse_masks(reward, type(self).__name__)
+            reward.eval().requires_grad_(False)
+        self.reward, self.value = reward, value and value.eval().requires_grad_(False)
 
     def check(self, policy, sampler) -> None:
         if not sampler.step_std(policy)[:-1].any():
