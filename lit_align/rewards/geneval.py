@@ -226,9 +226,8 @@ class GenEval(Reward):
 
     @torch.no_grad()
     def forward(self, images: Tensor, prompts: list[str], include, tag, exclude=None) -> Tensor:
-        rows = zip(images.float(), include, tag, exclude or [None] * len(tag), strict=True)
-        with torch.autocast(images.device.type, enabled=False):
-            return torch.tensor([self.score(*row) for row in rows], device=images.device)
+        rows = zip(images, include, tag, exclude or [None] * len(tag), strict=True)
+        return torch.tensor([self.score(*row) for row in rows], device=images.device)
 
     def score(self, image: Tensor, include: list[dict], tag: str, exclude: list[dict] | None) -> float:
         objects, colors = self.objects(image, tag), lambda name, found: self.colors(image, name, found)

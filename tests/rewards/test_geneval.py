@@ -295,7 +295,7 @@ def test_a_colour_is_the_most_likely_by_the_mean_of_three_sentences(reward):
             texts.append(unit(unit(reward.model.get_text_features(**tokens).pooler_output).mean(0)))
     for image in images:
         with torch.no_grad():
-            feature = reward.model.get_image_features(pixel_values=geneval.pixels(reward.clip, image[None])).pooler_output[0]
+            feature = reward.model.get_image_features(pixel_values=geneval.pixels(reward.model, image[None])).pooler_output[0]
         want = COLORS[int(torch.stack([feature @ text for text in texts]).argmax())]
         with torch.no_grad():
             assert reward.colors(image, "hot dog", [Detection((0, 0, 16, 16), 0.9, mask)]) == [want]
