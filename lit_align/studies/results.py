@@ -10,7 +10,16 @@ from statistics import mean
 
 from lit_align.configs import CONFIGS, load_config
 from lit_align.paths import ROOT
-from lit_align.studies.runs import alternatives, fit_and_test, half_interval, markdown, read_records, write_records
+from lit_align.shapes import WORLD
+from lit_align.studies.runs import (
+    alternatives,
+    fit_and_test,
+    half_interval,
+    markdown,
+    read_records,
+    world_of,
+    write_records,
+)
 
 RUNS, RECORDS, PAGE = Path("checkpoints/results"), ROOT / "docs/results.json", ROOT / "docs/results.md"
 SKILLS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
@@ -48,6 +57,12 @@ Methods are sampled in three ways, and gains compare only within one of them, be
 
 Learning rates were chosen in trials of two to ten minutes on the first 128 to 256 of these prompts with another seed,
 except where a config says that its rate is untuned. [what_loses.md](what_loses.md) says why some methods lose.
+"""
+EARLIER = """# Measured in an earlier world
+
+The rows below were measured with another judge, other base models and other data, and are to be run again. They do not
+compare with the rows above. World 1: the judge took an object as small below a radius of 9 pixels and as large above,
+and accepted relations from a component of 0.5 on and colours half way to the next.
 """
 
 
@@ -94,7 +109,7 @@ def notes(records: dict, time: str, budget: dict[str, int]) -> str:
     return "".join(f"\n† {', '.join(methods)}: {what}.\n" for what, methods in lines.items())
 
 
-def section(records: dict, time: str, budget: dict[str, int]) -> str:
+def section(records: dict, time: str, budget: dict[str, int], world: int) -> str:
     """The table of the runs measured at `time`, largest gain first, and its notes."""
     found = {m: list(seeds.values()) for m, seeds in records[time].items() if seeds}
     name = lambda m: f"`{m}`" + ("" if f"{budget[m]} s" == time else " †")
@@ -102,16 +117,31 @@ def section(records: dict, time: str, budget: dict[str, int]) -> str:
     runs = [r for several in found.values() for r in several]
     prompts = alternatives(r["exact"]["all"]["n"] for r in runs)
     machine = f"{alternatives(r['cores'] for r in runs)} core(s), {alternatives(r['machine'] for r in runs)}"
-    head = f"## {time} of training\n\n{prompts} held-out prompts; {machine}.\n\n"
+    earlier = "" if world == WORLD else f"World {world}: "
+    head = f"## {earlier}{time} of training\n\n{prompts} held-out prompts; {machine}.\n\n"
     return head + markdown(HEADS, rows) + notes(records, time, budget)
 
 
+def of_world(records: dict, world: int) -> dict:
+    """The records of one world, by time in seconds."""
+    found: dict = {}
+    for time in sorted(records, key=lambda t: int(t.split()[0])):
+        for method, seeds in records[time].items():
+            if runs := {seed: run for seed, run in seeds.items() if world_of(run) == world}:
+                found.setdefault(time, {})[method] = runs
+    return found
+
+
 def write(records: dict) -> None:
-    """Writes the page from the records {time: {method: {seed: run}}}."""
-    budget, times = budgets(), sorted((t for t in records if any(records[t].values())), key=lambda t: int(t.split()[0]))
-    if gone := {m for t in times for m in records[t]} - set(budget):
+    """Writes the page from the records {time: {method: {seed: run}}}, those of earlier worlds at the end."""
+    budget, parts = budgets(), [INTRO]
+    if gone := {m for methods in records.values() for m, seeds in methods.items() if seeds} - set(budget):
         raise SystemExit(f"{RECORDS} has {sorted(gone)[0]}, but no configs/shapes/{sorted(gone)[0]}.yaml has a budget.")
-    PAGE.write_text("\n".join([INTRO, *(section(records, time, budget) for time in times)]))
+    for world in range(WORLD, 0, -1):
+        found = of_world(records, world)
+        parts += [EARLIER] if found and world < WORLD and EARLIER not in parts else []
+        parts += [section(found, time, budget, world) for time in found]
+    PAGE.write_text("\n".join(parts))
     print(PAGE.read_text())
 
 
@@ -132,7 +162,7 @@ def main(args: list[str] | None = None) -> None:
         for method in methods:
             seconds = args.seconds or budget[method]
             done = records.setdefault(f"{seconds} s", {}).setdefault(method, {})
-            if args.again or str(seed) not in done:
+            if args.again or world_of(done.get(str(seed), {})) != WORLD:
                 done[str(seed)] = fit_and_test(method, seed, seconds, args.test_batches, RUNS)
                 write_records(RECORDS, records)
     write(records)
