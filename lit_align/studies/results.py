@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import mean
 
 from lit_align.configs import CONFIGS, load_config
+from lit_align.diffusion.budget import COSTS as CALLS
 from lit_align.paths import ROOT
 from lit_align.shapes import WORLD
 from lit_align.studies.runs import (
@@ -17,6 +18,7 @@ from lit_align.studies.runs import (
     half_interval,
     markdown,
     read_records,
+    steer_and_test,
     world_of,
     write_records,
 )
@@ -25,6 +27,8 @@ RUNS, RECORDS, PAGE = Path("checkpoints/results"), ROOT / "docs/results.json", R
 SKILLS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 HEADS = ["method", "exact accuracy", "gain, 95 % interval", "seeds: least .. most (n)", *SKILLS, "train reward"]
 HEADS += ["implicit accuracy", "diversity", "drift", "training seconds", "batches", "peak MB"]
+TRAINED = ("train reward", "implicit accuracy", "training seconds", "batches", "peak MB")  # of no use for steering
+COSTS = ["network forwards", "backwards", "decodes", "reward calls"]  # per prompt
 INTRO = """# Results on Shapes
 
 Written by `make results`. Each method starts from `checkpoints/shapes-sd` or `checkpoints/shapes-flow` and trains for
@@ -67,9 +71,10 @@ and accepted relations from a component of 0.5 on and colours half way to the ne
 
 
 def budgets() -> dict[str, int]:
-    """Training seconds of every method: the configs of configs/shapes that name a `budget`."""
+    """Training seconds of every method: the configs of configs/shapes that name a `budget`, and 0 for Steered."""
     found = {path.stem: load_config(str(path)) for path in sorted((CONFIGS / "shapes").glob("*.yaml"))}
-    return {name: config["budget"] for name, config in found.items() if "budget" in config}
+    given = {name: config.get("budget", 0) for name, config in found.items()}
+    return {name: s for name, s in given.items() if s or found[name]["model"]["class_path"] == "Steered"}
 
 
 def row(method: str, runs: list[dict]) -> tuple[float, list[str]]:
@@ -99,6 +104,12 @@ def row(method: str, runs: list[dict]) -> tuple[float, list[str]]:
     ]
 
 
+def steered(cells: list[str], runs: list[dict]) -> list[str]:
+    """The cells of a row of steering: those of training give way to the cost."""
+    kept = [cell for head, cell in zip(HEADS, cells) if head not in TRAINED]
+    return kept + [f"{mean(r.get(f'test/cost/{name}', 0) for r in runs):.0f}" for name in CALLS]
+
+
 def notes(records: dict, time: str, budget: dict[str, int]) -> str:
     """The methods measured at `time` that have another budget, a line for each budget."""
     lines: dict[str, list[str]] = {}
@@ -113,13 +124,17 @@ def section(records: dict, time: str, budget: dict[str, int], world: int) -> str
     """The table of the runs measured at `time`, largest gain first, and its notes."""
     found = {m: list(seeds.values()) for m, seeds in records[time].items() if seeds}
     name = lambda m: f"`{m}`" + ("" if f"{budget[m]} s" == time else " †")
-    rows = [cells for _, cells in sorted((row(name(m), runs) for m, runs in found.items()), reverse=True)]
+    rows = sorted(((*row(name(m), runs), runs) for m, runs in found.items()), key=lambda r: r[:2], reverse=True)
     runs = [r for several in found.values() for r in several]
     prompts = alternatives(r["exact"]["all"]["n"] for r in runs)
     machine = f"{alternatives(r['cores'] for r in runs)} core(s), {alternatives(r['machine'] for r in runs)}"
     earlier = "" if world == WORLD else f"World {world}: "
-    head = f"## {earlier}{time} of training\n\n{prompts} held-out prompts; {machine}.\n\n"
-    return head + markdown(HEADS, rows) + notes(records, time, budget)
+    what = "Steering, without training" if time == "0 s" else f"{time} of training"
+    head = f"## {earlier}{what}\n\n{prompts} held-out prompts; {machine}.\n\n"
+    if time == "0 s":
+        heads = [h for h in HEADS if h not in TRAINED] + COSTS
+        return head + markdown(heads, [steered(cells, runs) for _, cells, runs in rows])
+    return head + markdown(HEADS, [cells for _, cells, _ in rows]) + notes(records, time, budget)
 
 
 def of_world(records: dict, world: int) -> dict:
@@ -160,10 +175,13 @@ def main(args: list[str] | None = None) -> None:
     records = read_records(RECORDS)
     for seed in args.seeds:
         for method in methods:
-            seconds = args.seconds or budget[method]
+            seconds = budget[method] and (args.seconds or budget[method])
             done = records.setdefault(f"{seconds} s", {}).setdefault(method, {})
             if args.again or world_of(done.get(str(seed), {})) != WORLD:
-                done[str(seed)] = fit_and_test(method, seed, seconds, args.test_batches, RUNS)
+                if seconds:
+                    done[str(seed)] = fit_and_test(method, seed, seconds, args.test_batches, RUNS)
+                else:
+                    done[str(seed)] = steer_and_test(method, seed, args.test_batches, RUNS)
                 write_records(RECORDS, records)
     write(records)
 

@@ -31,7 +31,7 @@ def rows(page):
 
 def test_every_method_of_the_table_names_its_budget():
     budget = results.budgets()
-    assert {"dpo", "ddpo", "draft_k", "nft", "sft"} <= set(budget) and all(seconds > 0 for seconds in budget.values())
+    assert {"dpo", "ddpo", "draft_k", "nft", "sft"} <= set(budget) and all(seconds >= 0 for seconds in budget.values())
     assert budget["d3po"] == budget["ddpo"] == budget["spo"] == budget["lpo"]  # all of them sample while they train
 
 
@@ -64,6 +64,20 @@ def test_rows_of_an_earlier_world_stand_apart_and_are_repeated(monkeypatch):
     monkeypatch.setattr(results, "fit_and_test", lambda method, seed, *rest: asked.append(seed) or run(0.2, 120))
     results.main(["--methods", "dpo", "--seeds", "1", "2"])
     assert asked == [2] and "earlier" not in results.PAGE.read_text()
+
+
+def test_steering_has_a_table_of_its_own_with_its_cost(monkeypatch):
+    budget = results.budgets()
+    assert budget["best_of_n"] == budget["das"] == 0 and "train_reward" not in budget
+    asked, cost = [], {"test/cost/nfe_forward": 40.0, "test/cost/reward_calls": 4.0}
+    monkeypatch.setattr(results, "steer_and_test", lambda method, seed, *rest: asked.append((method, seed)) or run(0.2, 0) | cost)
+    results.main(["--methods", "best_of_n", "--seeds", "1", "2", "--seconds", "7"])
+    page = results.PAGE.read_text()
+    assert asked == [("best_of_n", 1), ("best_of_n", 2)] and "## Steering, without training" in page
+    heads = next(line for line in page.splitlines() if line.startswith("| method")).strip("| ").split(" | ")
+    cells = dict(zip(heads, next(line for line in page.splitlines() if line.startswith("| `best_of_n`")).strip("| ").split(" | ")))
+    assert cells["gain, 95 % interval"] == "+0.200 [+0.100, +0.300]" and "training seconds" not in cells
+    assert [cells[name] for name in results.COSTS] == ["40", "0", "0", "4"]
 
 
 def test_the_page_is_what_the_records_say():
