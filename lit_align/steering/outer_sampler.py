@@ -50,7 +50,6 @@ class OuterSampler(Sampler):
             refuse_masks(reward, type(self).__name__)
         self.reward, self.sampler = reward and reward.eval().requires_grad_(False), sampler or Sampler()
         inner = self.sampler
-        refuse_masks(reward, type(self).__name__)
         super().__init__(
             inner.steps, inner.guidance_scale, inner.transition, list(inner.steering), inner.minibatch, max_nfe
         )

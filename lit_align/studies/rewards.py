@@ -63,8 +63,7 @@ def rewards() -> dict[str, list[type]]:
     found: dict[str, list[type]] = {}
     for cls in sorted(subclasses(Reward), key=lambda c: c.__name__.lower()):
         package, room = f"{cls.__module__}.".split(".")[:2]  # a class may come from a script
-        base = is_base(cls) or inspect.getdoc(cls).startswith("Base of")
-        if package == "lit_align" and room != "algorithms" and not base:
+        if package == "lit_align" and room != "algorithms" and not is_base(cls):
             found.setdefault(room, []).append(cls)
     return found
 

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -312,7 +313,7 @@ def test_a_method_that_needs_every_sample_says_so(tmp_path):
 
 def test_judge_carries_what_could_not_be_scored():
     class Decoder:
-        decode = staticmethod(lambda x: x)
+        decode, calls = staticmethod(lambda x: x), Counter()
 
     with scripted_server(fails_at(1)) as (url, _):
         images = torch.rand(3, 3, 2, 2)
