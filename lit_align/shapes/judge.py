@@ -160,6 +160,9 @@ class ShapesAmbiguity(Reward):
 
     name = "ambiguous"
     differentiable = False
+    artefact = "none: reads the image back exactly"
+    scale = "0 or 1"
+    blind_to = "all that no margin of the judge decides"
 
     def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
         return ambiguous(images, prompts).to(images.device)
