@@ -161,8 +161,8 @@ class ShapesAmbiguity(Reward):
     name = "ambiguous"
     differentiable = False
     artefact = "none: reads the image back exactly"
-    scale = "0 or 1; their mean is a share"
-    blind_to = "all but the judge's margins"
+    scale = "0 or 1"
+    blind_to = "all that no margin of the judge decides"
 
     def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
         return ambiguous(images, prompts).to(images.device)

@@ -37,7 +37,7 @@ seeds. Each config names the training time of its method as `budget`. A row that
 with † and listed under its table; compare it only with rows of the same training seconds.
 
 Methods are sampled in three ways, and gains compare only within one of them, because guidance and sampler alone take
-`shapes-sd` from 0.39 to 0.53:
+`shapes-sd` from 0.46 to 0.53:
 
 - methods on pairs or lists, `online_dpo`, `nash_md`, `spin` and the reward-weighted methods: 15 deterministic steps at
   guidance 3;
