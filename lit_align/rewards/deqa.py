@@ -29,7 +29,7 @@ class DeQA(Reward):
     """
 
     name, differentiable = "deqa", True
-    artefact = "zhiyuanyou/DeQA-Score-Mix3"
+    artefact = "`zhiyuanyou/DeQA-Score-Mix3`"
     licence = "MIT"
     scale = "1 (bad) to 5 (excellent)"
     blind_to = "the prompt: quality alone"

@@ -28,7 +28,7 @@ class HPSv3(Reward):
     """
 
     name, differentiable = "hpsv3", True
-    artefact = "MizzenAI/HPSv3, HPSv3.safetensors; Qwen/Qwen2-VL-7B-Instruct for config and tokenizer"
+    artefact = "`MizzenAI/HPSv3`, `HPSv3.safetensors`; configuration and tokenizer of `Qwen/Qwen2-VL-7B-Instruct`"
     licence = "MIT"
     scale = "mu, unbounded; about -2 to 15"
     blind_to = "detail beyond 448 x 448 pixels"

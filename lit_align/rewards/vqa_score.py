@@ -50,7 +50,7 @@ class VQAScore(Reward):
     """
 
     name, differentiable = "vqascore", True
-    artefact = "zhiqiulin/clip-flant5-xxl or -xl; openai/clip-vit-large-patch14-336 for its config"
+    artefact = "`zhiqiulin/clip-flant5-xxl` or -xl; configuration of `openai/clip-vit-large-patch14-336`"
     licence = "Apache-2.0"
     scale = "a probability, 0 to 1"
     blind_to = "detail beyond 336 x 336 pixels; whether the picture is beautiful"
