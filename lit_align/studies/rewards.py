@@ -61,10 +61,11 @@ def rewards() -> dict[str, list[type]]:
     from lit_align.rewards.reward import Reward
 
     found: dict[str, list[type]] = {}
-    for cls in sorted(subclasses(Reward), key=lambda c: c.__name__.lower()):
-        package, room = f"{cls.__module__}.".split(".")[:2]  # a class may come from a script
+    ours = (cls for cls in subclasses(Reward) if cls.__module__.startswith("lit_align."))
+    for cls in sorted(ours, key=lambda c: c.__name__.lower()):
+        room = cls.__module__.split(".")[1]
         base = is_base(cls) or inspect.getdoc(cls).startswith("Base of")
-        if package == "lit_align" and room != "algorithms" and not base:
+        if room != "algorithms" and not base:
             found.setdefault(room, []).append(cls)
     return found
 
