@@ -53,7 +53,7 @@ def steering() -> list[type]:
     from lit_align.diffusion.sampler import Sampler
 
     found = [c for base in (Hook, Sampler) for c in subclasses(base) if c.__module__.startswith("lit_align.steering.")]
-    return sorted((c for c in found if not is_base(c)), key=lambda c: c.__name__.lower())
+    return sorted((c for c in found if not is_base(c) and c.__name__[0] != "_"), key=lambda c: c.__name__.lower())
 
 
 def configs() -> dict[str, list[str]]:
@@ -67,9 +67,10 @@ def configs() -> dict[str, list[str]]:
 
 
 def is_base(cls: type) -> bool:
-    """Whether a class leaves its equation to subclasses: it is abstract, or its file has the name of its folder."""
+    """Whether a class leaves its equation to subclasses: it is abstract, it says so, or its file has the name of its
+    folder."""
     abstract = any(getattr(getattr(cls, name), "__isabstractmethod__", False) for name in dir(cls))
-    return abstract or cls.__module__.split(".")[-1] == cls.__module__.split(".")[-2]
+    return abstract or (cls.__doc__ or "").startswith("Base of") or cls.__module__.split(".")[-1] == cls.__module__.split(".")[-2]
 
 
 def links(cls: type) -> list[str]:
