@@ -70,7 +70,7 @@ class Predictor:
         for hook in sampler.steering:
             more = [m for m in vars(Hook) if not m.startswith("_") and callable(getattr(Hook, m))]
             more = [m for m in more if m not in Predictor.USED and getattr(type(hook), m) is not getattr(Hook, m)]
-            if more or hook.needs_start:
+            if more or hook.needs_start or hook.splits:
                 name = type(hook).__name__
                 raise ValueError(f"{who} inverts what a sampler predicts, and {name} does more: leave {name} out.")
 

@@ -42,7 +42,7 @@ def improbability(noise: Tensor, block: int = 4, permutations: int = 100, seed: 
     return -(log_p(flat) + shuffled)
 
 
-class Injected(Hook):
+class _Injected(Hook):
     """Steps draw given noise in place of random noise.
 
     Args:
@@ -143,7 +143,7 @@ class DNO(NoiseOptimizer):
 
     def drawn(self, policy, start, z: Tensor, noisy: list[int], hooks, grad: bool) -> Tensor:
         """x_0 of noise z (P, 1 + N, ...)."""
-        return self.draw(policy, start, z[:, 0], (Injected(z[:, 1:], noisy), *hooks), grad).x
+        return self.draw(policy, start, z[:, 0], (_Injected(z[:, 1:], noisy), *hooks), grad).x
 
     def scored(self, policy, start, image: Tensor) -> Tensor:
         policy.calls["reward_calls"] += len(image)

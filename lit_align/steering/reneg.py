@@ -11,7 +11,7 @@ from lit_align.steering.outer_sampler import Best
 from lit_align.steering.reward_guidance import check_gradient
 
 
-class Negative(Hook):
+class _Negative(Hook):
     """Guidance leads away from given text embeddings.
 
     Args:
@@ -73,7 +73,7 @@ class ReNeg(NoiseOptimizer):
             state = self.start(start)
             with torch.set_grad_enabled(not last):
                 grad = None if last else last_k(self.steps, self.last_steps)
-                state = self.sampler.run(policy, state, (*hooks, Negative(text)), grad)
+                state = self.sampler.run(policy, state, (*hooks, _Negative(text)), grad)
                 reward = self.score(policy, state)
             best.offer(state.x.detach(), reward.detach())
             if last:

@@ -10,6 +10,7 @@ from lit_align.diffusion.sampler import Sampler
 from lit_align.diffusion.state import State
 from lit_align.diffusion.transition import DDIM
 from lit_align.policies.stable_diffusion3 import StableDiffusion3
+from lit_align.steering.cfgpp import CFGPlusPlus
 from lit_align.steering.doodl import DOODL
 from lit_align.steering.dps import DPS
 from lit_align.steering.edict import EDICT
@@ -140,5 +141,7 @@ def test_costs_and_what_it_cannot_do():
         DOODL(Darkness(), sampler=Sampler(2, 1.0, DDIM(1.0)))(still(), PROMPTS)
     with pytest.raises(ValueError, match="DOODL inverts what a sampler predicts, and DPS does more: leave DPS out"):
         DOODL(Darkness(), sampler=Sampler(2, 1.0, steering=[DPS(Darkness())]))(still(), PROMPTS)
+    with pytest.raises(ValueError, match="and CFGPlusPlus does more"):
+        DOODL(Darkness(), sampler=Sampler(2, 0.6, steering=[CFGPlusPlus()]))(still(), PROMPTS)
     with pytest.raises(ValueError, match="DOODL needs the reward's gradient"):
         DOODL(BlackBox())(still(), PROMPTS)
