@@ -59,14 +59,13 @@ class ConfigFile(ActionConfigFile):
         parser.reading = ""
 
 
-TINY = {"pretrained": "tiny", "dtype": "float32", "resolution": 32} | dict.fromkeys(
+TINY = {"pretrained": "tiny", "dtype": "float32", "resolution": 32, "cell": 2, "blend_cell": 2} | dict.fromkeys(
     ("vae", "lora", "quantize", "checkpoint")
 )
 FEW = {"samples_per_prompt": 2, "updates": 1, "accumulate": 1}
-FEW_SAMPLED = FEW | {  # in a sampler, and in what it holds
-    **{"steps": 4, "n": 2, "populations": 2, "noises": 2, "candidates": 2, "branches": 2, "ode_steps": 2},
-    **{"starts": 4, "budget": 12},
-}
+FEW_SAMPLED = FEW | {"steps": 4, "n": 2}  # in a sampler, and in what it holds
+FEW_SAMPLED |= {"populations": 2, "noises": 2, "candidates": 2, "ode_steps": 2, "starts": 4, "budget": 12}
+FEW_SAMPLED |= {"branches": 2, "iterations": 2, "rounds": 1, "final_updates": 1, "refinements": 1, "perturbed": 2}
 
 
 def shrink(config, few: dict = FEW) -> None:
@@ -129,7 +128,7 @@ class CLI(LightningCLI):
         except ArgumentError:
             return None
         finally:
-            self.parser.exit_on_error = True
+            self.parser.exit_on_error, self._parser(self.subcommand).reading = True, ""
         shrink_if_asked(config)
         return self.plain(config)
 
@@ -138,7 +137,7 @@ class CLI(LightningCLI):
         below it a folder named after what flags change of the training: see `lit_align.run_folder`. Exactly the typed
         --trainer.default_root_dir."""
         given = self._get(self.config, "trainer").default_root_dir
-        if any(word.startswith("--trainer.def") for word in self.typed):  # flags may be cut short
+        if given and any(word.startswith("--trainer.def") for word in self.typed):  # flags may be cut short
             run_folder.check(Path(given), self.training, self.subcommand, ckpt_path)
             return Path(given)
         files = [Path(str(f)) for f in self._get(self.config, "config") or []]

@@ -21,6 +21,8 @@ class Hook:
     """
 
     replaces: tuple[str, ...] = ()  # the methods that do not call the hook inside
+    needs_start = False  # True if `predict` needs what `on_init` has set
+    splits = False  # True if `predict` takes x_0 and eps from two predictions
 
     def check(self, policy, sampler: "Sampler") -> None:
         """Raises ValueError if the hook cannot work, or would do nothing, with this policy and sampler."""

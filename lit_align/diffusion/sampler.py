@@ -114,6 +114,11 @@ class Sampler:
         """The distribution of x_s given x_t (P, ...) under the policy as it is now and the steering hooks, and the
         estimates of x_0 and eps; times (P,)."""
         hooks = (*self.steering, PLAIN)
+        if starting := next((hook for hook in hooks if hook.needs_start), None):
+            raise ValueError(
+                f"{type(starting).__name__} predicts by what it has set at a run's start, so its steps cannot be "
+                "evaluated one by one: use it in sampler, not in a method's rollout."
+            )
         state = State(x_t.float(), cond, t=t, s=s, needs_grad=True, hooks=hooks)
         hooks[0].predict(policy, state, self)
         return hooks[0].transition(policy, state, self), state.x0, state.eps
@@ -190,15 +195,17 @@ class Sampler:
             state.trajectory = self._trajectory(state)
         return state
 
-    def estimate(self, policy, state: State) -> None:
-        """Sets state.x0 and state.eps, at state.x and state.t, by the hooks' `predict`, a minibatch at a time."""
+    def estimate(self, policy, state: State, hook: Hook | None = None) -> None:
+        """Sets state.x0 and state.eps, at state.x and state.t, by `predict` of a hook and those inside it (default: of
+        all), a minibatch at a time."""
+        hook = hook or state.hooks[0]
         rows = torch.arange(len(state.x)).split(state.minibatch or len(state.x))
         if len(rows) == 1:
-            state.hooks[0].predict(policy, state, self)
+            hook.predict(policy, state, self)
             return
         parts = [state.part(some) for some in rows]
         for part in parts:
-            state.hooks[0].predict(policy, part, self)
+            hook.predict(policy, part, self)
         state.join(parts)
 
     def at(self, policy, state: State, x: Tensor, i: int) -> State:

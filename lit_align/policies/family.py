@@ -28,6 +28,7 @@ class Family(nn.Module):
     grid: Grid | None = None  # the pipeline's own sampling grid; None: the scheduler's
     patch = 1  # side of the squares of latents that are one token
     packs = False  # whether `predict` packs a square into channels
+    text_first: bool | None = None  # text before image tokens in joint attention; None: not known (see attention.py)
     image_axes = 3  # of one sample before encoding: (3, H, W), or 4 for a video (F, 3, H, W)
 
     def default_resolution(self) -> int | tuple[int, int]:
@@ -85,6 +86,11 @@ class Family(nn.Module):
             return text.mean(1)
         mask = mask.float()
         return (text * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+
+    def spans(self, prompt: str) -> list[tuple[int, int]]:
+        """Characters (start, end) of the prompt that each position of the conditioning's `text` stands for; (0, 0) for
+        special tokens and padding. Raises ValueError for a family that puts the prompt into a template."""
+        raise ValueError(f"which tokens a word has is not known of {type(self).__name__}: use another family.")
 
     @abstractmethod
     def predict(self, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from lit_align.policies.adapters import JOINT_ATTENTION
+from lit_align.policies.attention import token_spans
 from lit_align.policies.packing import grid_ids, pack, unpack
 from lit_align.policies.policy import Policy
 
@@ -25,6 +26,7 @@ class Flux(Policy):
     lora_targets = JOINT_ATTENTION
     grid = "inverse"
     patch, packs = 2, True
+    text_first = True
 
     def __init__(self, *args, distilled_guidance: float = 3.5, max_sequence_length: int = 512, **kwargs):
         super().__init__(*args, **kwargs)
@@ -35,6 +37,9 @@ class Flux(Policy):
         length = self.max_sequence_length
         text, pooled, _ = self.pipe.encode_prompt(prompts, device=device, max_sequence_length=length)
         return {"text": text, "pooled": pooled}  # (B, L, D), (B, D')
+
+    def spans(self, prompt):
+        return token_spans(self.pipe.tokenizer_2, prompt, self.max_sequence_length)
 
     def predict(self, x_t, t, cond):
         h, w = x_t.shape[2:]

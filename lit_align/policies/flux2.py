@@ -32,6 +32,7 @@ class Flux2(Policy):
     encoder_names = ("text_encoder",)
     vae_class = "AutoencoderKLFlux2"
     grid = "inverse"
+    text_first = True
 
     def __init__(self, *args, distilled_guidance: float = 4.0, max_sequence_length: int = 512, **kwargs):
         super().__init__(*args, **kwargs)

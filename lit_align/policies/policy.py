@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lit_align.diffusion.conditioning import cast_conditioning, cat_conditioning
 from lit_align.policies import codec, loading, lora_files, refusals, saving
 from lit_align.policies.adapters import Adapter, Frozen, Full, LoRA
+from lit_align.policies.attention import Record, Replace, attention
 from lit_align.policies.family import Family
 from lit_align.policies.versions import OLD, REFERENCE, Versions
 
@@ -188,6 +189,10 @@ class Policy(Family):
         self.calls["nfe_forward"] += n
         if pred.requires_grad:
             pred.register_hook(lambda _: self.calls.update(nfe_backward=n))
+
+    def attention(self, record: Record | None = None, replace: Replace | None = None):
+        """Inside, the denoiser's attention is read and replaced; see `attention.attention`."""
+        return attention(self, record, replace)
 
     # The reference p_ref, and older policies
 

@@ -22,6 +22,7 @@ class QwenImage(Policy):
     vae_class = "AutoencoderKLQwenImage"
     grid = "inverse"
     patch, packs = 2, True
+    text_first = True
 
     def __init__(self, *args, max_sequence_length: int = 512, **kwargs):
         super().__init__(*args, **kwargs)

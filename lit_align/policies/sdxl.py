@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from lit_align.policies.attention import token_spans
 from lit_align.policies.policy import Policy
 
 
@@ -29,6 +30,9 @@ class StableDiffusionXL(Policy):
         if self.pipe.config.force_zeros_for_empty_prompt:
             null |= {k: torch.zeros_like(null[k]) for k in ("text", "pooled")}
         return null
+
+    def spans(self, prompt):
+        return token_spans(self.pipe.tokenizer, prompt, self.pipe.tokenizer.model_max_length)
 
     def predict(self, x_t, t, cond):
         added = {"text_embeds": cond["pooled"], "time_ids": cond["time_ids"]}

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from lit_align.policies.attention import token_spans
 from lit_align.policies.policy import Policy
 
 
@@ -16,6 +17,9 @@ class StableDiffusion(Policy):
     def embed(self, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
         text, _ = self.pipe.encode_prompt(prompts, device, 1, False)
         return {"text": text}  # (B, L, D)
+
+    def spans(self, prompt):
+        return token_spans(self.pipe.tokenizer, prompt, self.pipe.tokenizer.model_max_length)
 
     def predict(self, x_t, t, cond):
         return self.denoiser(x_t, t, cond["text"]).sample

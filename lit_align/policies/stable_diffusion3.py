@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from lit_align.policies.attention import token_spans
 from lit_align.policies.policy import Policy
 
 
@@ -19,6 +20,7 @@ class StableDiffusion3(Policy):
     pipeline_class = "StableDiffusion3Pipeline"
     denoiser_name = "transformer"
     encoder_names = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    text_first = False
 
     def __init__(self, *args, max_sequence_length: int = 256, drop_t5: bool = False, **kwargs):
         if drop_t5:
@@ -36,6 +38,13 @@ class StableDiffusion3(Policy):
             prompts, None, None, device, do_classifier_free_guidance=False, max_sequence_length=self.max_sequence_length
         )
         return {"text": text, "pooled": pooled}  # (B, L, D), (B, D')
+
+    def spans(self, prompt):
+        clip, t5 = self.pipe.tokenizer, self.pipe.tokenizer_3
+        first = token_spans(clip, prompt, self.pipe.tokenizer_max_length)
+        if self.pipe.text_encoder_3 is None:
+            return first + [(0, 0)] * self.max_sequence_length
+        return first + token_spans(t5, prompt, self.max_sequence_length)
 
     def predict(self, x_t, t, cond):
         t = t * self.process.num_train_timesteps

@@ -25,6 +25,9 @@ class AutoGuidance(Hook):
         elif not policy.has_reference:
             raise ValueError("AutoGuidance: this policy has no reference to lead away from: name a weaker model, weak.")
 
+    def nfe(self, inside, steps):
+        return inside + steps
+
     def predict(self, policy, state, sampler):
         super().predict(policy, state, sampler)
         with torch.set_grad_enabled(state.needs_grad and torch.is_grad_enabled()):

@@ -12,6 +12,8 @@ class CFGPlusPlus(Hook):
     guidance is distilled.
     """
 
+    splits = True
+
     def check(self, policy, sampler):
         if not 0 <= sampler.guidance_scale <= 1:
             raise ValueError(

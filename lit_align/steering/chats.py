@@ -28,6 +28,9 @@ class CHATS(Hook):
             raise ValueError("CHATS: with guidance_scale 1 (s = 0) the losing policy does nothing: set 6 (s = 5).")
         check_alike("CHATS", policy, self.lose)
 
+    def nfe(self, inside, steps):
+        return 2 * steps
+
     def predict(self, policy, state, sampler):
         null = policy.null(len(state.x)) if state.null is None else state.null
         null, cond = fill_conditioning([null, state.cond])

@@ -39,6 +39,9 @@ class DPS(RewardGuidance):
                 "scale, or size absolute."
             )
 
+    def nfe(self, inside, steps):
+        return inside * (2 if self.through_denoiser else 1)
+
     def predict(self, policy, state, sampler):
         gradient = self.gradient(policy, state, sampler)
         if self.size == "guidance":

@@ -36,7 +36,7 @@ class OuterSampler(Sampler):
     overrides `search`, and `check` where it cannot work with every inner sampler.
 
     Args:
-        reward: of finished samples.
+        reward: of finished samples; None for methods without one.
         sampler: the inner sampler (default: 50 DDIM steps, guidance 7.5).
         max_nfe: network forwards and backwards that a prompt may take, guidance included. The search ends where its
             next run would take more.
@@ -45,10 +45,11 @@ class OuterSampler(Sampler):
     needs_steps = False  # True if it runs single steps, which an OuterSampler inside does not have
     takes_several_rewards = False  # True if it ranks by a reward of R numbers
 
-    def __init__(self, reward: Reward, sampler: Sampler | None = None, max_nfe: int | None = None):
-        self.reward, self.sampler = reward.eval().requires_grad_(False), sampler or Sampler()
+    def __init__(self, reward: Reward | None, sampler: Sampler | None = None, max_nfe: int | None = None):
+        if reward is not None:
+            refuse_masks(reward, type(self).__name__)
+        self.reward, self.sampler = reward and reward.eval().requires_grad_(False), sampler or Sampler()
         inner = self.sampler
-        refuse_masks(reward, type(self).__name__)
         super().__init__(
             inner.steps, inner.guidance_scale, inner.transition, list(inner.steering), inner.minibatch, max_nfe
         )

@@ -9,7 +9,7 @@ from lit_align.diffusion.hook import Hook
 from lit_align.diffusion.process import append_dims
 from lit_align.diffusion.sampler import Sampler
 from lit_align.diffusion.state import State, randn_like
-from lit_align.rewards.reward import Reward, judge
+from lit_align.rewards.reward import Reward, judge, refuse_masks
 
 
 def check_gradient(who: str, reward: Reward | None = None) -> None:
@@ -45,6 +45,7 @@ class RewardGuidance(Hook):
     through_denoiser = True  # False: the network's output is a constant, and x_0-hat depends on x_t by formula alone
 
     def __init__(self, reward: Reward):
+        refuse_masks(reward, type(self).__name__)
         self.reward = reward.eval().requires_grad_(False)
 
     def check(self, policy, sampler: Sampler) -> None:
@@ -69,9 +70,8 @@ class RewardGuidance(Hook):
             state.branches = {name: branch.detach() for name, branch in leaf.branches.items()}
         return gradient
 
-    def again(self, policy, state: State, sampler: Sampler) -> None:
-        """Draws x_t anew: a step to x_s by this hook and those inside, and noise back to t (time travel, or
-        self-recurrence)."""
-        self.predict(policy, state, sampler)
+    def travel(self, policy, state: State, sampler: Sampler) -> None:
+        """Draws x_t anew from a state with its prediction: the step to x_s by this hook and those inside, and noise
+        back to t (time travel, or self-recurrence)."""
         x_s = self.propose(policy, state, self.transition(policy, state, sampler))
         state.x = policy.process.renoise(x_s, randn_like(x_s, state.generators), state.s, state.t)

@@ -11,7 +11,7 @@ def frozen(policy: Policy | None) -> Policy | None:
 
 
 def check_alike(who: str, policy, other: Policy) -> None:
-    """Raises ValueError unless the two denoise the same latents with the same noise."""
+    """Raises ValueError unless the two denoise the same latents with the same noise. Calls of both count as one's."""
     if policy.latent_shape != other.latent_shape:
         raise ValueError(
             f"{who}: its policy denoises latents of shape {tuple(other.latent_shape)} and the sampled one "
@@ -22,3 +22,4 @@ def check_alike(who: str, policy, other: Policy) -> None:
         policy.process.alpha(times).cpu(), other.process.alpha(times.to(other.device)).cpu(), atol=1e-5
     ):
         raise ValueError(f"{who}: its policy has another noise schedule than the sampled one: choose one of its kind.")
+    other.calls = policy.calls

@@ -35,10 +35,14 @@ class UniversalGuidance(RewardGuidance):
         self.weight, self.repeats = weight, repeats
         self.backward_steps, self.backward_lr = backward_steps, backward_lr
 
+    def nfe(self, inside, steps):
+        return inside * self.repeats * (2 if self.weight else 1)
+
     def before_step(self, policy, state, sampler):
         super().before_step(policy, state, sampler)
         for _ in range(self.repeats - 1):
-            self.again(policy, state, sampler)
+            sampler.estimate(policy, state, self)
+            self.travel(policy, state, sampler)
 
     def value(self, policy, state):
         null = state.branches.get("null")

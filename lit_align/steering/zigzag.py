@@ -1,7 +1,7 @@
 """Z-sampling: each step is taken, inverted under weaker guidance, and taken again."""
 
 from lit_align.diffusion.hook import Hook
-from lit_align.diffusion.inversion import invert
+from lit_align.diffusion.inversion import direction, invert
 
 
 class ZSampling(Hook):
@@ -27,6 +27,10 @@ class ZSampling(Hook):
         if sampler.step_std(policy).any():
             raise ValueError("ZSampling inverts steps, and this sampler's have noise: set DDIM's eta to 0.")
 
+    def nfe(self, inside, steps):
+        back = 2 if self.inversion_scale not in (0, 1) else 1
+        return inside + self.repeats * min(self.end * steps, steps - 1) * (inside / steps + back)
+
     def before_step(self, policy, state, sampler):
         super().before_step(policy, state, sampler)
         if state.i >= min(round(self.end * state.steps), state.steps - 1):
@@ -35,10 +39,10 @@ class ZSampling(Hook):
         if self.legacy_offset:
             t, s = s, sampler.timesteps(policy)[state.i + 2].to(s).expand_as(s)
         for _ in range(self.repeats):
-            self.predict(policy, state, sampler)
+            sampler.estimate(policy, state, self)
             x_s = self.transition(policy, state, sampler).mean  # zig
             if self.inversion_scale:
                 prediction = policy.denoise(x_s, state.t, state.cond, self.inversion_scale)
             else:
                 prediction = policy.denoise(x_s, state.t, policy.null(len(x_s)) if state.null is None else state.null)
-            state.x = invert(policy.process, x_s, prediction, t, s)  # zag
+            state.x = invert(policy.process, x_s, direction(policy.process, prediction, x_s, state.t), t, s)  # zag

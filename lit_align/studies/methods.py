@@ -53,7 +53,7 @@ def steering() -> list[type]:
     from lit_align.diffusion.sampler import Sampler
 
     found = [c for base in (Hook, Sampler) for c in subclasses(base) if c.__module__.startswith("lit_align.steering.")]
-    return sorted((c for c in found if not is_base(c)), key=lambda c: c.__name__.lower())
+    return sorted((c for c in found if not is_base(c) and c.__name__[0] != "_"), key=lambda c: c.__name__.lower())
 
 
 def configs() -> dict[str, list[str]]:

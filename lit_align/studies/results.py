@@ -11,6 +11,7 @@ from statistics import mean
 from lit_align.configs import CONFIGS, load_config
 from lit_align.diffusion.budget import COSTS as CALLS
 from lit_align.paths import ROOT
+from lit_align.shapes import WORLD
 from lit_align.studies.runs import (
     alternatives,
     fit_and_test,
@@ -18,6 +19,7 @@ from lit_align.studies.runs import (
     markdown,
     read_records,
     steer_and_test,
+    world_of,
     write_records,
 )
 
@@ -35,7 +37,7 @@ seeds. Each config names the training time of its method as `budget`. A row that
 with † and listed under its table; compare it only with rows of the same training seconds.
 
 Methods are sampled in three ways, and gains compare only within one of them, because guidance and sampler alone take
-`shapes-sd` from 0.39 to 0.53:
+`shapes-sd` from 0.46 to 0.53:
 
 - methods on pairs or lists, `online_dpo`, `nash_md`, `spin` and the reward-weighted methods: 15 deterministic steps at
   guidance 3;
@@ -59,6 +61,12 @@ Methods are sampled in three ways, and gains compare only within one of them, be
 
 Learning rates were chosen in trials of two to ten minutes on the first 128 to 256 of these prompts with another seed,
 except where a config says that its rate is untuned. [what_loses.md](what_loses.md) says why some methods lose.
+"""
+EARLIER = """# Measured in an earlier world
+
+The rows below were measured with another judge, other base models and other data, and are to be run again. They do not
+compare with the rows above. World 1: the judge took an object as small below a radius of 9 pixels and as large above,
+and accepted relations from a component of 0.5 on and colours half way to the next.
 """
 
 
@@ -112,7 +120,7 @@ def notes(records: dict, time: str, budget: dict[str, int]) -> str:
     return "".join(f"\n† {', '.join(methods)}: {what}.\n" for what, methods in lines.items())
 
 
-def section(records: dict, time: str, budget: dict[str, int]) -> str:
+def section(records: dict, time: str, budget: dict[str, int], world: int) -> str:
     """The table of the runs measured at `time`, largest gain first, and its notes."""
     found = {m: list(seeds.values()) for m, seeds in records[time].items() if seeds}
     name = lambda m: f"`{m}`" + ("" if f"{budget[m]} s" == time else " †")
@@ -120,20 +128,35 @@ def section(records: dict, time: str, budget: dict[str, int]) -> str:
     runs = [r for several in found.values() for r in several]
     prompts = alternatives(r["exact"]["all"]["n"] for r in runs)
     machine = f"{alternatives(r['cores'] for r in runs)} core(s), {alternatives(r['machine'] for r in runs)}"
+    earlier = "" if world == WORLD else f"World {world}: "
     what = "Steering, without training" if time == "0 s" else f"{time} of training"
-    head = f"## {what}\n\n{prompts} held-out prompts; {machine}.\n\n"
+    head = f"## {earlier}{what}\n\n{prompts} held-out prompts; {machine}.\n\n"
     if time == "0 s":
         heads = [h for h in HEADS if h not in TRAINED] + COSTS
         return head + markdown(heads, [steered(cells, runs) for _, cells, runs in rows])
     return head + markdown(HEADS, [cells for _, cells, _ in rows]) + notes(records, time, budget)
 
 
+def of_world(records: dict, world: int) -> dict:
+    """The records of one world, by time in seconds."""
+    found: dict = {}
+    for time in sorted(records, key=lambda t: int(t.split()[0])):
+        for method, seeds in records[time].items():
+            if runs := {seed: run for seed, run in seeds.items() if world_of(run) == world}:
+                found.setdefault(time, {})[method] = runs
+    return found
+
+
 def write(records: dict) -> None:
-    """Writes the page from the records {time: {method: {seed: run}}}."""
-    budget, times = budgets(), sorted((t for t in records if any(records[t].values())), key=lambda t: int(t.split()[0]))
-    if gone := {m for t in times for m in records[t]} - set(budget):
+    """Writes the page from the records {time: {method: {seed: run}}}, those of earlier worlds at the end."""
+    budget, parts = budgets(), [INTRO]
+    if gone := {m for methods in records.values() for m, seeds in methods.items() if seeds} - set(budget):
         raise SystemExit(f"{RECORDS} has {sorted(gone)[0]}, but no configs/shapes/{sorted(gone)[0]}.yaml has a budget.")
-    PAGE.write_text("\n".join([INTRO, *(section(records, time, budget) for time in times)]))
+    for world in range(WORLD, 0, -1):
+        found = of_world(records, world)
+        parts += [EARLIER] if found and world < WORLD and EARLIER not in parts else []
+        parts += [section(found, time, budget, world) for time in found]
+    PAGE.write_text("\n".join(parts))
     print(PAGE.read_text())
 
 
@@ -154,7 +177,7 @@ def main(args: list[str] | None = None) -> None:
         for method in methods:
             seconds = budget[method] and (args.seconds or budget[method])
             done = records.setdefault(f"{seconds} s", {}).setdefault(method, {})
-            if args.again or str(seed) not in done:
+            if args.again or world_of(done.get(str(seed), {})) != WORLD:
                 if seconds:
                     done[str(seed)] = fit_and_test(method, seed, seconds, args.test_batches, RUNS)
                 else:

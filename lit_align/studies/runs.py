@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import mean
 
 from lit_align.diffusion.budget import COSTS
+from lit_align.shapes import WORLD
 
 LOGGED = ("train/implicit_accuracy", "test/diversity", "test/drift", "perf/peak_memory_mb")
 LOGGED += tuple(f"test/cost/{name}" for name in COSTS)
@@ -64,12 +65,14 @@ def steer_and_test(method: str, seed: int, test_batches: int | None, runs: Path,
 
 
 def measurements(folder: Path) -> dict:
-    """What a run's folder says: accuracy before and after, seconds, batches, machine, logged values."""
+    """What a run's folder says: accuracy before and after, seconds, batches, machine, logged values; and the world's
+    version."""
     found, timed = scalars(folder), folder / "fit_seconds.json"
     logged = {name: list(values.values()) for name, values in found.items()}
     first, last = fifth(logged, 0), fifth(logged, -1)
     last |= {name: max(values) for name, values in logged.items() if "peak" in name}
     return {
+        "world": WORLD,
         "exact": json.loads((folder / "comparison.json").read_text())["exact"],
         "fit_seconds": json.loads(timed.read_text()) if timed.exists() else 0.0,
         "batches": 1 + max((max(steps) for name, steps in found.items() if name.startswith("train/")), default=-1),
@@ -96,6 +99,18 @@ def fifth(logged: dict[str, list[float]], which: int) -> dict[str, float]:
     """The mean of the first (0) or the last (-1) fifth of each list."""
     parts = {name: values[:: 1 if which == 0 else -1][: -(-len(values) // 5)] for name, values in logged.items()}
     return {name: sum(part) / len(part) for name, part in parts.items()}
+
+
+def world_of(run: dict) -> int:
+    """The version of the world in which a run was measured; the records of version 1 do not name it."""
+    return run.get("world", 1)
+
+
+def earlier(world: int) -> str:
+    """The sentence that marks figures of an earlier world; "" for the present one."""
+    if world == WORLD:
+        return ""
+    return f"Measured in world {world}, with another judge, base model and data (see [results.md](results.md)).\n\n"
 
 
 def half_interval(runs: Iterable[dict]) -> float:

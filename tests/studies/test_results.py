@@ -17,10 +17,10 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run(gain, seconds):
+def run(gain, seconds, world=results.WORLD):
     """What a run might have measured."""
     exact = {"n": 64, "before": 0.5, "after": 0.5 + gain, "gain_interval": [gain - 0.1, gain + 0.1]}
-    return {"exact": {name: exact for name in ("all", *results.SKILLS)}, "fit_seconds": seconds, "cores": 1, "machine": "m"}
+    return {"exact": {name: exact for name in ("all", *results.SKILLS)}, "fit_seconds": seconds, "cores": 1, "machine": "m", "world": world}
 
 
 def rows(page):
@@ -50,6 +50,20 @@ def test_a_row_that_was_measured_at_another_time_is_marked_and_listed(monkeypatc
     page = results.PAGE.read_text()
     assert "† `lpo`: measured at 120 s; its budget is 600 s: to be run again." in page
     assert "† `spo`: measured at 120 s; its budget is 600 s: compare its row at 600 s." in page and "`spo`" in rows(page)
+
+
+def test_rows_of_an_earlier_world_stand_apart_and_are_repeated(monkeypatch):
+    old = run(0.3, 120, world=1)
+    del old["world"]  # records of world 1 do not name it
+    results.write({"120 s": {"dpo": {"1": run(0.1, 120), "2": old}, "ipo": {"1": old}}})
+    now, before = results.PAGE.read_text().split("# Measured in an earlier world")
+    assert rows(now).keys() == {"`dpo`"} and rows(now)["`dpo`"]["seeds: least .. most (n)"] == "+0.100 .. +0.100 (1)"
+    assert rows(before).keys() == {"`dpo`", "`ipo`"} and "## World 1: 120 s of training" in before
+    results.RECORDS.write_text(json.dumps({"120 s": {"dpo": {"1": run(0.1, 120), "2": old}}}))
+    asked = []
+    monkeypatch.setattr(results, "fit_and_test", lambda method, seed, *rest: asked.append(seed) or run(0.2, 120))
+    results.main(["--methods", "dpo", "--seeds", "1", "2"])
+    assert asked == [2] and "earlier" not in results.PAGE.read_text()
 
 
 def test_steering_has_a_table_of_its_own_with_its_cost(monkeypatch):
