@@ -32,6 +32,8 @@ class DAS(Particles, RewardGuidance):
         ess: a prompt's particles are resampled when their effective sample size is below this fraction of K.
     """
 
+    needs_start = True
+
     def __init__(
         self, reward: Reward, particles: int = 4, alpha: float = 0.005, gamma: float = 0.008, ess: float = 0.5
     ):
@@ -69,9 +71,6 @@ class DAS(Particles, RewardGuidance):
         return value
 
     def predict(self, policy, state: State, sampler: Sampler) -> None:
-        if state.i < 0:
-            raise ValueError("DAS weighs particles on their way, so a recorded step cannot be evaluated again: use it "
-                             "in sampler, not in rollout.")  # fmt: skip
         state.extras[self]["gradient"] = self.gradient(policy, state, sampler)
 
     def weigh(self, state: State, twist: Tensor) -> None:
