@@ -99,7 +99,8 @@ class Sampler:
         t, s = self.timesteps(policy)[:2].unsqueeze(1)
         noise = torch.ones(1, 1, device=t.device)
         x_t = policy.process.add_noise(torch.zeros_like(noise), noise, t)
-        return not self.transition(policy.process, x_t, torch.zeros_like(noise), noise, t, s).mean.abs().gt(1e-6).any()
+        step = self.transition(policy.process, x_t, torch.zeros_like(noise), noise, t, s)
+        return bool(step.std.all()) and not step.mean.abs().gt(1e-6).any()
 
     def predict(self, policy, x_t: Tensor, t: Tensor, cond: dict, grad: bool = True) -> tuple[Tensor, Tensor]:
         """The guided estimates of x_0 and eps at x_t (P, ...), t (P,).

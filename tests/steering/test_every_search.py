@@ -177,6 +177,13 @@ def test_noise_that_is_forgotten_is_not_searched(name):
         run(OUTER[name][0](inside(eta=1.0)))
 
 
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_the_noise_of_a_one_step_model_is_searched(name):
+    """Its only step ends in x_0-hat(x_T), which depends on x_T."""
+    assert not Sampler(1, 1.0).forgets_noise(Analytic())
+    assert OUTER[name][0](Sampler(1, 1.0))(Analytic(), [""]).x.isfinite().all()
+
+
 @pytest.mark.parametrize("name", [n if n in ("dsearch_r", "path") else pytest.param(n, marks=pytest.mark.slow) for n in (*HOOKS, *OUTER, *ADAPTIVE)])
 def test_it_runs_on_a_network_with_guidance(name):
     policy = tiny(adapter=Frozen())
