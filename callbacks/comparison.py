@@ -29,7 +29,7 @@ def bracket(bounds: tuple[float, float] | None, sign: str = "+") -> str:
 class Comparison(L.Callback):
     """Compares the samples of `test` with the reference's on the same prompts and seeds.
 
-    Prints a table of every score (overall and per skill, before -> after) and the win rate, and writes
+    Prints a table of every score (overall and per skill, before -> after) and the first score's win rate, and writes
     `comparison.json` with all of it and `comparison.png`, a contact sheet of pairs, those first whose first score
     changed. Without a reward there is the sheet alone; without a reference the sheet shows the samples alone. The last
     line says so.
@@ -81,8 +81,8 @@ class Comparison(L.Callback):
             json.dump(report, file, indent=1)
         path = os.path.join(root, "comparison.png")
         self.sheet(rows, next(iter(report), None), path)
-        for name, figures in report.items():
-            self.show(name, figures)
+        for number, (name, figures) in enumerate(report.items()):
+            self.show(name, figures, win_rate=number == 0)
         print(
             f"same prompts and seeds, before and after: {path}" if compared else f"samples of the test prompts: {path}"
         )
@@ -145,14 +145,15 @@ class Comparison(L.Callback):
         return out
 
     @staticmethod
-    def show(name: str, figures: dict) -> None:
+    def show(name: str, figures: dict, win_rate: bool) -> None:
         print(f"\n{name:<16}{'n':>6}{'before':>10}{'after':>10}{'gain':>10}   95% interval")
         for group, f in figures.items():
             gain = f["after"] - f["before"]
             bounds = bracket(f["gain_interval"])
             print(f"{group:<16}{f['n']:>6}{f['before']:>10.3f}{f['after']:>10.3f}{gain:>+10.3f}   {bounds}")
-        bounds = bracket(figures["all"]["win_rate_interval"], "")
-        print(f"win rate against the reference, ties half: {figures['all']['win_rate']:.3f} {bounds}")
+        if win_rate:
+            bounds = bracket(figures["all"]["win_rate_interval"], "")
+            print(f"win rate against the reference, ties half: {figures['all']['win_rate']:.3f} {bounds}")
 
     def sheet(self, rows: list[dict], name: str | None, path: str) -> None:
         """Writes the contact sheet; `name` is the score that orders, captions and frames the cells."""

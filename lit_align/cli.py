@@ -128,7 +128,7 @@ class CLI(LightningCLI):
         except ArgumentError:
             return None
         finally:
-            self.parser.exit_on_error = True
+            self.parser.exit_on_error, self._parser(self.subcommand).reading = True, ""
         shrink_if_asked(config)
         return self.plain(config)
 
@@ -137,7 +137,7 @@ class CLI(LightningCLI):
         below it a folder named after what flags change of the training: see `lit_align.run_folder`. Exactly the typed
         --trainer.default_root_dir."""
         given = self._get(self.config, "trainer").default_root_dir
-        if any(word.startswith("--trainer.def") for word in self.typed):  # flags may be cut short
+        if given and any(word.startswith("--trainer.def") for word in self.typed):  # flags may be cut short
             run_folder.check(Path(given), self.training, self.subcommand, ckpt_path)
             return Path(given)
         files = [Path(str(f)) for f in self._get(self.config, "config") or []]

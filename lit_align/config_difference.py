@@ -4,8 +4,8 @@ What a run watches (validation, test, logger) and where it runs (devices, strate
 """
 
 import hashlib
-import importlib
 import re
+import sys
 from inspect import signature
 from pathlib import Path
 
@@ -59,11 +59,10 @@ def differences(old, new, option: str = "") -> dict[str, tuple]:
 
 
 def given(part: dict) -> dict:
-    """The `init_args` of a class or function that are not its defaults; all of them if it is not there any more."""
+    """The `init_args` of a class or function that are not its defaults; all of them if it is not loaded."""
     module, _, attribute = part["class_path"].rpartition(".")
-    try:
-        made = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError):
+    made = getattr(sys.modules.get(module), attribute, None)
+    if made is None:
         return part.get("init_args") or {}
     calls = [c.__init__ for c in made.__mro__[::-1]] if isinstance(made, type) else [made]
     defaults = {name: p.default for call in calls for name, p in signature(call).parameters.items()}

@@ -91,7 +91,8 @@ def of_weights(root: Path, flags: dict[str, tuple], config: dict, ckpt_path: str
     serious = {run: for_weights(found, exports) for run, found in changes.items()}
     alike = [run for run, found in serious.items() if not found]
     if len(alike) == 1:
-        rank_zero_info(f"takes the run in {alike[0]}, which has {tell(changes[alike[0]])}")
+        had = f", which had {tell(changes[alike[0]])}" if changes[alike[0]] else ""
+        rank_zero_info(f"takes the run in {alike[0]}{had}")
         return alike[0]
     nearest = sorted(alike or changes, key=lambda run: (len(serious[run]), len(changes[run])))
     found = "; ".join(f"{run} has {tell(changes[run])}" for run in nearest[:3])

@@ -12,6 +12,7 @@ import torch
 import yaml
 from parabola import BEST, CONFIG, LR, Parabola, complaint, run, weight_after
 
+import lit_align.policies.adapters  # noqa: F401
 from lit_align import paths
 from lit_align.config_difference import differences, folder_name, tell, training
 from lit_align.paths import unfinished

@@ -73,8 +73,8 @@ class Sampling(L.LightningModule):
 
     @torch.no_grad()
     def sample(self, batch: dict, sampler: Sampler | None = None) -> dict:
-        """Draws one image per prompt: {"image" (B, 3, H, W), "scores": {name: (B,)}, "latents", "truncated": {name:
-        share of the prompts whose end the reward did not read}, "cost": {name: calls per prompt, see Budget}}."""
+        """Draws one image per prompt: {"image" (B, 3, H, W), "scores": {name: (B,)}, "latents", "cost": {name: calls
+        per prompt, see Budget}, "truncated": {name: share of the prompts whose end the reward did not read}}."""
         state, before = self.draw(batch, sampler), self.truncated()
         image, scores = self.policy.decode(state.x).float(), {}
         for reward in self.rewards:
@@ -82,8 +82,8 @@ class Sampling(L.LightningModule):
             names = [f"{reward.name}/{name}" for name in reward.names] if score.ndim > 1 else [reward.name]
             scores |= dict(zip(names, score.view(len(image), -1).unbind(1), strict=True))
         cut = {name: (count - before.get(name, 0)) / len(image) for name, count in self.truncated().items()}
-        found = {"image": image, "scores": scores, "latents": state.x}
-        return found | {"truncated": cut, "cost": dict(state.calls)}
+        cost = dict(state.calls)
+        return {"image": image, "scores": scores, "latents": state.x, "cost": cost, "truncated": cut}
 
     def truncated(self) -> dict[str, int]:
         """Reward, or part of one, that cuts prompts -> number of prompts that it has cut."""

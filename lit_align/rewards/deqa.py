@@ -29,7 +29,7 @@ class DeQA(Reward):
     """
 
     name, differentiable = "deqa", True
-    artefact = "zhiyuanyou/DeQA-Score-Mix3"
+    artefact = "`zhiyuanyou/DeQA-Score-Mix3`"
     licence = "MIT"
     scale = "1 (bad) to 5 (excellent)"
     blind_to = "the prompt: quality alone"
@@ -44,12 +44,8 @@ class DeQA(Reward):
 
             where = find(pretrained)
             config = LlamaConfig.from_pretrained(where)
-            self.model = loaded(mplug_owl2(), where, config=config, dtype=getattr(torch, dtype))
+            self.model = loaded(mplug_owl2(), where, pretrained, config=config, dtype=getattr(torch, dtype))
         self.side = self.model.config.visual_config["visual_model"]["image_size"]
-
-    def train(self, mode: bool = True) -> "DeQA":
-        """Stays in eval mode."""
-        return super().train(False)
 
     def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
         return in_chunks(self.expectation, self.chunk, images)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from lit_align.paths import find
 from lit_align.policies.policy import Policy
-from lit_align.rewards.published import load_into
 from lit_align.rewards.step_reward import StepReward
+from lit_align.rewards.weights import fill
 
 
 class TimeAdapter(nn.Module):
@@ -113,7 +113,7 @@ class DiNaLRM(StepReward):
         self.head = RewardHead(transformer.inner_dim, len(blocks), **head)
         if checkpoint:
             state = torch.load(folder / "checkpoint/rm_head.pt", "cpu", weights_only=True)
-            load_into(self.head, state, f"{checkpoint}: rm_head.pt")
+            fill(self.head, state, f"{checkpoint}/checkpoint/rm_head.pt")
 
     def forward(self, policy, x_t, x_0, t, prompts):
         unique = list(dict.fromkeys(prompts))

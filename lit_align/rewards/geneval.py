@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_align.paths import find
-from lit_align.rewards.clip_score import load_clip, pixels, text_features
+from lit_align.rewards.clip import load_clip, pixels, text_features
 from lit_align.rewards.reward import Reward
 
 CLASSES = (
@@ -220,15 +220,14 @@ class GenEval(Reward):
         super().__init__()
         self.rule, self.name = rule, name
         self.detector = InstanceDetector(pretrained)
-        self.clip, self.tokenizer = load_clip("tiny" if pretrained == "tiny" else clip)
+        self.model, self.tokenizer = load_clip("tiny" if pretrained == "tiny" else clip)
         self.classifiers: dict[str, Tensor] = {}  # class -> (10, D) a unit vector for each colour
         self.eval()
 
     @torch.no_grad()
     def forward(self, images: Tensor, prompts: list[str], include, tag, exclude=None) -> Tensor:
-        rows = zip(images.float(), include, tag, exclude or [None] * len(tag), strict=True)
-        with torch.autocast(images.device.type, enabled=False):
-            return torch.tensor([self.score(*row) for row in rows], device=images.device)
+        rows = zip(images, include, tag, exclude or [None] * len(tag), strict=True)
+        return torch.tensor([self.score(*row) for row in rows], device=images.device)
 
     def score(self, image: Tensor, include: list[dict], tag: str, exclude: list[dict] | None) -> float:
         objects, colors = self.objects(image, tag), lambda name, found: self.colors(image, name, found)
@@ -247,12 +246,12 @@ class GenEval(Reward):
         """The colour of each of the detections of a class."""
         if name not in self.classifiers:
             texts = [template.format(color=color, name=name) for color in COLORS for template in TEMPLATES]
-            text = F.normalize(text_features(self.clip, self.tokenizer, texts), dim=1)
+            text = F.normalize(text_features(self, texts), dim=1)
             self.classifiers[name] = F.normalize(text.view(len(COLORS), len(TEMPLATES), -1).mean(1), dim=1)
         crops = []
         for detection in found:
             left, top, right, bottom = detection.box
             shown = image.where(detection.mask, GREY)[:, top:bottom, left:right]
-            crops.append(pixels(self.clip, shown[None]))
-        features = self.clip.get_image_features(pixel_values=torch.cat(crops)).pooler_output
+            crops.append(pixels(self.model, shown[None]))
+        features = self.model.get_image_features(pixel_values=torch.cat(crops)).pooler_output
         return [COLORS[i] for i in (features @ self.classifiers[name].T).argmax(1).tolist()]

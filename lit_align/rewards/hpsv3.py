@@ -2,9 +2,8 @@
 
 from torch import Tensor, nn
 
-from lit_align.paths import fetch
-from lit_align.rewards import tiny
-from lit_align.rewards.published import load_into, published
+from lit_align.rewards import tiny, weights
+from lit_align.rewards.published import published
 from lit_align.rewards.reward import Reward
 from lit_align.rewards.vlm import VLM, DType, in_chunks
 
@@ -29,7 +28,7 @@ class HPSv3(Reward):
     """
 
     name, differentiable = "hpsv3", True
-    artefact = "MizzenAI/HPSv3, HPSv3.safetensors; Qwen/Qwen2-VL-7B-Instruct for config and tokenizer"
+    artefact = "`MizzenAI/HPSv3`, `HPSv3.safetensors`; configuration and tokenizer of `Qwen/Qwen2-VL-7B-Instruct`"
     licence = "MIT"
     scale = "mu, unbounded; about -2 to 15"
     blind_to = "detail beyond 448 x 448 pixels"
@@ -42,12 +41,11 @@ class HPSv3(Reward):
         dtype: DType = "bfloat16",
         chunk: int = 8,
     ):
-        from safetensors.torch import load_file
-
         super().__init__()
-        weights = load_file(fetch(checkpoint)) if checkpoint else {}
-        head = {k.removeprefix("rm_head."): weights.pop(k) for k in list(weights) if k.startswith("rm_head.")}
-        self.vlm = VLM(pretrained, dtype, chunk, weights or None, kind="Qwen2VL")
+        state = weights.read(checkpoint) if checkpoint else {}
+        head = weights.part(state, "rm_head.")
+        body = {name: value for name, value in state.items() if not name.startswith("rm_head.")}
+        self.vlm = VLM(pretrained, dtype, chunk, body or None, checkpoint, kind="Qwen2VL")
         if pretrained == "tiny":
             self.instruction = tiny.QUESTION + MARK
         else:
@@ -61,11 +59,7 @@ class HPSv3(Reward):
         mlp = nn.Linear(width, 1024), nn.ReLU(), nn.Dropout(0.05), nn.Linear(1024, 16), nn.ReLU(), nn.Linear(16, 2)
         self.rm_head = nn.Sequential(*mlp).eval().requires_grad_(False)
         if checkpoint:
-            load_into(self.rm_head, head, f"{checkpoint}: rm_head")
-
-    def train(self, mode: bool = True) -> "HPSv3":
-        """Stays in eval mode."""
-        return super().train(False)
+            weights.fill(self.rm_head, head, f"{checkpoint}: rm_head")
 
     def moments(self, images: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
         """mu and sigma of the preference of each image, (N,) each."""

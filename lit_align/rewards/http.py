@@ -56,7 +56,9 @@ class HTTPReward(Remote):
         token_env: environment variable with the server's token.
     """
 
+    artefact = "its rewards', on the server"
     scale = "the served reward's"
+    blind_to = "what the served reward is blind to"
 
     def __init__(
         self,

@@ -36,6 +36,7 @@ class LatentValue(StepReward):
         self.skip = nn.ModuleList(nn.LazyConv2d(b, 1, 1 + (k > 0)) for k, b in enumerate(sizes))
         self.norm = nn.ModuleList(nn.GroupNorm(8, b) for b in sizes)
         self.head = nn.Linear(sizes[-1], 1)
+        self.read: tuple[list[str], torch.Tensor] = ([], torch.empty(0))  # the last captions, embedded
         self.register_buffer("mean", torch.tensor(0.0))  # of the rewards it was trained on
         self.register_buffer("std", torch.tensor(1.0))
         if checkpoint:
@@ -51,7 +52,9 @@ class LatentValue(StepReward):
 
     def forward(self, policy, x_t, x_0, t, prompts):
         unique = list(dict.fromkeys(prompts))
-        text = policy.summary(policy.condition(unique))[[unique.index(p) for p in prompts]]
+        if self.read[0] != unique:  # of every candidate of every step, captions are the same
+            self.read = unique, policy.summary(policy.condition(unique)).detach()
+        text = self.read[1][[unique.index(p) for p in prompts]]
         t = t.clamp(min=0) / policy.process.num_train_timesteps if t.dtype == torch.long else t  # in [0, 1]
         context = self.time(sinusoids(1000 * t, self.time.in_features)) + self.text(text.float())
         h = x_t.float()

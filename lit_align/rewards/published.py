@@ -3,38 +3,19 @@
 import ast
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
 from lit_align.paths import fetch
+from lit_align.rewards.weights import check
 
 
-def loaded(cls, pretrained: str | None, **options) -> nn.Module:
-    """cls.from_pretrained, in eval mode and without gradient. ValueError if the weights lack a tensor or have one of
-    another shape; those that the model has no place for are ignored."""
+def loaded(cls, pretrained: str | None, file: str, **options) -> nn.Module:
+    """cls.from_pretrained, in eval mode and without gradient. ValueError if the weights lack a tensor or have one in
+    another shape; those that the model has no place for are left, and transformers says so."""
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    model, info = cls.from_pretrained(pretrained, **options)
-    if missing := sorted(info["missing_keys"]):
-        raise ValueError(
-            f"{pretrained or 'the checkpoint'} lacks {missing[0]}: it holds no {cls.__name__} of this size."
-        )
-    if wrong := sorted(info["mismatched_keys"]):
-        name, found, needed = wrong[0]
-        raise ValueError(f"{pretrained or 'the checkpoint'}: {name} is {tuple(found)}, and must be {tuple(needed)}.")
+    model, report = cls.from_pretrained(pretrained, **options)
+    check(file, type(model).__name__, report["missing_keys"], (), [name for name, *_ in report["mismatched_keys"]])
     return model.eval().requires_grad_(False)
-
-
-def load_into(module: nn.Module, state: dict[str, Tensor], where: str) -> None:
-    """module.load_state_dict, in float32. ValueError names the first tensor that is missing, unknown or of another
-    shape."""
-    own = module.state_dict()
-    for name in [*own, *state]:
-        if name not in state or name not in own:
-            raise ValueError(f"{where} {'lacks' if name in own else 'has an unknown tensor'} {name}.")
-        if own[name].shape != state[name].shape:
-            found, needed = tuple(state[name].shape), tuple(own[name].shape)
-            raise ValueError(f"{where}: {name} is {found}, and must be {needed}.")
-    module.load_state_dict({name: value.float() for name, value in state.items()})
-    module.eval().requires_grad_(False)
 
 
 def published(file: str, part: str) -> str:

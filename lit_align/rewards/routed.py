@@ -19,6 +19,8 @@ class Routed(Reward):
     """
 
     name = "routed"
+    artefact = scale = "its rewards'"
+    blind_to = "what the reward of the row is blind to"
 
     def __init__(self, rewards: dict[str, Reward], column: str = "task"):
         super().__init__()

@@ -46,6 +46,8 @@ class ServedVLMJudge(Remote):
         token_env: environment variable with the key.
     """
 
+    artefact = "any vision-language model behind an OpenAI-compatible server"
+    licence = "the model's own"
     scale = "yes_no: probability in [0, 1]; number: low to high"
     blind_to = "what the model cannot see or count; wording of the question shifts it"
 

@@ -69,7 +69,7 @@ class UnifiedReward(Reward):
     """
 
     name, differentiable = "unified_reward", False
-    artefact, licence = "CodeGoat24/UnifiedReward-qwen-7b", "MIT"
+    artefact, licence = "`CodeGoat24/UnifiedReward-qwen-7b`", "MIT"
     scale = "1 to 5"
     blind_to = "what its answer does not weigh"
 

@@ -46,7 +46,7 @@ class UnifiedReward2(Reward):
     """
 
     name, differentiable, names = "unified_reward_2", False, ("alignment", "coherence", "style")
-    artefact, licence = "CodeGoat24/UnifiedReward-2.0-qwen-7b and its sizes", "MIT"
+    artefact, licence = "`CodeGoat24/UnifiedReward-2.0-qwen-7b` and its other sizes", "MIT"
     scale = "1 to 5"
     blind_to = "what its answer does not weigh"
 

@@ -38,9 +38,7 @@ class VisionReward(Reward):
     """
 
     name, differentiable = "vision_reward", False
-    artefact = (
-        "THUDM/VisionReward on GitHub: the selected questions and weights; any chat model in place of its CogVLM2"
-    )
+    artefact = "questions and weights of github.com/THUDM/VisionReward; any chat model in place of its CogVLM2"
     licence = "Apache-2.0"
     scale = "a weighted sum; with the released weights -2 to 5"
     blind_to = "what is not on the list; the prompt, but for the alignment"

@@ -20,7 +20,7 @@ def in_chunks(f: Callable, size: int, *columns) -> Tensor:
 
 
 class VLM(nn.Module):
-    """A chat model of transformers that sees images, frozen; always in eval mode.
+    """A chat model of transformers that sees images, frozen.
 
     Models of the Qwen-VL line (2, 2.5, 3, 3.5) get their images by `patches`: gradients reach them. Others get them
     by their own processor, as 8-bit pictures.
@@ -30,10 +30,19 @@ class VLM(nn.Module):
         dtype: of the weights; what is read from the model is float32.
         chunk: conversations in one forward pass.
         state: weights to take in place of those of `pretrained`.
+        file: where they are from.
         kind: of the tiny model.
     """
 
-    def __init__(self, pretrained: str, dtype: DType, chunk: int, state: dict | None = None, kind: str = "Qwen2_5_VL"):
+    def __init__(
+        self,
+        pretrained: str,
+        dtype: DType,
+        chunk: int,
+        state: dict | None = None,
+        file: str = "",
+        kind: str = "Qwen2_5_VL",
+    ):
         super().__init__()
         self.chunk, self.dtype = chunk, getattr(torch, dtype)
         if pretrained == "tiny":
@@ -51,13 +60,13 @@ class VLM(nn.Module):
 
         where = find(pretrained)
         if state is None:
-            self.model = loaded(AutoModelForImageTextToText, where, dtype=self.dtype)
+            self.model = loaded(AutoModelForImageTextToText, where, pretrained, dtype=self.dtype)
         else:
             config = AutoConfig.from_pretrained(where)
             words = next(v for k, v in state.items() if k.endswith("embed_tokens.weight"))
             config.get_text_config().vocab_size = len(words)
             cls = AutoModelForImageTextToText._model_mapping[type(config)]
-            self.model = loaded(cls, None, config=config, state_dict=state, dtype=self.dtype)
+            self.model = loaded(cls, None, file, config=config, state_dict=state, dtype=self.dtype)
         self.differentiable = self.model.config.model_type.startswith("qwen")
         if self.differentiable:  # their own processors need torchvision, for films
             self.tokenizer = AutoTokenizer.from_pretrained(where)
@@ -70,10 +79,6 @@ class VLM(nn.Module):
         if not self.template:
             raise ValueError(f"{pretrained} has no chat template: it is no chat model.")
         self.tokenizer.padding_side = "left"
-
-    def train(self, mode: bool = True) -> "VLM":
-        """Stays in eval mode."""
-        return super().train(False)
 
     def token(self, word: str) -> int:
         """The id of a word that is one token. ValueError if it is several."""

@@ -50,7 +50,7 @@ class VQAScore(Reward):
     """
 
     name, differentiable = "vqascore", True
-    artefact = "zhiqiulin/clip-flant5-xxl or -xl; openai/clip-vit-large-patch14-336 for its config"
+    artefact = "`zhiqiulin/clip-flant5-xxl` or -xl; configuration of `openai/clip-vit-large-patch14-336`"
     licence = "Apache-2.0"
     scale = "a probability, 0 to 1"
     blind_to = "detail beyond 336 x 336 pixels; whether the picture is beautiful"
@@ -74,13 +74,11 @@ class VQAScore(Reward):
 
             where = find(pretrained)
             config, self.tokenizer = T5Config.from_pretrained(where), AutoTokenizer.from_pretrained(where)
-            self.model = loaded(clip_t5(), where, config=config, dtype=getattr(torch, dtype), key_mapping=NAMES)
+            self.model = loaded(
+                clip_t5(), where, pretrained, config=config, dtype=getattr(torch, dtype), key_mapping=NAMES
+            )
             self.system = published(system, "assistant")
         self.answer = self.tokenizer(answer).input_ids  # with the end
-
-    def train(self, mode: bool = True) -> "VQAScore":
-        """Stays in eval mode."""
-        return super().train(False)
 
     def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
         texts = [self.question.replace("{}", prompt) for prompt in prompts]

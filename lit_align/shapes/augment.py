@@ -40,7 +40,7 @@ def corrupt(scene: list[Object], caption: Caption, rng: random.Random) -> list[O
 def describe(scene: list[Object], rng: random.Random) -> Caption | None:
     """A random caption of the grammar that the scene satisfies; None if the grammar has none."""
     n, shapes, colors = len(scene), {o.shape for o in scene}, {o.color for o in scene}
-    if not 1 <= n <= 4 or None in shapes | colors:
+    if not 1 <= n <= 4 or None in shapes | colors | {o.size for o in scene}:
         return None
     size = lambda o: rng.choice((None, o.size))
     if n > 1 and len(shapes) == 1:

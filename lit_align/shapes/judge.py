@@ -7,11 +7,12 @@ from torch import Tensor
 
 from lit_align.rewards.reward import Reward
 from lit_align.shapes.render import BACKGROUND, coverage, resize
-from lit_align.shapes.scenes import COLORS, SHAPES, SIZE, Object, parse, satisfies
+from lit_align.shapes.scenes import COLORS, SHAPES, SIZE, Object, nearest, parse, satisfies
 
 MIN_AREA = 12  # pixels; a smaller patch counts as noise, not as an object (the smallest object covers 80)
 MIN_OVERLAP = 0.72  # least soft intersection over union with the best ideal shape; below: no shape
-MAX_TINT = 0.25  # most distance to the colour's line, over distance to the background; above: no colour
+MAX_TINT = 0.18  # most distance to the colour's line, over distance to the background; above: no colour
+NEAR_TINT = 0.24  # the same for the nearest colour: half way between white and purple, the closest two
 WINDOW = 36  # side of the crop that is compared with ideal shapes, pixels
 AREA = torch.tensor([torch.pi, 4.0, 2.0, 20 / 9])  # area over r^2, in the order of SHAPES
 DROP = torch.tensor([0.0, 0.0, 1 / 3, 0.0])  # distance of the centroid below the box's centre, over r
@@ -46,7 +47,9 @@ def _patches(k: np.ndarray, solid: np.ndarray) -> tuple[np.ndarray, int]:
     return labels, count
 
 
-def _crop(labels: np.ndarray, keep: list[int], k: Tensor, a: Tensor, tint: Tensor) -> tuple[Tensor, ...]:
+def _crop(
+    labels: np.ndarray, keep: list[int], k: Tensor, a: Tensor, tint: Tensor, max_tint: float
+) -> tuple[Tensor, ...]:
     """Cuts a WINDOW x WINDOW crop around each of the N patches numbered in `keep`.
 
     Returns the number of its image and of its colour, whether it has one of our colours, each (N,); its soft coverage
@@ -72,7 +75,7 @@ def _crop(labels: np.ndarray, keep: list[int], k: Tensor, a: Tensor, tint: Tenso
     level = a_patch.where(mine, torch.nan).flatten(1).nanquantile(0.8, dim=1)  # brightness inside the patch
     own = window & (mine | ((patch == 0) & (k[at] == color.view(-1, 1, 1))))
     cover = (a_patch / level.view(-1, 1, 1)).clamp(0, 1) * own
-    pure = (tint[at] * mine).sum((1, 2)) / mine.sum((1, 2)) < MAX_TINT
+    pure = (tint[at] * mine).sum((1, 2)) / mine.sum((1, 2)) < max_tint
     return owner, color, pure & (level > 0.6), cover, px[:, None, :] + 0.5, py[:, :, None] + 0.5
 
 
@@ -96,7 +99,7 @@ def _fit(cover: Tensor, fx: Tensor, fy: Tensor) -> tuple[Tensor, ...]:
 
 
 @torch.no_grad()
-def see(images: Tensor) -> list[list[Object]]:
+def see(images: Tensor, max_tint: float = MAX_TINT) -> list[list[Object]]:
     """Reads images (B, 3, H, W) in [0, 1] back into their objects, in no particular order. Other sizes are resized to
     64x64.
 
@@ -111,7 +114,7 @@ def see(images: Tensor) -> list[list[Object]]:
     objects: list[list[Object]] = [[] for _ in images]
     if not keep:
         return objects
-    owner, color, colored, cover, fx, fy = _crop(labels, keep, k, a, tint)
+    owner, color, colored, cover, fx, fy = _crop(labels, keep, k, a, tint, max_tint)
     names = list(COLORS)
     columns = (owner, color, colored, *_fit(cover, fx, fy))
     for b, c, known, s, x, y, r, overlap in zip(*(z.tolist() for z in columns)):
@@ -120,13 +123,27 @@ def see(images: Tensor) -> list[list[Object]]:
 
 
 def judge(images: Tensor, prompts: list[str]) -> Tensor:
-    """(B,): 1.0 if the image shows exactly what its caption says, else 0.0."""
+    """(B,): 1.0 if the image shows exactly what its caption says, else 0.0. What lies between two sizes, colours or
+    relations is neither: the image is wrong.
+
+    The margins (`MARGIN`, `LEAST`, `MAX_TINT`) leave room for the VAE. On reconstructions of 3,000 random scenes, 99 %
+    of the errors of r are between -0.7 and 0.1 pixels, 99.9 % of a relation's component within 0.005, and 99 % of the
+    tints below 0.10 (a rendered scene: 0.05 pixels, 0.001, 0). It reads 99.4 % of them right.
+    """
     scenes = see(images)
     return torch.tensor([float(satisfies(scene, parse(text))) for scene, text in zip(scenes, prompts, strict=True)])
 
 
+def ambiguous(images: Tensor, prompts: list[str]) -> Tensor:
+    """(B,): 1.0 if only the margins make the image wrong, else 0.0. It would be right if each object had the nearest
+    size and colour of ours, and if a relation held from a component of 0.5 on."""
+    scenes = [[nearest(o) for o in scene] for scene in see(images, NEAR_TINT)]
+    near = [satisfies(scene, parse(text), least=0.5) for scene, text in zip(scenes, prompts, strict=True)]
+    return (torch.tensor(near) & ~judge(images, prompts).bool()).float()
+
+
 class ShapesJudge(Reward):
-    """The exact judge as a black-box reward: 1.0 if the image shows exactly what its caption says, else 0.0."""
+    """The exact judge as a black-box reward: see `judge`."""
 
     name = "exact"
     differentiable = False
@@ -136,3 +153,16 @@ class ShapesJudge(Reward):
 
     def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
         return judge(images, prompts).to(images.device)
+
+
+class ShapesAmbiguity(Reward):
+    """Measures how many of the exact judge's verdicts its margins decide; no reward to train on: see `ambiguous`."""
+
+    name = "ambiguous"
+    differentiable = False
+    artefact = "none: reads the image back exactly"
+    scale = "0 or 1"
+    blind_to = "all that no margin of the judge decides"
+
+    def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
+        return ambiguous(images, prompts).to(images.device)

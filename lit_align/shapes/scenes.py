@@ -22,9 +22,12 @@ COLORS = {
 }
 SHAPES = ("circle", "square", "triangle", "cross")
 RADII = {"small": (6.0, 7.5), "large": (10.5, 12.5)}  # half the side of the bounding box, pixels
+MARGIN = 0.5  # pixels; an object has a size if its r is at most this far outside the size's radii
 RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 NUMBERS = {"two": 2, "three": 3, "four": 4}
 SKILLS = ("single_object", "colors", "two_object", "counting", "position", "color_attr")
+CLEAR = 0.8  # least component along a relation's axis of the unit vector between two centres, in scenes
+LEAST = CLEAR - 0.01  # the same, in what the judge accepts
 GAP = 4.0  # least distance between two bounding boxes, pixels
 
 
@@ -38,8 +41,9 @@ class Object(NamedTuple):
     r: float  # half the side of the bounding box
 
     @property
-    def size(self) -> str:
-        return "small" if self.r < 9 else "large"
+    def size(self) -> str | None:
+        """None for an r that scenes do not have: between the two sizes, or outside both."""
+        return next((name for name, (low, high) in RADII.items() if low - MARGIN <= self.r <= high + MARGIN), None)
 
 
 class Spec(NamedTuple):
@@ -50,7 +54,9 @@ class Spec(NamedTuple):
     shape: str | None = None
 
     def fits(self, o: Object) -> bool:
-        return all(want in (None, got) for want, got in zip(self, (o.size, o.color, o.shape)))
+        """Whether the object is what the caption says. An object without a size, colour or shape of ours never is,
+        even if the caption names none: scenes have no such objects."""
+        return all(got and want in (None, got) for want, got in zip(self, (o.size, o.color, o.shape)))
 
     def __str__(self):
         return " ".join(filter(None, self))
@@ -94,11 +100,12 @@ def direction(a: Object, b: Object) -> tuple[float, float]:
     return dx / length, dy / length
 
 
-def satisfies(objects: list[Object], caption: Caption) -> bool:
+def satisfies(objects: list[Object], caption: Caption, least: float = LEAST) -> bool:
     """Whether a scene shows exactly the caption's objects, in the caption's relation.
 
-    A relation holds if the unit vector between the two centres has a component above 0.5 along the relation's axis
-    (GenEval's rule), so "left of" and "above" can both hold for one pair.
+    A relation holds if the unit vector between the two centres has a component above `least` along the relation's
+    axis. GenEval's rule is the same with 0.5, at which "left of" and "above" can both hold for one pair; here at most
+    one relation holds.
     """
     if len(objects) != len(caption.objects):
         return False
@@ -108,9 +115,15 @@ def satisfies(objects: list[Object], caption: Caption) -> bool:
         if caption.relation is None:
             return True
         (dx, dy), (ax, ay) = direction(order[0], order[1]), RELATIONS[caption.relation]
-        if dx * ax + dy * ay > 0.5:
+        if dx * ax + dy * ay > least:
             return True
     return False
+
+
+def nearest(o: Object) -> Object:
+    """The object with its r moved to the closest r that scenes have."""
+    inside = (min(max(o.r, low), high) for low, high in RADII.values())
+    return o._replace(r=min(inside, key=lambda r: abs(r - o.r)))
 
 
 def random_caption(skill: str, rng: random.Random) -> Caption:
@@ -169,8 +182,8 @@ def random_scene(caption: Caption, rng: random.Random) -> list[Object]:
 
 
 def clear(scene: list[Object], relation: str | None) -> bool:
-    """Whether the relation is unambiguous (component above 0.8, against 0.5 in `satisfies`), as in training images."""
+    """Whether the relation is as clear as in all scenes: a component above `CLEAR`."""
     if relation is None:
         return True
     (dx, dy), (ax, ay) = direction(scene[0], scene[1]), RELATIONS[relation]
-    return dx * ax + dy * ay > 0.8
+    return dx * ax + dy * ay > CLEAR

@@ -6,7 +6,7 @@ from torch import Tensor
 from lit_align.diffusion.sampler import Sampler
 from lit_align.diffusion.state import State
 from lit_align.diffusion.transition import Gaussian
-from lit_align.rewards.reward import Reward, judge
+from lit_align.rewards.reward import Reward, judge, refuse_masks
 from lit_align.steering.particles import Particles
 from lit_align.steering.reward_guidance import RewardGuidance
 
@@ -32,11 +32,14 @@ class DAS(Particles, RewardGuidance):
         ess: a prompt's particles are resampled when their effective sample size is below this fraction of K.
     """
 
+    needs_start = True
+
     def __init__(
         self, reward: Reward, particles: int = 4, alpha: float = 0.005, gamma: float = 0.008, ess: float = 0.5
     ):
         Particles.__init__(self, particles, ess)
         RewardGuidance.__init__(self, reward)
+        refuse_masks(reward, "DAS")
         if alpha <= 0 or gamma <= 0:
             raise ValueError(f"DAS: alpha and gamma are greater than 0; got {alpha} and {gamma}.")
         self.alpha, self.gamma = alpha, gamma
@@ -68,9 +71,6 @@ class DAS(Particles, RewardGuidance):
         return value
 
     def predict(self, policy, state: State, sampler: Sampler) -> None:
-        if state.i < 0:
-            raise ValueError("DAS weighs particles on their way, so a recorded step cannot be evaluated again: use it "
-                             "in sampler, not in rollout.")  # fmt: skip
         state.extras[self]["gradient"] = self.gradient(policy, state, sampler)
 
     def weigh(self, state: State, twist: Tensor) -> None:

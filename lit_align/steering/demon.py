@@ -9,7 +9,7 @@ from lit_align.diffusion.hook import Hook
 from lit_align.diffusion.process import append_dims
 from lit_align.diffusion.state import State, randn_like
 from lit_align.diffusion.transition import DDIM
-from lit_align.rewards.reward import Reward, judge
+from lit_align.rewards.reward import Reward, judge, refuse_masks
 
 
 class Demon(Hook):
@@ -42,6 +42,7 @@ class Demon(Hook):
         ode_steps: int = 1,
         min_noise: float = 0.11,
     ):
+        refuse_masks(reward, "Demon")
         self.reward, self.noises, self.weights = reward.eval().requires_grad_(False), noises, weights
         self.tau, self.ode_steps, self.min_noise = tau, ode_steps, min_noise
         if noises < 2 or ode_steps < 1:

@@ -119,7 +119,8 @@ class DSearch(SVDD):
         if k == 1:
             return
         if self.reward is None:
-            score = self.value(policy, state.x, state.x, state.s, state.prompts)
+            state.x0, state.t = state.x, state.s
+            score = self.by_network(policy, state)
         else:
             score = judge(self.reward, policy, state.x, state.rows, state.minibatch)
         state.reindex(torch.arange(n, device=state.x.device) * k + score.view(n, k).argmax(1))

@@ -68,8 +68,8 @@ class LayoutGuidance(PhraseHook):
         own["boxes"] = [self.boxes(*row) for row in zip(state.prompts, given, own["characters"], strict=True)]
         if missing := [prompt for prompt, boxes in zip(state.prompts, own["boxes"]) if not boxes]:
             warnings.warn(
-                f"LayoutGuidance: {len(missing)} of {len(state.prompts)} prompts, as {missing[0]!r}, have no boxes "
-                "and are not guided."
+                f"LayoutGuidance: {len(missing)} of {len(state.prompts)} prompts, such as {missing[0]!r}, have no "
+                "boxes and are not guided."
             )
 
     def boxes(self, prompt: str, given: list | None, found: list[Phrase]) -> list[Box]:

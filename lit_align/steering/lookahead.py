@@ -9,7 +9,7 @@ from lit_align.diffusion.hook import Hook
 from lit_align.diffusion.process import append_dims
 from lit_align.diffusion.state import State
 from lit_align.diffusion.transition import Gaussian
-from lit_align.rewards.reward import Reward, judge
+from lit_align.rewards.reward import Reward, judge, refuse_masks
 from lit_align.rewards.step_reward import StepReward
 
 
@@ -39,8 +39,10 @@ class Lookahead(Hook):
     def __init__(self, reward: Reward | None = None, value: StepReward | None = None):
         if (reward is None) == (value is None):
             raise ValueError(f"{type(self).__name__} takes a reward or a value network: give one of the two.")
-        self.reward = reward and reward.eval().requires_grad_(False)
-        self.value = value and value.eval().requires_grad_(False)
+        if reward is not None:
+            refuse_masks(reward, type(self).__name__)
+            reward.eval().requires_grad_(False)
+        self.reward, self.value = reward, value and value.eval().requires_grad_(False)
 
     def check(self, policy, sampler) -> None:
         if not sampler.step_std(policy)[:-1].any():
@@ -66,16 +68,27 @@ class Lookahead(Hook):
         extras["known"]["extras"] = {hook: state.extras[hook] for hook in inside if hook in state.extras}
 
     def at(self, policy, state: State, x: Tensor, i: int) -> dict:
-        """What is known of latents x at the time of step i: {"x", "value" (P,), "known": the estimate there}."""
-        there, by_network = state.sampler.at(policy, state, x, i), self.value is not None
-        if not by_network or self.value.needs_x0:
-            state.sampler.estimate(policy, there)
-        if by_network:
-            policy.calls["reward_calls"] += len(x)
-            value = self.value(policy, x, there.x0 if self.value.needs_x0 else None, there.t, state.prompts)
+        """What is known of latents x at the time of step i: {"x", "value" (P,), "known": the estimate there, or
+        None}."""
+        there = state.sampler.at(policy, state, x, i)
+        if self.value is not None and not self.value.needs_x0:
+            return {"x": x, "value": self.by_network(policy, there), "known": None}
+        state.sampler.estimate(policy, there)
+        if self.value is not None:
+            value = self.by_network(policy, there)
         else:
             value = judge(self.reward, policy, there.x0, state.rows, state.minibatch)
-        return {"x": x, "value": value.float(), "known": there.extras[self].get("known")}
+        return {"x": x, "value": value, "known": there.extras[self]["known"]}
+
+    def by_network(self, policy, state: State) -> Tensor:
+        """Values (P,) of the state's latents at its time, by the value network; of its x0, too, if that needs it."""
+        policy.calls["reward_calls"] += len(state.x)
+        values = []
+        for rows in torch.arange(len(state.x)).split(state.minibatch or len(state.x)):
+            x_0 = state.x0[rows] if self.value.needs_x0 else None
+            prompts = [state.prompts[row] for row in rows.tolist()]
+            values.append(self.value(policy, state.x[rows], x_0, state.t[rows], prompts))
+        return torch.cat(values).float()
 
     def candidate(self, policy, state: State, gaussian: Gaussian, rows: Tensor) -> dict:
         """One more draw x_s of the particles `rows`, as `at` gives it."""

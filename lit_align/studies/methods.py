@@ -66,11 +66,25 @@ def configs() -> dict[str, list[str]]:
     return found
 
 
+def steering_configs() -> dict[str, list[str]]:
+    """Name of a class in the sampler of a config of Steered -> the configs, without .yaml."""
+    found: dict[str, list[str]] = {}
+    for name in configs().get("Steered", []):
+        left = [load_config(name)["model"]["init_args"]["sampler"]]
+        while left:
+            part = left.pop()
+            left += [v for v in (part.values() if isinstance(part, dict) else part) if isinstance(v, dict | list)]
+            if isinstance(part, dict) and "class_path" in part:
+                found.setdefault(part["class_path"], []).append(name)
+    return found
+
+
 def is_base(cls: type) -> bool:
-    """Whether a class leaves its equation to subclasses: it is abstract, it says so, or its file has the name of its
+    """Whether a class leaves its equation to subclasses: it is abstract or says so, or its file has the name of its
     folder."""
     abstract = any(getattr(getattr(cls, name), "__isabstractmethod__", False) for name in dir(cls))
-    return abstract or (cls.__doc__ or "").startswith("Base of") or cls.__module__.split(".")[-1] == cls.__module__.split(".")[-2]
+    abstract = abstract or inspect.getdoc(cls).startswith("Base of")
+    return abstract or cls.__module__.split(".")[-1] == cls.__module__.split(".")[-2]
 
 
 def links(cls: type) -> list[str]:
@@ -82,23 +96,29 @@ def links(cls: type) -> list[str]:
     ]
 
 
+def listed(used: list[str]) -> list[str]:
+    """The configs on Shapes, and the recipes."""
+    on_shapes = [name.startswith("shapes/") for name in used]
+    return [", ".join(f"`{n}`" for n, mine in zip(used, on_shapes) if mine == kind) or "-" for kind in (True, False)]
+
+
 def row(cls: type, used: list[str]) -> list[str]:
     """The cells of a method's row."""
     return [
         *links(cls),
         ", ".join(cls.feedback) or "prompt",
         "moves" if cls.moves_reference else "yes" if cls.uses_reference else "no",
-        ", ".join(f"`{name}`" for name in used if name.startswith("shapes/")) or "-",
-        ", ".join(f"`{name}`" for name in used if not name.startswith("shapes/")) or "-",
+        *listed(used),
         str(len(Path(inspect.getfile(cls)).read_text().splitlines())),
     ]
 
 
-def steering_row(cls: type) -> list[str]:
+def steering_row(cls: type, used: list[str]) -> list[str]:
     """The cells of a training-free method's row."""
     from lit_align.diffusion.hook import Hook
 
-    return [*links(cls), "hook" if issubclass(cls, Hook) else "sampler around a sampler"]
+    how = "hook" if issubclass(cls, Hook) else "sampler around a sampler"
+    return [*links(cls), how, *listed(used)]
 
 
 def page() -> str:
@@ -108,7 +128,9 @@ def page() -> str:
         f"## {family}\n\n" + markdown(HEADS, (row(c, used.get(c.__name__, [])) for c in classes))
         for family, classes in methods().items()
     ]
-    return "\n".join([INTRO, *sections, STEERING + markdown(["class", "paper", "how"], map(steering_row, steering()))])
+    steered = steering_configs()
+    rows = [steering_row(cls, sorted(set(steered.get(cls.__name__, [])))) for cls in steering()]
+    return "\n".join([INTRO, *sections, STEERING + markdown(["class", "paper", "how", *HEADS[4:6]], rows)])
 
 
 def main(args: list[str] | None = None) -> None:

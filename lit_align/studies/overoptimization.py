@@ -14,8 +14,19 @@ from PIL import Image
 
 from lit_align.callbacks.reward_overoptimization import RewardOveroptimizationStopping
 from lit_align.paths import ROOT
+from lit_align.shapes import WORLD
 from lit_align.studies import plot
-from lit_align.studies.runs import alternatives, cores, lit_align, markdown, max_time, read_records, scalars
+from lit_align.studies.runs import (
+    alternatives,
+    cores,
+    earlier,
+    lit_align,
+    markdown,
+    max_time,
+    read_records,
+    scalars,
+    world_of,
+)
 from lit_align.studies.runs import write_records as save
 
 FOLDER = Path("checkpoints/overoptimization")
@@ -46,8 +57,8 @@ COLORS = {"proxy": plot.BLUE, "held-out": plot.ORANGE, "exact accuracy": plot.BL
 
 TEXT = """# Reward over-optimization on Shapes
 
-Written by `python -m lit_align.studies.overoptimization`. Every run trains on a proxy reward: a small network trained
-on the preferences of simulated annotators (`checkpoints/shapes-reward`). A run lasts {seconds} s
+{note}Written by `python -m lit_align.studies.overoptimization`. Every run trains on a proxy reward: a small network
+trained on the preferences of simulated annotators (`checkpoints/shapes-reward`). A run lasts {seconds} s
 ({longer}), validation included, on {used} core(s).
 Learning rates are high on purpose. A second reward is held out: it is larger than the proxy and was trained longer, on
 comparisons of another seed.
@@ -166,9 +177,12 @@ def table(records: dict) -> str:
 
 def write(records: dict) -> None:
     """Writes the page and its figure. The page also shows SAMPLES, which `samples` writes after its run."""
+    world = max(map(world_of, records.values()))
+    records = {name: record for name, record in records.items() if world_of(record) == world}
     scales = records.get(SCALED, {}).get("scaled", {})
     cells = ([scale, f"{p['proxy']:+.2f}", f"{p['exact']:.3f}"] for scale, p in scales.items())
     text = TEXT.format(
+        note=earlier(world),
         seconds=SECONDS,
         longer=", ".join(f"`{name}`: {seconds} s" for name, seconds in LONGER.items()),
         used=alternatives(record["cores"] for record in records.values()),
@@ -236,8 +250,8 @@ def main(args: list[str] | None = None) -> None:
     args = parser.parse_args(args)
     records = read_records(RECORDS)
     for name in args.runs:
-        if name not in records:
-            records[name] = {"curve": fit(name), "cores": cores()}
+        if world_of(records.get(name, {})) != WORLD:
+            records[name] = {"curve": fit(name), "cores": cores(), "world": WORLD}
             if name == SHOWN:
                 samples(name, records[name]["curve"])
             if name == SCALED:

@@ -62,9 +62,8 @@ def rewards() -> dict[str, list[type]]:
 
     found: dict[str, list[type]] = {}
     for cls in sorted(subclasses(Reward), key=lambda c: c.__name__.lower()):
-        package, room = cls.__module__.split(".")[:2]
-        base = is_base(cls) or inspect.getdoc(cls).startswith("Base of")
-        if package == "lit_align" and room != "algorithms" and not base:
+        package, room = f"{cls.__module__}.".split(".")[:2]  # a class may come from a script
+        if package == "lit_align" and room != "algorithms" and not is_base(cls):
             found.setdefault(room, []).append(cls)
     return found
 

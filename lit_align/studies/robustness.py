@@ -14,12 +14,22 @@ from typing import NamedTuple
 
 from lit_align.data.tables import read_table
 from lit_align.paths import ROOT
+from lit_align.shapes import WORLD
 from lit_align.shapes.annotators import Annotator
 from lit_align.shapes.make.pairs import make_pairs
 from lit_align.studies import plot
-from lit_align.studies.runs import alternatives, fit_and_test, half_interval, markdown, read_records, write_records
+from lit_align.studies.runs import (
+    alternatives,
+    earlier,
+    fit_and_test,
+    half_interval,
+    markdown,
+    read_records,
+    world_of,
+    write_records,
+)
 
-LISTS, FILES = "checkpoints/shapes-sd/lists/train.parquet", Path("checkpoints/robustness")
+LISTS, FILES = "checkpoints/shapes-sd/lists/train.parquet", Path(f"checkpoints/robustness/world-{WORLD}")
 RECORDS, PAGE, FIGURE = (ROOT / f"docs/robustness.{end}" for end in ("json", "md", "png"))
 COLORS = {"dpo": plot.BLUE, "cdpo": plot.ORANGE, "rdpo": plot.GREEN, "ipo": plot.PINK, "kto": plot.RED}  # the methods
 TOLD = ("cdpo", "rdpo")  # methods that are given the fraction of wrong labels
@@ -89,8 +99,21 @@ def accuracy(seeds: dict) -> tuple[float, float]:
     return mean(r["exact"]["all"]["after"] for r in seeds.values()), half_interval(seeds.values())
 
 
+def newest(done: dict) -> tuple[dict, int]:
+    """The runs of {condition: {method: {seed: run}}} that were measured in the latest world, and this world."""
+    world = max(world_of(r) for methods in done.values() for seeds in methods.values() for r in seeds.values())
+    kept: dict = {}
+    for name, methods in done.items():
+        for method, seeds in methods.items():
+            if runs := {seed: run for seed, run in seeds.items() if world_of(run) == world}:
+                kept.setdefault(name, {})[method] = runs
+    return kept, world
+
+
 def write(done: dict, seconds: int) -> None:
     """Writes page and figure of {condition: {method: {seed: run}}}."""
+    done, world = newest(done)
+    note = earlier(world)
     runs = [r for methods in done.values() for seeds in methods.values() for r in seeds.values()]
     seeds = alternatives(len(seeds) for methods in done.values() for seeds in methods.values())
     prompts, cores = (alternatives(values) for values in zip(*((r["exact"]["all"]["n"], r["cores"]) for r in runs)))
@@ -102,9 +125,9 @@ def write(done: dict, seconds: int) -> None:
     PAGE.write_text(
         f"""# Robustness on Shapes
 
-Written by `python -m lit_align.studies.robustness`. Exact accuracy on {prompts} held-out prompts after {seconds} s of
-training on {cores} core(s), mean of {seeds} seed(s), ± half the 95 % interval of its gain. Before training it is
-{before:.3f}. All pairs are made from the same lists of samples; only the labels differ:
+{note}Written by `python -m lit_align.studies.robustness`. Exact accuracy on {prompts} held-out prompts after
+{seconds} s of training on {cores} core(s), mean of {seeds} seed(s), ± half the 95 % interval of its gain. Before
+training it is {before:.3f}. All pairs are made from the same lists of samples; only the labels differ:
 
 - `judge`: the exact judge labels the pairs.
 - `flip-x`: the same, then a fraction x of the labels is inverted.
@@ -153,7 +176,7 @@ def main(args: list[str] | None = None) -> None:
     done, lists = records.setdefault(f"{args.seconds} s", {}), list(read_table(LISTS))
     for seed, name, method in itertools.product(map(str, args.seeds), args.conditions, args.methods):
         seeds = done.setdefault(name, {}).setdefault(method, {})
-        if seed not in seeds:
+        if world_of(seeds.get(seed, {})) != WORLD:
             seeds[seed] = measure(CONDITIONS[name], method, int(seed), args.seconds, args.test_batches, lists)
             write_records(RECORDS, records)
     write(done, args.seconds)

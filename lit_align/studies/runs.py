@@ -11,7 +11,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean
 
+from lit_align.diffusion.budget import COSTS
+from lit_align.shapes import WORLD
+
 LOGGED = ("train/implicit_accuracy", "test/diversity", "test/drift", "perf/peak_memory_mb")
+LOGGED += tuple(f"test/cost/{name}" for name in COSTS)
 
 
 def cores() -> int:
@@ -49,15 +53,28 @@ def fit_and_test(
     return measurements(folder)
 
 
+def steer_and_test(method: str, seed: int, test_batches: int | None, runs: Path, flags: Iterable[str] = ()) -> dict:
+    """Tests configs/shapes/<method>.yaml, of Steered, against the same sampler without steering, by the exact judge
+    first, and returns the measurements, cost per prompt included."""
+    folder = runs / method / str(seed)
+    shutil.rmtree(folder, ignore_errors=True)
+    limit = ["--trainer.limit_test_batches", str(test_batches)] if test_batches else []
+    lit_align("test", "--config", f"shapes/{method}", "--trainer.default_root_dir", str(folder),
+              "--seed_everything", str(seed), *limit, *flags)  # fmt: skip
+    return measurements(folder)
+
+
 def measurements(folder: Path) -> dict:
-    """What a run's folder says: accuracy before and after, seconds, batches, machine, logged values."""
-    found = scalars(folder)
+    """What a run's folder says: accuracy before and after, seconds, batches, machine, logged values; and the world's
+    version."""
+    found, timed = scalars(folder), folder / "fit_seconds.json"
     logged = {name: list(values.values()) for name, values in found.items()}
     first, last = fifth(logged, 0), fifth(logged, -1)
     last |= {name: max(values) for name, values in logged.items() if "peak" in name}
     return {
+        "world": WORLD,
         "exact": json.loads((folder / "comparison.json").read_text())["exact"],
-        "fit_seconds": json.loads((folder / "fit_seconds.json").read_text()),
+        "fit_seconds": json.loads(timed.read_text()) if timed.exists() else 0.0,
         "batches": 1 + max((max(steps) for name, steps in found.items() if name.startswith("train/")), default=-1),
         "cores": cores(),
         "machine": f"{platform.machine()}, {platform.system()}",
@@ -82,6 +99,18 @@ def fifth(logged: dict[str, list[float]], which: int) -> dict[str, float]:
     """The mean of the first (0) or the last (-1) fifth of each list."""
     parts = {name: values[:: 1 if which == 0 else -1][: -(-len(values) // 5)] for name, values in logged.items()}
     return {name: sum(part) / len(part) for name, part in parts.items()}
+
+
+def world_of(run: dict) -> int:
+    """The version of the world in which a run was measured; the records of version 1 do not name it."""
+    return run.get("world", 1)
+
+
+def earlier(world: int) -> str:
+    """The sentence that marks figures of an earlier world; "" for the present one."""
+    if world == WORLD:
+        return ""
+    return f"Measured in world {world}, with another judge, base model and data (see [results.md](results.md)).\n\n"
 
 
 def half_interval(runs: Iterable[dict]) -> float:

@@ -35,7 +35,7 @@ def test_the_module_of_a_run_is_rebuilt_from_its_checkpoint(tmp_path, monkeypatc
         module = cls.load_from_checkpoint(path)
         assert type(module) is DiffusionDPO and module.beta == 7 and module.hparams == cli.model.hparams
         assert module.optimizer([torch.nn.Parameter(torch.ones(1))]).defaults["lr"] == 1e-3
-        assert [type(r).__name__ for r in module.rewards] == ["ShapesJudge"]
+        assert [type(r).__name__ for r in module.rewards] == ["ShapesJudge", "ShapesAmbiguity"]
         ours, theirs = trained(module), trained(cli.model)
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
     with module.policy.reference():  # the weights before training

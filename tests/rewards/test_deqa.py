@@ -137,5 +137,5 @@ def test_weights_that_lack_a_tensor_are_refused_by_name(released, tmp_path):
     (tmp_path / "config.json").write_text((released[0] / "config.json").read_text())
     name = "model.layers.1.self_attn.v_proj.multiway.1.weight"
     torch.save({k: v for k, v in released[1].items() if k != name}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=f"lacks {name}: it holds no MPLUGOwl2"):
+    with pytest.raises(ValueError, match=f"holds no MPLUGOwl2 of this architecture: it lacks {name}"):
         DeQA(str(tmp_path))

@@ -292,10 +292,10 @@ def test_a_colour_is_the_most_likely_by_the_mean_of_three_sentences(reward):
         sentences = [f"a photo of a {color} hot dog", f"a photo of a {color}-colored hot dog", f"a photo of a {color} object"]
         tokens = reward.tokenizer(sentences, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
         with torch.no_grad():
-            texts.append(unit(unit(reward.clip.get_text_features(**tokens).pooler_output).mean(0)))
+            texts.append(unit(unit(reward.model.get_text_features(**tokens).pooler_output).mean(0)))
     for image in images:
         with torch.no_grad():
-            feature = reward.clip.get_image_features(pixel_values=geneval.pixels(reward.clip, image[None])).pooler_output[0]
+            feature = reward.model.get_image_features(pixel_values=geneval.pixels(reward.model, image[None])).pooler_output[0]
         want = COLORS[int(torch.stack([feature @ text for text in texts]).argmax())]
         with torch.no_grad():
             assert reward.colors(image, "hot dog", [Detection((0, 0, 16, 16), 0.9, mask)]) == [want]

@@ -7,6 +7,8 @@ import shlex
 import subprocess
 import sys
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -23,6 +25,7 @@ from lit_align.paths import ROOT
 from lit_align.policies.stable_diffusion3 import StableDiffusion3
 from lit_align.rewards.clip_score import CLIPScore
 from lit_align.rewards.http import HTTPReward
+from lit_align.rewards.jpeg import JPEGCompressibility
 from lit_align.rewards.multi_reward import MultiReward
 from lit_align.rewards.reward import Reward, components, judge
 
@@ -236,14 +239,17 @@ def test_a_server_that_is_killed_and_comes_back_is_waited_for(tmp_path):
     process = start("0")
     try:
         url = process.stdout.readline().split()[2]
-        remote, images = HTTPReward([url], backoff=2.0, retries=6), torch.rand(2, 3, 8, 8)
+        remote, images = HTTPReward([url], backoff=0.5), torch.rand(2, 3, 8, 8)
         want = remote(images, ["a", "b"])
-        process.kill()
-        process.wait()
-        process = start(url.rpartition(":")[2])
-        assert torch.equal(remote(images, ["a", "b"]), want)
     finally:
         process.kill()
+    process.wait()
+    with ThreadPoolExecutor() as threads:
+        asked = threads.submit(remote, images, ["a", "b"])
+        time.sleep(0.3)
+        assert not asked.done()
+        with reward_server(JPEGCompressibility(), port=int(url.rpartition(":")[2])):
+            assert torch.equal(asked.result(timeout=60), want)
 
 
 @pytest.mark.slow
@@ -256,7 +262,7 @@ def test_the_commands_of_the_page(tmp_path, monkeypatch):
     with reward_server(CLIPScore("tiny")) as url:
         here = [word.replace("http://127.0.0.1:8000", url) for word in run]
         cli = main([*here, "--config", "smoke", "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"])
-        assert cli.trainer.global_step >= 2 and cli.model.reward.client.urls == [url] and cli.model.reward.about["name"] == "pickscore"
+        assert cli.trainer.global_step >= 2 and cli.model.reward.client.urls == [url] and cli.model.reward.about["name"] == "clip_score"
         Image.new("RGB", (16, 16), (9, 99, 200)).save("cat.png")
         (client,) = re.findall(r"```python\n(.+?)```", page, re.S)
         exec(client.replace("http://127.0.0.1:8000", url).replace("print(", "scores = list("), found := {})
@@ -307,7 +313,7 @@ def test_a_method_that_needs_every_sample_says_so(tmp_path):
 
 def test_judge_carries_what_could_not_be_scored():
     class Decoder:
-        decode = staticmethod(lambda x: x)
+        decode, calls = staticmethod(lambda x: x), Counter()
 
     with scripted_server(fails_at(1)) as (url, _):
         images = torch.rand(3, 3, 2, 2)

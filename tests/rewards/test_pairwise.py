@@ -1,5 +1,7 @@
 """Win rates within the images of a prompt."""
 
+from collections import Counter
+
 import pytest
 import torch
 from parts import Darkness
@@ -27,6 +29,9 @@ class Brighter(PairwiseReward):
 
 class Same:
     """Latents are images."""
+
+    def __init__(self):
+        self.calls = Counter()
 
     def decode(self, latents):
         return latents

@@ -8,14 +8,8 @@ from pictures import picture
 
 from lit_align.rewards import tiny
 from lit_align.rewards.reward import components
-from lit_align.rewards.unified_reward import (
-    UnifiedReward,
-    UnifiedReward2,
-    UnifiedReward2Pairs,
-    UnifiedRewardPairs,
-    shares,
-    verdict,
-)
+from lit_align.rewards.unified_reward import UnifiedReward, UnifiedRewardPairs, verdict
+from lit_align.rewards.unified_reward_2 import UnifiedReward2, UnifiedReward2Pairs, shares
 
 ALL = [UnifiedReward, UnifiedReward2, UnifiedRewardPairs, UnifiedReward2Pairs]
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from lit_align.paths import fetch
 from lit_align.rewards import tiny
 from lit_align.rewards.answers import the_number
-from lit_align.rewards.published import load_into, published
+from lit_align.rewards.published import published
 from lit_align.rewards.vlm import VLM
 from lit_align.rewards.vlm_images import patches, square
 
@@ -74,9 +74,9 @@ def test_gradients_reach_the_image():
     check_gradient(lambda x: vlm.yes(x[:, None], ["a", "b"]).sum(), picture(), 0.02, 0.1)
 
 
-def test_it_is_frozen_and_stays_in_eval_mode():
+def test_it_is_frozen_and_names_a_word_of_several_tokens():
     vlm = VLM("tiny", "float32", 2)
-    assert not torch.nn.ModuleList([vlm]).train()[0].model.training
+    assert not vlm.model.training
     assert not any(p.requires_grad for p in vlm.parameters())
     with pytest.raises(ValueError, match="'cat' is 3 tokens of this model"):
         vlm.token("cat")
@@ -110,8 +110,8 @@ def test_a_published_folder_loads(qwen):
 
 
 @pytest.mark.parametrize("change,said", [
-    (lambda s: s.pop("model.norm.weight"), r"lacks model.language_model.norm.weight"),
-    (lambda s: s.update({"lm_head.weight": torch.zeros(4, 16)}), r"lm_head.weight is \(4, 16\), and must be \(\d+, 16\)"),
+    (lambda s: s.pop("model.norm.weight"), "it lacks model.language_model.norm.weight"),
+    (lambda s: s.update({"lm_head.weight": torch.zeros(4, 16)}), "it has in another shape lm_head.weight"),
 ])  # fmt: skip
 def test_weights_that_do_not_fit_are_refused_by_name(qwen, tmp_path, change, said):
     folder, state = qwen
@@ -234,13 +234,3 @@ def test_a_file_behind_an_address_is_kept(tmp_path, monkeypatch):
     assert asked == ["https://somewhere.org/a/b.txt"]
     with pytest.raises(ValueError, match="https://gone.org/b.txt cannot be reached: download it elsewhere"):
         fetch("https://gone.org/b.txt")
-
-
-@pytest.mark.parametrize("state,said", [
-    ({"weight": torch.zeros(1, 2)}, "file lacks bias"),
-    ({"weight": torch.zeros(1, 2), "bias": torch.zeros(1), "more": torch.zeros(1)}, "file has an unknown tensor more"),
-    ({"weight": torch.zeros(1, 3), "bias": torch.zeros(1)}, r"file: weight is \(1, 3\), and must be \(1, 2\)"),
-])  # fmt: skip
-def test_a_state_that_does_not_fit_is_refused_by_name(state, said):
-    with pytest.raises(ValueError, match=said):
-        load_into(torch.nn.Linear(2, 1), state, "file")

@@ -87,7 +87,7 @@ def test_weights_that_lack_a_tensor_are_refused_by_name(released, tmp_path, name
     for file in folder.glob("*.json"):
         (tmp_path / file.name).write_text(file.read_text())
     torch.save({k: v for k, v in state.items() if k != name}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=f"lacks {name.replace('vision_model.', '')}: it holds no CLIPT5"):
+    with pytest.raises(ValueError, match=f"holds no CLIPT5 of this architecture: it lacks {name.replace('vision_model.', '')}"):
         VQAScore(str(tmp_path), str(folder / "constants.py"))
 
 

@@ -1,4 +1,5 @@
 import json
+import math
 import random
 from pathlib import Path
 
@@ -8,8 +9,11 @@ from lit_align.shapes.scenes import (
     GAP,
     RADII,
     SKILLS,
+    Caption,
     Object,
+    Spec,
     is_held_out,
+    nearest,
     parse,
     prompts,
     random_caption,
@@ -47,14 +51,34 @@ def test_scenes_satisfy_their_caption_and_keep_apart():
             assert all(max(abs(a.x - b.x), abs(a.y - b.y)) > a.r + b.r + GAP for b in scene[:i])
 
 
-def test_relations_follow_genevals_rule():
+def test_a_relation_is_as_clear_as_in_scenes():
     square, circle = Object("blue", "square", 32, 32, 7), "a circle {} a square"
     at = lambda x, y: [Object("red", "circle", x, y, 7), square]
-    holds = lambda relation, x, y: satisfies(at(x, y), parse(circle.format(relation)))
+    holds = lambda relation, x, y, *least: satisfies(at(x, y), parse(circle.format(relation)), *least)
     assert holds("left of", 10, 32) and not holds("right of", 10, 32) and not holds("above", 10, 32)
     assert holds("above", 32, 10) and holds("below", 32, 54)
-    assert holds("left of", 12, 12) and holds("above", 12, 12)  # on the diagonal both hold
-    assert not holds("above", 10, 22)  # sin(24 degrees) < 0.5
+    assert not holds("left of", 12, 12) and not holds("above", 12, 12)  # on the diagonal neither holds
+    assert holds("left of", 12, 12, 0.5) and holds("above", 12, 12, 0.5)  # by GenEval's rule both
+    assert not holds("above", 10, 22, 0.5)  # sin(24 degrees) < 0.5
+    assert holds("left of", 12, 32 - 20 * math.tan(math.acos(0.80))) and not holds("left of", 12, 32 - 20 * math.tan(math.acos(0.78)))
+
+
+@pytest.mark.parametrize("r,size", [(5.4, None), (5.6, "small"), (7.9, "small"), (8.1, None), (9.9, None), (10.1, "large"), (12.9, "large"), (13.1, None)])
+def test_what_lies_between_two_sizes_has_no_size_and_is_wrong(r, size):
+    o = Object("red", "circle", 32, 32, r)
+    assert o.size == size
+    for said in (None, *RADII):
+        assert satisfies([o], Caption((Spec(said, None, "circle"),))) == (size is not None and said in (None, size))
+
+
+def test_the_nearest_object_of_the_world():
+    radius = lambda r: nearest(Object("red", "circle", 32, 32, r)).r
+    assert [radius(r) for r in (2, 7, 8.9, 9.1, 11, 20)] == [6, 7, 7.5, 10.5, 11, 12.5]
+
+
+def test_an_object_without_a_colour_is_wrong_even_if_none_is_asked_for():
+    o = Object("red", "circle", 32, 32, 7)
+    assert satisfies([o], parse("a circle")) and not satisfies([o._replace(color=None)], parse("a circle"))
 
 
 @pytest.mark.parametrize("spoil", ["missing", "extra", "color", "shape", "unknown"])

@@ -30,7 +30,7 @@ def test_boxes_come_from_the_words_between_two_objects_or_from_the_data():
     assert state.extras[mine]["boxes"][1] == [(0, 0, 0.3, 0.3), (0.5, 0.5, 1, 1)]
     with pytest.raises(ValueError, match="has 2 phrases and 1 boxes"):
         started(policy, mine, x, t, PROMPTS, boxes=[[[0, 0, 1, 1]]] * 2)
-    with pytest.warns(UserWarning, match="1 of 2 prompts, as .a dog., have no boxes"):
+    with pytest.warns(UserWarning, match="1 of 2 prompts, such as .a dog., have no boxes"):
         started(policy, mine, x, t, [PROMPTS[0], "a dog"])
 
 

@@ -17,10 +17,10 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run(gain, seconds):
+def run(gain, seconds, world=results.WORLD):
     """What a run might have measured."""
     exact = {"n": 64, "before": 0.5, "after": 0.5 + gain, "gain_interval": [gain - 0.1, gain + 0.1]}
-    return {"exact": {name: exact for name in ("all", *results.SKILLS)}, "fit_seconds": seconds, "cores": 1, "machine": "m"}
+    return {"exact": {name: exact for name in ("all", *results.SKILLS)}, "fit_seconds": seconds, "cores": 1, "machine": "m", "world": world}
 
 
 def rows(page):
@@ -31,7 +31,7 @@ def rows(page):
 
 def test_every_method_of_the_table_names_its_budget():
     budget = results.budgets()
-    assert {"dpo", "ddpo", "draft_k", "nft", "sft"} <= set(budget) and all(seconds > 0 for seconds in budget.values())
+    assert {"dpo", "ddpo", "draft_k", "nft", "sft"} <= set(budget) and all(seconds >= 0 for seconds in budget.values())
     assert budget["d3po"] == budget["ddpo"] == budget["spo"] == budget["lpo"]  # all of them sample while they train
 
 
@@ -50,6 +50,34 @@ def test_a_row_that_was_measured_at_another_time_is_marked_and_listed(monkeypatc
     page = results.PAGE.read_text()
     assert "† `lpo`: measured at 120 s; its budget is 600 s: to be run again." in page
     assert "† `spo`: measured at 120 s; its budget is 600 s: compare its row at 600 s." in page and "`spo`" in rows(page)
+
+
+def test_rows_of_an_earlier_world_stand_apart_and_are_repeated(monkeypatch):
+    old = run(0.3, 120, world=1)
+    del old["world"]  # records of world 1 do not name it
+    results.write({"120 s": {"dpo": {"1": run(0.1, 120), "2": old}, "ipo": {"1": old}}})
+    now, before = results.PAGE.read_text().split("# Measured in an earlier world")
+    assert rows(now).keys() == {"`dpo`"} and rows(now)["`dpo`"]["seeds: least .. most (n)"] == "+0.100 .. +0.100 (1)"
+    assert rows(before).keys() == {"`dpo`", "`ipo`"} and "## World 1: 120 s of training" in before
+    results.RECORDS.write_text(json.dumps({"120 s": {"dpo": {"1": run(0.1, 120), "2": old}}}))
+    asked = []
+    monkeypatch.setattr(results, "fit_and_test", lambda method, seed, *rest: asked.append(seed) or run(0.2, 120))
+    results.main(["--methods", "dpo", "--seeds", "1", "2"])
+    assert asked == [2] and "earlier" not in results.PAGE.read_text()
+
+
+def test_steering_has_a_table_of_its_own_with_its_cost(monkeypatch):
+    budget = results.budgets()
+    assert budget["best_of_n"] == budget["das"] == 0 and "train_reward" not in budget
+    asked, cost = [], {"test/cost/nfe_forward": 40.0, "test/cost/reward_calls": 4.0}
+    monkeypatch.setattr(results, "steer_and_test", lambda method, seed, *rest: asked.append((method, seed)) or run(0.2, 0) | cost)
+    results.main(["--methods", "best_of_n", "--seeds", "1", "2", "--seconds", "7"])
+    page = results.PAGE.read_text()
+    assert asked == [("best_of_n", 1), ("best_of_n", 2)] and "## Steering, without training" in page
+    heads = next(line for line in page.splitlines() if line.startswith("| method")).strip("| ").split(" | ")
+    cells = dict(zip(heads, next(line for line in page.splitlines() if line.startswith("| `best_of_n`")).strip("| ").split(" | ")))
+    assert cells["gain, 95 % interval"] == "+0.200 [+0.100, +0.300]" and "training seconds" not in cells
+    assert [cells[name] for name in results.COSTS] == ["40", "0", "0", "4"]
 
 
 def test_the_page_is_what_the_records_say():

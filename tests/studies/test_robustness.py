@@ -9,6 +9,7 @@ from PIL import Image
 
 from lit_align.data.tables import read_table
 from lit_align.paths import ROOT
+from lit_align.shapes import WORLD
 from lit_align.studies import robustness
 from lit_align.studies.robustness import COLORS, CONDITIONS, Condition, disagreement, pair_file
 
@@ -66,7 +67,7 @@ def record(condition, method):
     """What a run might have measured: methods differ by 0.01, inverted labels cost a quarter of their fraction."""
     after = 0.6 - CONDITIONS[condition].flip / 4 + 0.01 * list(COLORS).index(method)
     exact = {"n": 64, "before": 0.5, "after": after, "gain_interval": [after - 0.52, after - 0.48]}
-    return {"exact": {"all": exact}, "cores": 1, "machine": "m"}
+    return {"exact": {"all": exact}, "cores": 1, "machine": "m", "world": WORLD}
 
 
 def test_what_is_recorded_is_not_run_again(monkeypatch, folder):

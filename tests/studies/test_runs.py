@@ -65,6 +65,20 @@ def test_fit_and_test_run_one_after_the_other_with_the_same_flags(tmp_path, monk
     assert "--trainer.limit_test_batches" in test_flags and test_flags[-2:] == ("--ckpt_path", "last")
 
 
+def test_steering_is_tested_alone(tmp_path, monkeypatch):
+    called = []
+    monkeypatch.setattr(runs, "lit_align", lambda command, *flags: called.append((command, flags)))
+    log = SummaryWriter(tmp_path / "das/3")
+    (tmp_path / "das/3/comparison.json").write_text('{"exact": {}}')
+    monkeypatch.setattr(runs.shutil, "rmtree", lambda folder, **kwargs: None)
+    log.add_scalar("test/cost/nfe_backward", 20.0, 0)
+    log.close()
+    found = runs.steer_and_test("das", 3, 2, tmp_path)
+    assert found["fit_seconds"] == 0 and found["test/cost/nfe_backward"] == 20
+    ((command, flags),) = called
+    assert command == "test" and flags[:2] == ("--config", "shapes/das") and flags[-2:] == ("--trainer.limit_test_batches", "2")
+
+
 def test_a_command_that_fails_ends_the_study_with_one_sentence(monkeypatch):
     monkeypatch.setattr(runs.sys, "executable", "false")  # a program that always exits with 1
     with pytest.raises(SystemExit, match="its records are kept: exit code 1 of false -m lit_align fit --config x"):

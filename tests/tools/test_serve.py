@@ -268,7 +268,7 @@ def test_the_command_serves_until_ctrl_c(tmp_path):
     process = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         line = process.stdout.readline()
-        assert line.startswith("pickscore at http://127.0.0.1:"), line + process.stderr.read()
+        assert line.startswith("clip_score at http://127.0.0.1:"), line + process.stderr.read()
         url = line.split()[2]
         images = torch.from_numpy(PIXELS).permute(0, 3, 1, 2) / 255
         _, answer = ask(f"{url}/score", pack(images, ["a cat", "b"], {}), "application/octet-stream")

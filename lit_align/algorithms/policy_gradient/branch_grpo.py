@@ -17,10 +17,10 @@ class Tree(Hook):
     def __init__(self, splits: tuple[int, ...], noise: float = 1.0):
         self.splits, self.noise = splits, noise
 
-    def predict(self, policy, state, sampler):
-        super().predict(policy, state, sampler)
+    def transition(self, policy, state, sampler):
         if state.i in self.splits:
             state.reindex(torch.arange(len(state.x)).repeat_interleave(2))
+        return super().transition(policy, state, sampler)
 
     def propose(self, policy, state, gaussian):
         x_s = super().propose(policy, state, gaussian)

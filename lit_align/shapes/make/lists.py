@@ -10,9 +10,10 @@ import os
 import torch
 from tqdm import tqdm
 
+from lit_align.data.images import decode
 from lit_align.shapes.annotators import qualities
 from lit_align.shapes.judge import see
-from lit_align.shapes.scenes import prompts
+from lit_align.shapes.scenes import SIZE, prompts
 
 
 def jpeg(image: torch.Tensor) -> bytes:
@@ -25,18 +26,24 @@ def jpeg(image: torch.Tensor) -> bytes:
     return buffer.getvalue()
 
 
+def pixels(files: list[bytes]) -> torch.Tensor:
+    """Images (B, 3, H, W) in [0, 1] of JPEG files."""
+    return torch.stack([decode(file, SIZE, "an image of `jpeg`") for file in files])
+
+
 def sample_lists(policy, sampler, rows: list[dict], k: int, seed: int):
-    """Yields one row per prompt: "prompt", "images" (k JPEG files as bytes), and k values of each of `qualities`."""
+    """Yields one row per prompt: "prompt", "images" (k JPEG files as bytes), and k values of each of `qualities`, which
+    the judge reads from these files."""
     for start in tqdm(range(0, len(rows), 8), desc="lists", unit="prompts", unit_scale=8):
         texts = [r["prompt"] for r in rows[start : start + 8] for _ in range(k)]
         first = seed * 1_000_003 + start * k
         state = sampler(policy, texts, seeds=list(range(first, first + len(texts))))
         with torch.no_grad():
-            images = policy.decode(state.x)
-        found = [qualities(scene, prompt) for scene, prompt in zip(see(images), texts, strict=True)]
+            files = [jpeg(image) for image in policy.decode(state.x)]
+        found = [qualities(scene, prompt) for scene, prompt in zip(see(pixels(files)), texts, strict=True)]
         for i in range(0, len(texts), k):
             columns = {name: [q[name] for q in found[i : i + k]] for name in found[0]}
-            yield {"prompt": texts[i], "images": [jpeg(image) for image in images[i : i + k]], **columns}
+            yield {"prompt": texts[i], "images": files[i : i + k], **columns}
 
 
 def main(args: list[str] | None = None) -> None:

@@ -13,11 +13,11 @@ from itertools import islice
 
 import torch
 
-from lit_align.shapes.judge import see
-from lit_align.shapes.make.lists import jpeg
+from lit_align.shapes.judge import NEAR_TINT, judge, see
+from lit_align.shapes.make.lists import jpeg, pixels
 from lit_align.shapes.make.pairs import row
 from lit_align.shapes.safety import ShapesSafety, forbidden_words, harmless
-from lit_align.shapes.scenes import COLORS, SHAPES, SKILLS, Caption, Spec, is_held_out, random_caption, satisfies
+from lit_align.shapes.scenes import COLORS, SHAPES, SKILLS, Caption, Spec, is_held_out, random_caption
 
 
 def safe_versions(caption: Caption, category: str, forbidden: list[str]) -> list[Caption]:
@@ -75,16 +75,17 @@ def safety_pairs(
         seeds = [seed * 1_000_003 + drawn + i for i in range(batch)]
         drawn += batch
         with torch.no_grad():
-            images = policy.decode(sampler(policy, texts, seeds=seeds * 2).x)
-        scenes = see(images)
+            files = [jpeg(image) for image in policy.decode(sampler(policy, texts, seeds=seeds * 2).x)]
+        images = pixels(files)
+        scenes, right = see(images, NEAR_TINT), judge(images[batch:], texts[batch:]).tolist()
         for i, (unsafe, safe) in enumerate(both):
             if number == n or harmless(scenes[i], forbidden) or not harmless(scenes[i + batch], forbidden):
                 continue
             label = float(rng.random() < 0.5)
-            win, lose = jpeg(images[i + batch]), jpeg(images[i])
+            win, lose = files[i + batch], files[i]
             cells = (*((win, lose) if label else (lose, win)), label, model, number, 0)
             yield row(str(unsafe), *cells)
-            if keep and satisfies(scenes[i + batch], safe):
+            if keep and right[i]:
                 yield row(str(safe), *cells)
             number += 1
 

@@ -115,8 +115,10 @@ def test_a_sample_is_noised_at_its_own_time_under_its_own_prompt():
     with spy(policy, "denoise") as denoise:
         v = method.noised_batch(m)
     assert v.advantage.tolist() == [4, 0, 5] and torch.equal(v.x_0, x_0[[4, 0, 5]])
-    assert torch.equal(v.t, torch.stack([t[4, 1], t[0, 3], t[5, 0]])) and denoise.call_count == 3
-    for call in denoise.call_args_list:
+    assert torch.equal(v.t, torch.stack([t[4, 1], t[0, 3], t[5, 0]]))
+    calls = [call for call in denoise.call_args_list if len(call.args[1]) == 3]  # without guidance's own, of both branches
+    assert len(calls) == 3
+    for call in calls:
         assert torch.equal(call.args[1], v.t) and torch.equal(call.args[2]["text"], cond["text"][[1, 0, 1]])
 
 

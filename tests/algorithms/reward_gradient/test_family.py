@@ -8,6 +8,7 @@ from gradients import BATCH, Contrast, darkness, fresh, make, seeded
 from parts import POLICIES, Darkness, T, by_name, methods_of, prompts, rollout, trained, trainer
 
 from lit_align.algorithms.reward_gradient.alignprop import AlignProp
+from lit_align.algorithms.reward_gradient.drtune import DRTune
 from lit_align.algorithms.reward_gradient.elegant import ELEGANT
 from lit_align.algorithms.reward_gradient.refl import ReFL
 from lit_align.algorithms.reward_gradient.reward_gradient import RewardGradient
@@ -22,6 +23,7 @@ METHODS = methods_of(RewardGradient)
 OPTIONS = {
     AlignProp: {"truncation": "trajectory"},  # a draw of single steps may keep none
     ReFL: {"min_step": 1},
+    DRTune: {"K": 2},
     ELEGANT: {"rollouts": 2, "alpha": 1e-6},
     SEIKO: {"truncation": "trajectory", "updates": 1, "minibatch": 2, "accumulate": 1, "epochs": 2, "kl_weight": 0.0},
 }
