@@ -301,8 +301,8 @@ def test_methods_that_sample_on_one_device(tmp_path, monkeypatch, capsys):
 def test_a_command_writes_whatever_the_callbacks(tmp_path, monkeypatch, capsys):
     """Without callbacks of its own, and without a reward."""
     monkeypatch.chdir(tmp_path)
-    run, bare = tmp_path / "checkpoints/dpo_sd15+smoke", ["--trainer.callbacks", "null", *QUIET]
-    files = ["--config", "dpo_sd15", "--config", "smoke"]
+    run, bare = tmp_path / "checkpoints/dpo_sd15+one_gpu+smoke", ["--trainer.callbacks", "null", *QUIET]
+    files = ["--config", "dpo_sd15", "--config", "one_gpu", "--config", "smoke"]
     main(["predict", *files, *bare])
     lines = (run / "predict/metadata.jsonl").read_text().splitlines()
     assert len(lines) == 2 and all((run / "predict" / json.loads(line)["file_name"]).is_file() for line in lines)
@@ -312,7 +312,7 @@ def test_a_command_writes_whatever_the_callbacks(tmp_path, monkeypatch, capsys):
     assert (run / "comparison.png").is_file()
     assert said[-1] == "there is no reward to compare by: name one in --model.rewards for figures and a win rate."
     main(["validate", *files, *QUIET])
-    assert "samples: checkpoints/dpo_sd15+smoke/samples/validate.png" in capsys.readouterr().out
+    assert "samples: checkpoints/dpo_sd15+one_gpu+smoke/samples/validate.png" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["validate", *files, *QUIET, "--data.val_prompts", "null"])
     assert "nothing to validate on: set --data.val_prompts" in capsys.readouterr().err
@@ -339,7 +339,7 @@ def test_a_missing_dataset_names_its_copies(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     with pytest.raises(SystemExit):
-        main(["fit", "--config", "dpo_sd15", *TINY, "--trainer.devices", "1", "--trainer.strategy", "auto", *QUIET])
+        main(["fit", "--config", "dpo_sd15", *TINY, "--model.rewards", "[]", "--trainer.devices", "1", "--trainer.strategy", "auto", *QUIET])
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert "liuhuohuo2/pick-a-pic-v2 is neither a file" in said and "pickapic-anonymous/pickapic_v1" in said
     assert "--data.path" in said

@@ -42,7 +42,9 @@ class Lookahead(Hook):
         if reward is not None:
             refuse_masks(reward, type(self).__name__)
             reward.eval().requires_grad_(False)
-        self.reward, self.value = reward, value and value.eval().requires_grad_(False)
+        self.reward, self.value = reward, value and value.eval()
+        for p in value.parameters() if value else ():
+            p.requires_grad = False  # requires_grad_ refuses layers whose sizes the first call sets
 
     def check(self, policy, sampler) -> None:
         if not sampler.step_std(policy)[:-1].any():
