@@ -126,7 +126,7 @@ def test_it_says_what_it_cannot_do():
         Sampler(10, 1.0, DDIM(0.0), [DAS(Level())])(bell(), ["x"])
     with pytest.raises(ValueError, match="needs the reward's gradient and black_box has none"):
         Sampler(10, 1.0, DDIM(1.0), [DAS(BlackBox())])(bell(), ["x"])
-    with pytest.raises(ValueError, match="use it in sampler, not in rollout"):
+    with pytest.raises(ValueError, match="use it in sampler, not in a method's rollout"):
         sampler = Sampler(10, 1.0, DDIM(1.0), [DAS(Level())])
         t, s = bell().process.timesteps(10)[:2, None]
         sampler.gaussian(bell(), torch.zeros(1, 1, 1, 1), t, s, {})
