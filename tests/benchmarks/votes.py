@@ -60,7 +60,9 @@ def click_through(address: str, profile: Path) -> None:
 
 
 args.out.mkdir(parents=True)
-captions = [json.loads(line)["prompt"] for line in (CONFIGS / "shapes/prompts/train.jsonl").open()][: args.prompts]
+captions = [json.loads(line)["prompt"] for line in (CONFIGS / "shapes/prompts/train.jsonl").open()]
+captions = list(dict.fromkeys(captions))[: args.prompts]
+args.prompts = len(captions)
 twice = args.out / "prompts.jsonl"
 twice.write_text("".join(json.dumps({"prompt": caption}) + "\n" for caption in captions for _ in range(2)))
 run = ["--config", "shapes/dpo", "--trainer.default_root_dir", str(args.out / "run")]
