@@ -41,17 +41,19 @@ def image(element) -> torch.Tensor:
 def click_through(address: str, profile: Path) -> None:
     """Votes until the page shows no more images."""
     with browser(profile) as page:
-        wait = WebDriverWait(page, 60)
+        wait = WebDriverWait(page, 600)
         page.get(address)
         name = wait.until(lambda _: page.find_element(By.ID, "name"))
         wait.until(lambda _: name.is_displayed())
         name.send_keys("judge", Keys.ENTER)
-        for done in range(args.prompts):
-            wait.until(lambda _: page.find_element(By.ID, "progress").text == f"{done} of {args.prompts}")
+        shown = lambda: page.find_element(By.ID, "progress").text
+        wait.until(lambda _: shown())
+        for done in range(int(shown().split()[0]), args.prompts):
+            wait.until(lambda _: shown() == f"{done} of {args.prompts}")
             images = page.find_elements(By.CSS_SELECTOR, "#images img")
             prompt = page.find_element(By.ID, "prompt").text
             right = judge(torch.stack([image(one) for one in images]), [prompt] * 2).tolist()
-            if right[0] != right[1] and done > 5 and args.screenshot:
+            if right[0] != right[1] and args.screenshot:
                 page.save_screenshot(args.screenshot)
                 args.screenshot = None
             key = "0" if right[0] == right[1] else "1" if right[0] else "2"
@@ -59,14 +61,15 @@ def click_through(address: str, profile: Path) -> None:
         wait.until(lambda _: page.find_element(By.ID, "end").is_displayed())
 
 
-args.out.mkdir(parents=True)
+args.out.mkdir(parents=True, exist_ok=True)
 captions = [json.loads(line)["prompt"] for line in (CONFIGS / "shapes/prompts/train.jsonl").open()]
 captions = list(dict.fromkeys(captions))[: args.prompts]
 args.prompts = len(captions)
 twice = args.out / "prompts.jsonl"
 twice.write_text("".join(json.dumps({"prompt": caption}) + "\n" for caption in captions for _ in range(2)))
 run = ["--config", "shapes/dpo", "--trainer.default_root_dir", str(args.out / "run")]
-subprocess.run([*lit_align, "predict", *run, "--data.predict_prompts", str(twice)], check=True)
+if not (args.out / "run/predict").exists():  # of a run that was interrupted: `collect` goes on where it stopped
+    subprocess.run([*lit_align, "predict", *run, "--data.predict_prompts", str(twice)], check=True)
 
 votes = args.out / "votes"
 command = [*lit_align, "collect", "--images", f"[{args.out / 'run/predict'}]", "--out", str(votes), "--port", "0"]
