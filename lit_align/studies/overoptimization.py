@@ -107,21 +107,22 @@ def words(name: str) -> list[str]:
     config, every, flags = RUNS[name]
     flags = flags | {
         "trainer.default_root_dir": folder(name),
+        "trainer.max_steps": -1,
+        "trainer.max_epochs": -1,
         "trainer.val_check_interval": every,
         "trainer.enable_progress_bar": False,
         "trainer.limit_val_batches": 16,  # of 32 prompts
         "data.val_prompts": "configs/shapes/prompts/test.jsonl",
     }
     given = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
-    return ["--config", f"shapes/{config}", "--config", "with/proxy", *given]
+    return ["--config", f"shapes/{config}", "--config", "with/proxy", *given, *cpu_time(LONGER.get(name, SECONDS))]
 
 
 def fit(name: str) -> list[dict]:
     """Validates the base model, trains, and returns every validation: {"step", "proxy", "second", ...}."""
     shutil.rmtree(folder(name), ignore_errors=True)
     lit_align("validate", *words(name))
-    endless = ["--trainer.max_steps", "-1", "--trainer.max_epochs", "-1"]
-    lit_align("fit", *words(name), *endless, *cpu_time(LONGER.get(name, SECONDS)))
+    lit_align("fit", *words(name))
     return curve(folder(name))
 
 

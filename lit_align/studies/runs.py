@@ -47,7 +47,8 @@ def fit_and_test(
     shutil.rmtree(folder, ignore_errors=True)
     common = ["--config", f"shapes/{method}", "--config", "with/budget", "--trainer.default_root_dir", str(folder)]
     common += ["--seed_everything", str(seed), "--data.seed", str(seed), *flags]
-    lit_align("fit", *common, *cpu_time(seconds))
+    common += cpu_time(seconds)
+    lit_align("fit", *common)
     judged = ["--data.test_prompts", "configs/shapes/prompts/test.jsonl", "--model.rewards", '["ShapesJudge"]']
     limit = ["--trainer.limit_test_batches", str(test_batches)] if test_batches else []
     lit_align("test", *common, *judged, *limit, "--ckpt_path", "last")
