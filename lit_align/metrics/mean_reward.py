@@ -48,8 +48,8 @@ class MeanReward(ImageMetric):
 
     def compute(self) -> dict[str, Tensor]:
         x = self.per_prompt()
-        mean, half = x.mean().float(), (Z * x.std() / len(x) ** 0.5).float()
-        return {self.name: mean} | ({f"{self.name}/half_interval": half} if len(x) > 1 else {})
+        found = {self.name: x.mean().float()}
+        return found | ({f"{self.name}/half_interval": (Z * x.std() / len(x) ** 0.5).float()} if len(x) > 1 else {})
 
     def records(self) -> list[dict]:
         return self.seen
