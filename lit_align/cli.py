@@ -7,6 +7,7 @@ import signal
 import sys
 from argparse import ArgumentError
 from contextlib import ExitStack
+from inspect import signature
 from pathlib import Path
 
 import lightning as L
@@ -273,11 +274,17 @@ def named_after(files: list[Path]) -> Path:
 
 
 def run_tool(name: str, args: list[str]) -> None:
-    """Calls the function `name` of lit_align/tools/<name>.py; its signature and docstring are the command line."""
+    """Calls the function `name` of lit_align/tools/<name>.py; its signature and docstring are the command line. The
+    value of its first option may be typed without the option's name; `--config` names files of options."""
     function = getattr(importlib.import_module(f"lit_align.tools.{name}"), name)
     parser = Parser(prog=f"python -m lit_align {name}", description=(function.__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--config", action=ConfigFile, help="a file of these options, by name or path")
     parser.add_function_arguments(function, as_group=False, sub_configs=True)
+    if args and not args[0].startswith("-"):
+        args = [f"--{next(iter(signature(function).parameters))}", *args]
     given = parser.parse_args(args)
+    if given.pop("config", None) and given.get("smoke"):
+        shrink(given)
     try:
         given = parser.instantiate(given)
     except (ValueError, OSError) as error:  # what a constructor says of its arguments
@@ -294,6 +301,8 @@ def main(args: list[str] | None = None, model_class=None, data_class=None) -> CL
     from lit_align.diffusion.hook import Hook
     from lit_align.diffusion.sampler import Sampler
     from lit_align.diffusion.transition import Transition
+    from lit_align.metrics.features import Features
+    from lit_align.metrics.metric import ImageMetric
     from lit_align.policies.adapters import Adapter
     from lit_align.policies.policy import Policy
     from lit_align.rewards.reward import Reward
@@ -306,6 +315,7 @@ def main(args: list[str] | None = None, model_class=None, data_class=None) -> CL
     CLI.typed = Parser.typed = typed = [word for word in typed if word != "--debug"]
     model_class, data_class = model_class or Sampling, data_class or AlignData
     own = (model_class, data_class, Policy, Adapter, Reward, StepReward, Sampler, Hook, Transition)
+    own += (ImageMetric, Features)
     Parser.bases, Parser.debug = (*own, L.Callback, L.Trainer, Optimizer, LRScheduler), debug
     try:
         if typed and typed[0] in tools():
