@@ -124,6 +124,22 @@ def test_every_hub_repository_of_a_config_stands_in_the_table():
     assert not named & set(re.findall(r"`([\w.-]+/[\w.-]+)`", removed.split("use |")[1])) - set(listed)
 
 
+def sources(part) -> list[dict]:
+    """The mappings inside a config that name a hub repository to load a pipeline from."""
+    inside = part.values() if isinstance(part, dict) else part if isinstance(part, list) else []
+    own = [part] if isinstance(part, dict) and "pretrained" in part else []
+    return own + [source for value in inside for source in sources(value)]
+
+
+def test_recipes_load_the_revision_that_the_table_gives():
+    table = (ROOT / "docs/hub.md").read_text()
+    given = dict(re.findall(r"^\| `([\w.-]+/[\w.-]+)` \|.*revision (\w{7}) \|$", table, re.M))
+    pinned = [s for name in PUBLISHED for s in sources(load_config(name)) if "revision" in s]
+    assert {s["pretrained"]: s["revision"][:7] for s in pinned} == given
+    assert all(re.fullmatch("[0-9a-f]{40}", s["revision"]) for s in pinned)  # the hub wants all of it
+    assert all(s["revision"][:7] == given[s["pretrained"]] for s in pinned)
+
+
 def test_the_page_of_recipes_is_up_to_date():
     assert recipes.PAGE.read_text() == recipes.page(), "run python -m lit_align.studies.recipes"
 

@@ -49,7 +49,9 @@ def read_export(path: str, left: str | None = None, right: str | None = None):
             if kind == "choices":
                 if not (left and right):
                     left, right = sides(task["data"], path)
-                rows.append(pair(task["data"], left, right, choices[0]["value"]["selected"], f"task {number} of {path}"))
+                rows.append(
+                    pair(task["data"], left, right, choices[0]["value"]["selected"], f"task {number} of {path}")
+                )
     rank_zero_info(f"{path}: " + ", ".join(f"{n} {kind}" for kind, n in counts.items()))
     if not rows:
         raise ValueError(f"{path} holds no pairwise choice: export a project with the Pairwise tag as JSON.")
@@ -62,12 +64,17 @@ def sides(data: dict, path: str) -> tuple[str, str]:
     left and right."""
     images = [name for name, cell in data.items() if isinstance(cell, str) and Path(cell).suffix.lower() in IMAGES]
     found = [
-        (one, two) for one in images for a, b in SIDES for two in images if one != two and b.join(one.rsplit(a, 1)) == two
+        (one, two)
+        for one in images
+        for a, b in SIDES
+        for two in images
+        if one != two and b.join(one.rsplit(a, 1)) == two
     ]
     if len(found) != 1:
         raise ValueError(
             f"{path} does not say which field holds the left image and which the right one; its data are "
-            f"{', '.join(data)}: set --data.left_column and --data.right_column, in the order of toName of the Pairwise tag."
+            f"{', '.join(data)}: set --data.left_column and --data.right_column, in the order of the Pairwise tag's "
+            "toName."
         )
     return found[0]
 

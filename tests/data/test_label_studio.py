@@ -51,7 +51,7 @@ def test_the_fields_can_be_named(tmp_path):
 @pytest.mark.parametrize(
     "found, options, said",
     [
-        (task("left", names=("base", "tuned")), {}, "left_column and --data.right_column, in the order of toName"),
+        (task("left", names=("base", "tuned")), {}, "left_column and --data.right_column, in the order of the Pairwise"),
         (task("left"), {"left_column": "image1"}, "give both"),
         (task("left"), {"left_column": "image3", "right_column": "image2"}, "task 0 of .* has no image3; its data are prompt"),
         (task("left", left="https://x.org/a.png"), {}, "task 0 of .* names https://x.org/a.png, which is no local file"),
