@@ -113,7 +113,7 @@ class Parser(LightningArgumentParser):
                 return f"there is no class {name}; did you mean Diffusion{name}?"
             return f"there is no {'module' if m[3] else 'class'} {name}" + perhaps(name, names)
         if m := re.search(r"argument subcommand: invalid choice: '([^']*)'", message):
-            commands = sorted({"fit", "validate", "test", "predict", "export", "list", *tools()})
+            commands = ["fit", "validate", "test", "predict", "export", "list", *tools()]
             return f"there is no command {m[1]}" + perhaps(m[1], commands, f"; there are {', '.join(commands)}.")
         maker = r"Expected '([\w.]+)' to be a (?:function that returns|subclass of) (?:Union\[|<class ')?(\w+)"
         if m := re.search(maker, message):

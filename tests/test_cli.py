@@ -69,7 +69,7 @@ def test_paths_in_configs_mean_the_project_from_anywhere(tmp_path, monkeypatch):
     "flags, said",
     [
         ("fiit", "no command fiit; did you mean fit?"),
-        ("train", "no command train; there are export, fit, label, list, "),
+        ("train", "no command train; there are fit, validate, test, predict, export, list, "),
         ("serv", "no command serv; did you mean serve?"),
         ("fit", "--config"),
         ("fit --config parabola --model Parabolla", "no class Parabolla; did you mean Parabola"),

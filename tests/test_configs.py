@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from lit_align import configs
-from lit_align.cli import main
+from lit_align.cli import import_all, main
 from lit_align.cli_errors import subclasses
 from lit_align.configs import CONFIGS, load_config
 from lit_align.data.datamodule import AlignData
@@ -113,6 +113,7 @@ def test_the_prompts_that_ship():
 
 
 def test_every_hub_repository_of_a_config_stands_in_the_table():
+    import_all()
     table, removed = (ROOT / "docs/hub.md").read_text().split("## Removed")
     listed = re.findall(r"^\| `([\w.-]+/[\w.-]+)` \|", table, re.M)
     named = {i for name in NAMES for i in recipes.hub_ids(load_config(name))}

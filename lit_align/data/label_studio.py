@@ -8,10 +8,10 @@ from urllib.parse import parse_qs, urlsplit
 
 from lightning.pytorch.utilities import rank_zero_info
 
+from lit_align.data.image_files import IMAGES
 from lit_align.paths import find
 
 SIDES = (("1", "2"), ("a", "b"), ("A", "B"), ("left", "right"))  # in the names of the two images
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def is_export(path: str) -> bool:
