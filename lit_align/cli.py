@@ -97,7 +97,7 @@ class CLI(LightningCLI):
         return {name: skip for name, skip in every.items() if name in self.typed[:1]} or every
 
     def init_parser(self, **kwargs):
-        parser = super().init_parser(**kwargs)
+        parser = super().init_parser(**{"prog": "python -m lit_align", **kwargs})
         action = next(a for a in parser._actions if isinstance(a, ActionConfigFile))
         action.__class__ = ConfigFile
         return parser
@@ -230,12 +230,20 @@ class CLI(LightningCLI):
                     self.parser.error(
                         f"{who} makes its own optimizer steps: set --{instead} in place of --trainer.{flag}."
                     )
+        self.refuse_nothing()
         if config.ckpt_path in ("last", "best"):
             config.ckpt_path = self.of_run(config.ckpt_path)
         elif config.ckpt_path:
             config.ckpt_path = find(config.ckpt_path)
             if not Path(config.ckpt_path).exists():
                 self.parser.error(f"there is no checkpoint {config.ckpt_path}; give last, best or a file.")
+
+    def refuse_nothing(self) -> None:
+        """Refuses a command whose Trainer does nothing: 0 batches, steps or epochs."""
+        stage = {"fit": "train", "validate": "val"}.get(self.subcommand, self.subcommand)
+        names = [f"limit_{stage}_batches", *(("max_steps", "max_epochs") if stage == "train" else ())]
+        if zero := next((name for name in names if getattr(self.trainer, name, None) == 0), None):
+            self.parser.error(f"trainer.{zero} is 0, with which {self.subcommand} does nothing: give another value.")
 
     def of_run(self, which: str) -> str:
         """The path of the run folder's last checkpoint, that of the most steps, or of the best that one knows of."""

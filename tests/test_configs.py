@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from lit_align import configs
-from lit_align.cli import main
+from lit_align.cli import import_all, main
 from lit_align.cli_errors import subclasses
 from lit_align.configs import CONFIGS, load_config
 from lit_align.data.datamodule import AlignData
@@ -113,6 +113,7 @@ def test_the_prompts_that_ship():
 
 
 def test_every_hub_repository_of_a_config_stands_in_the_table():
+    import_all()
     table, removed = (ROOT / "docs/hub.md").read_text().split("## Removed")
     listed = re.findall(r"^\| `([\w.-]+/[\w.-]+)` \|", table, re.M)
     named = {i for name in NAMES for i in recipes.hub_ids(load_config(name))}
@@ -122,6 +123,22 @@ def test_every_hub_repository_of_a_config_stands_in_the_table():
     code = "".join(path.read_text() for path in (ROOT / "lit_align/data").glob("*.py"))
     assert all(i in code for i in set(listed) - named)  # copies that an error message names
     assert not named & set(re.findall(r"`([\w.-]+/[\w.-]+)`", removed.split("use |")[1])) - set(listed)
+
+
+def sources(part) -> list[dict]:
+    """The mappings inside a config that name a hub repository to load a pipeline from."""
+    inside = part.values() if isinstance(part, dict) else part if isinstance(part, list) else []
+    own = [part] if isinstance(part, dict) and "pretrained" in part else []
+    return own + [source for value in inside for source in sources(value)]
+
+
+def test_recipes_load_the_revision_that_the_table_gives():
+    table = (ROOT / "docs/hub.md").read_text()
+    given = dict(re.findall(r"^\| `([\w.-]+/[\w.-]+)` \|.*revision (\w{7}) \|$", table, re.M))
+    pinned = [s for name in PUBLISHED for s in sources(load_config(name)) if "revision" in s]
+    assert {s["pretrained"]: s["revision"][:7] for s in pinned} == given
+    assert all(re.fullmatch("[0-9a-f]{40}", s["revision"]) for s in pinned)  # the hub wants all of it
+    assert all(s["revision"][:7] == given[s["pretrained"]] for s in pinned)
 
 
 def test_the_page_of_recipes_is_up_to_date():

@@ -82,7 +82,9 @@ def why(pretrained: str, where: str, revision: str | None, variant: str | None, 
     """Why a folder or hub repository cannot be loaded, from the names of its files."""
     files = list_files(where, revision)
     if not files:
-        return f"{pretrained} is neither a folder with a diffusers pipeline nor a hub repository that can be reached."
+        newest = f" in revision {revision}; --model.policy.revision null takes the newest" if revision else ""
+        known = "a folder with a diffusers pipeline nor a hub repository that can be reached"
+        return f"{pretrained} is neither {known}{newest}."
     if "model_index.json" not in files:
         if any("lora" in Path(f).name or f.startswith("adapter_") for f in files):
             return f"{pretrained} holds a LoRA, not a model: give it as lora, and its base model as pretrained."
