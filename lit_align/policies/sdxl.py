@@ -21,9 +21,12 @@ class StableDiffusionXL(Policy):
 
     def embed(self, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
         text, _, pooled, _ = self.pipe.encode_prompt(prompts, device=device, do_classifier_free_guidance=False)
+        return {"text": text, "pooled": pooled, "time_ids": self.time_ids(len(prompts))}  # (B, L, D), (B, D'), (B, 6)
+
+    def time_ids(self, n: int) -> Tensor:
+        """n rows [H, W, 0, 0, H, W], float32."""
         size = [self.height, self.width]
-        ids = torch.tensor([[*size, 0, 0, *size]], dtype=torch.float32).expand(len(prompts), -1)
-        return {"text": text, "pooled": pooled, "time_ids": ids}  # (B, L, D), (B, D'), (B, 6)
+        return torch.tensor([[*size, 0, 0, *size]], dtype=torch.float32).expand(n, -1)
 
     def unconditional(self) -> dict[str, Tensor]:
         null = super().unconditional()
