@@ -25,7 +25,7 @@ SMALL_IMAGES = {  # of text and images
     Sana: {"resolution": 32, "max_sequence_length": 16},
     PixArtAlpha: {"max_sequence_length": 16},
     PixArtSigma: {"max_sequence_length": 16},
-    Lumina2: {"resolution": 16, "max_sequence_length": 16, "system_prompt": ""},
+    Lumina2: {"resolution": 16, "max_sequence_length": 24, "system_prompt": ""},
     Chroma: {"resolution": 16, "max_sequence_length": 16},
     HunyuanDiT: {"resolution": 16},
     Kolors: {"resolution": 16},
