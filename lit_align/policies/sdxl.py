@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from lit_align.policies import guidance_input
 from lit_align.policies.attention import token_spans
 from lit_align.policies.policy import Policy
 
@@ -13,11 +14,18 @@ class StableDiffusionXL(Policy):
     Time ids are [H, W, 0, 0, H, W] for every image, as in Diffusion-DPO's official code and at sampling. Dropped
     captions are the encoded empty string; guidance leads away from zeros where the pipeline says so
     (force_zeros_for_empty_prompt).
+
+    Args:
+        distilled_guidance: the scale that a UNet distilled with one (an LCM's) is given (default: 8, where it takes one).
     """
 
     pipeline_class = "StableDiffusionXLPipeline"
     denoiser_name = "unet"
     encoder_names = ("text_encoder", "text_encoder_2")
+
+    def __init__(self, *args, distilled_guidance: float | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.distilled_guidance = guidance_input.resolve(self.denoiser, distilled_guidance)
 
     def embed(self, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
         text, _, pooled, _ = self.pipe.encode_prompt(prompts, device=device, do_classifier_free_guidance=False)
@@ -39,4 +47,5 @@ class StableDiffusionXL(Policy):
 
     def predict(self, x_t, t, cond):
         added = {"text_embeds": cond["pooled"], "time_ids": cond["time_ids"]}
-        return self.denoiser(x_t, t, cond["text"], added_cond_kwargs=added).sample
+        guidance = guidance_input.embedding(self.denoiser, self.distilled_guidance, x_t)
+        return self.denoiser(x_t, t, cond["text"], timestep_cond=guidance, added_cond_kwargs=added).sample

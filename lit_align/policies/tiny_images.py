@@ -3,7 +3,7 @@
 Schedulers are the published ones. Each function is named after the diffusers pipeline it returns.
 """
 
-from lit_align.policies.tiny import SCALED_LINEAR, _unet, _vae
+from lit_align.policies.tiny import SCALED_LINEAR, _text_config, _tokenizer, _unet, _vae
 from lit_align.policies.tiny_transformers import SMALL_DECODER, _byte_tokenizer, _flow_vae, _small, _t5
 
 
@@ -73,6 +73,26 @@ def SanaPipeline():
 
     scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
     return Pipeline(_byte_tokenizer(), _gemma2(), _deep_compression_vae(), _sana(), scheduler)
+
+
+def SanaSprintPipeline():
+    from diffusers import SanaSprintPipeline as Pipeline
+    from diffusers import SCMScheduler
+
+    transformer = _sana(guidance_embeds=True, guidance_embeds_scale=0.1, qk_norm="rms_norm_across_heads")
+    return Pipeline(_byte_tokenizer(), _gemma2(), _deep_compression_vae(), transformer, SCMScheduler())
+
+
+def LatentConsistencyModelPipeline():
+    from diffusers import LatentConsistencyModelPipeline as Pipeline
+    from diffusers import LCMScheduler
+    from transformers import CLIPTextModel
+
+    words = _tokenizer()
+    text = CLIPTextModel(_text_config(words, 16))
+    unet = _unet(16, time_cond_proj_dim=8)
+    scheduler = LCMScheduler(**SCALED_LINEAR, clip_sample=False)
+    return Pipeline(_vae(4), text, words, unet, scheduler, None, None, requires_safety_checker=False)
 
 
 def _pixart(pipeline: str):
