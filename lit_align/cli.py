@@ -60,13 +60,13 @@ class ConfigFile(ActionConfigFile):
         parser.reading = ""
 
 
-TINY = {"pretrained": "tiny", "dtype": "float32", "resolution": 32, "cell": 2, "blend_cell": 2} | dict.fromkeys(
-    ("vae", "lora", "quantize", "checkpoint")
-)
+TINY = {"pretrained": "tiny", "dtype": "float32", "resolution": 32, "cell": 2, "blend_cell": 2, "stop": 0.6}
+TINY |= dict.fromkeys(("vae", "lora", "quantize", "checkpoint"))
 FEW = {"samples_per_prompt": 2, "updates": 1, "accumulate": 1}
 FEW_SAMPLED = FEW | {"steps": 4, "n": 2}  # in a sampler, and in what it holds
 FEW_SAMPLED |= {"populations": 2, "noises": 2, "candidates": 2, "ode_steps": 2, "starts": 4, "budget": 12}
 FEW_SAMPLED |= {"branches": 2, "iterations": 2, "rounds": 1, "final_updates": 1, "refinements": 1, "perturbed": 2}
+FEW_SAMPLED["skip_layers"] = 1
 
 
 def shrink(config, few: dict = FEW) -> None:

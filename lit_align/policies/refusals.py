@@ -48,15 +48,11 @@ def refuse_meta(pipe, pretrained: str) -> None:
 
 
 def refuse_parts(policy: "Policy", pretrained: str) -> None:
-    """Refuses VAEs of other classes and denoisers with inputs that the policy does not give: those of inpainting and
-    editing models, and the guidance scale of LCMs."""
+    """Refuses VAEs of other classes and denoisers with inputs that the policy does not give, those of inpainting and
+    editing models."""
     vae = type(policy.pipe.vae).__name__
     if vae != policy.vae_class:
         raise ValueError(f"{pretrained} has a VAE of class {vae}; {type(policy).__name__} reads an {policy.vae_class}.")
-    if policy.denoiser.config.get("time_cond_proj_dim"):
-        raise ValueError(
-            f"{pretrained}'s UNet takes a guidance scale as input (time_cond_proj_dim), which is not given."
-        )
     taken, given = policy.latent_shape[0], policy.latent_channels()
     if taken != given:
         raise ValueError(
