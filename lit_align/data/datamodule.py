@@ -112,6 +112,8 @@ class AlignData(L.LightningDataModule):
         """Images get the policy's resolution unless their own is given; ValueError if the two differ."""
         module = self.trainer and self.trainer.lightning_module
         policy = getattr(module, "policy", None)  # absent without a trainer, or from a module that is not ours
+        if not getattr(module, "uses_policy", True):
+            policy = None
         if not self.image_keys:
             return
         if policy is None and self.resolution is None:
