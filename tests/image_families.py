@@ -10,6 +10,9 @@ from lit_align.policies.packing import pack
 from lit_align.policies.pixart import PixArtAlpha, PixArtSigma
 from lit_align.policies.sana import Sana
 from lit_align.policies.sana_sprint import SanaSprint
+from lit_align.policies.sdxl import StableDiffusionXL
+from lit_align.policies.stable_diffusion import StableDiffusion
+from lit_align.policies.stable_diffusion3 import StableDiffusion3
 
 EULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}  # Sana's own, DPM-Solver++, is of second order
 DDIM = {"_class_name": "DDIMScheduler", "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "timestep_spacing": "leading"}
@@ -27,7 +30,11 @@ IMAGES = {  # arguments of the policy; of the pipeline, from noise and guidance 
 }  # fmt: skip
 BLOCKS = {Sana: 2, PixArtAlpha: 2, PixArtSigma: 2, Lumina2: 4, Chroma: 3, HunyuanDiT: 2, Kolors: 5, LatentConsistency: 5, SanaSprint: 2}
 STEPS = {LatentConsistency: CPS(1.0), SanaSprint: CPS(1.0)}  # the pipelines' own steps; they have no classifier-free guidance
+DIFFUSION = {StableDiffusion, StableDiffusionXL, PixArtAlpha, PixArtSigma, HunyuanDiT, Kolors, LatentConsistency}  # the others are flows
 SMALL_IMAGES = {  # of text and images
+    StableDiffusion: {},
+    StableDiffusionXL: {},
+    StableDiffusion3: {},
     Sana: {"resolution": 32, "max_sequence_length": 16},
     PixArtAlpha: {"max_sequence_length": 16},
     PixArtSigma: {"max_sequence_length": 16},

@@ -5,6 +5,7 @@ import pytest
 import torch
 from image_families import BLOCKS, IMAGES, STEPS
 from peft import PeftModel
+from sharded_families import SMALL
 
 from lit_align.diffusion.sampler import Sampler
 from lit_align.policies.adapters import Frozen, LoRA
@@ -13,8 +14,12 @@ from lit_align.policies.flux2 import Flux2, Flux2Klein
 from lit_align.policies.hunyuan_dit import HunyuanDiT
 from lit_align.policies.packing import pack
 from lit_align.policies.qwen_image import QwenImage
+from lit_align.policies.sdxl import StableDiffusionXL
+from lit_align.policies.stable_diffusion import StableDiffusion
+from lit_align.policies.stable_diffusion3 import StableDiffusion3
 from lit_align.policies.wan import Wan
 from lit_align.policies.z_image import ZImage
+from lit_align.studies.models import families, lora_loader
 
 PROMPTS = ["a red circle", "two blue squares, and a star"]  # of different length
 EULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}  # Wan's own, UniPC, is of second order
@@ -64,14 +69,13 @@ def same(ours, theirs):
     torch.testing.assert_close(ours, theirs.float(), atol=1e-4, rtol=0)
 
 
-def load_lora(pipe, folder):
-    """By diffusers where it can, else by peft."""
-    if hasattr(pipe, "load_lora_weights"):
-        pipe.load_lora_weights(str(folder))
-    elif hasattr(pipe.transformer, "load_lora_adapter"):
-        pipe.transformer.load_lora_adapter(str(folder), prefix=None, use_safetensors=True)
-    else:
-        pipe.transformer = PeftModel.from_pretrained(pipe.transformer, str(folder))
+def load_lora(loader, pipe, folder):
+    """As docs/models.md says."""
+    {
+        "pipe.load_lora_weights": lambda: pipe.load_lora_weights(str(folder)),
+        "pipe.transformer.load_lora_adapter": lambda: pipe.transformer.load_lora_adapter(str(folder), prefix=None, use_safetensors=True),
+        "peft.PeftModel.from_pretrained": lambda: setattr(pipe, "transformer", PeftModel.from_pretrained(pipe.transformer, str(folder))),
+    }[loader]()
 
 
 def perturb(policy):
@@ -79,6 +83,11 @@ def perturb(policy):
     for p in policy.parameters():
         if p.requires_grad:
             p.data += 0.3 * torch.randn_like(p)
+
+
+def test_every_family_is_tested():
+    """Here or, the first three, in test_policies; and in test_families_train and sharded_families."""
+    assert set(families()) == {StableDiffusion, StableDiffusionXL, StableDiffusion3, *FAMILIES} == set(SMALL)
 
 
 def test_our_loop_draws_what_the_pipeline_draws(family):
@@ -119,7 +128,7 @@ def test_lora_trains_and_plain_diffusers_loads_it(family, tmp_path):
     policy.save(str(tmp_path))
     plain = make(family)
     before = by_pipeline(plain.pipe, policy, 1.0)
-    load_lora(plain.pipe, tmp_path)
+    load_lora(lora_loader(policy), plain.pipe, tmp_path)
     theirs = by_pipeline(plain.pipe, policy, 1.0)
     same(by_us(policy, 1.0), theirs)
     assert (theirs - before).abs().max() > 1e-3  # the adapter matters
