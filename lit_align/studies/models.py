@@ -35,18 +35,18 @@ HEADS = [
 INTRO = """# Models
 
 Written by `python -m lit_align.studies.models`, out of the classes. `--model.policy FAMILY --model.policy.pretrained
-<hub id or folder>` takes a checkpoint whose model_index.json names the pipeline. Every cell is a test on a tiny pipeline
-with random weights, which is also what `--model.policy.pretrained tiny` gives: that our sampler draws what the pipeline
-draws, to 1e-4; that each of the methods trains; that a saved LoRA, or a saved pipeline, gives plain diffusers the same
-image; that a step of two FSDP ranks is the step of one process. No published weights were at hand.
+<hub id or folder>` takes a checkpoint whose model_index.json names the pipeline. What the cells say is tested on a
+tiny pipeline with random weights, which `--model.policy.pretrained tiny` gives, too: our sampler draws what the
+pipeline draws, to 1e-4; each of the methods trains; a saved LoRA, or a saved pipeline, gives plain diffusers the same
+image; a step of two FSDP ranks is the step of one process. No published weights were at hand.
 
-- "predicts": what the denoiser outputs with its published scheduler. `FlowDPO` and `FlowGRPO` are for flows, `DDPO` with
-  `DDIM` for the others; the other methods of `docs/methods.md` take both.
+- "predicts": what the denoiser outputs with its published scheduler. `FlowDPO` is for flows, and so are the SDEs of
+  `FlowGRPO`; `DDPO` with `DDIM` is for the others. A method of `docs/methods.md` that takes one kind alone says so.
 - "LoRA": how diffusers, or peft, loads what a run writes to `policy/`.
 - "FSDP": the lists of blocks that are gathered one after the other (`--config fsdp.yaml`).
 - "checkpointing": whether `--model.policy.gradient_checkpointing true` works.
-- "single file": whether one .safetensors file is read (`single_file_config`); "not tested" where diffusers says that it
-  reads one.
+- "single file": whether one .safetensors file is read (`single_file_config`); "not tested" where diffusers says that
+  it reads one.
 
 """
 METHODS = {  # by whether the process is a flow; tests/policies/test_families_train.py runs them
@@ -59,7 +59,9 @@ SINGLE_FILES = ("StableDiffusion", "StableDiffusionXL")  # tests/policies/test_s
 def families() -> list[type[Policy]]:
     """The model families, by name."""
     import_all()
-    found = [cls for cls in subclasses(Policy) if cls.__module__.startswith("lit_align.policies.") and cls is not Policy]
+    found = [
+        cls for cls in subclasses(Policy) if cls.__module__.startswith("lit_align.policies.") and cls is not Policy
+    ]
     return sorted(found, key=lambda cls: cls.__name__.lower())
 
 
