@@ -12,14 +12,14 @@ from lit_align.diffusion.state import Trajectory
 
 
 class Tree(Hook):
-    """Splits every particle in `width` at the given steps; each draws its own noise, `noise` times as large."""
+    """Splits every particle in `branching` at the given steps; each draws its own noise, `noise` times as large."""
 
-    def __init__(self, splits: tuple[int, ...], noise: float = 1.0, width: int = 2):
-        self.splits, self.noise, self.width = splits, noise, width
+    def __init__(self, splits: tuple[int, ...], noise: float = 1.0, branching: int = 2):
+        self.splits, self.noise, self.branching = splits, noise, branching
 
     def transition(self, policy, state, sampler):
         if state.i in self.splits:
-            state.reindex(torch.arange(len(state.x)).repeat_interleave(self.width))
+            state.reindex(torch.arange(len(state.x)).repeat_interleave(self.branching))
         return super().transition(policy, state, sampler)
 
     def propose(self, policy, state, gaussian):
@@ -42,7 +42,7 @@ class BranchGRPO(DDPO):
     """
 
     uses_advantage = takes_masked_rewards = False
-    width = 2  # children of a node at a split
+    branching = 2  # children of a node at a split
 
     def __init__(
         self,
@@ -59,15 +59,15 @@ class BranchGRPO(DDPO):
             raise ValueError("BranchGRPO trains on whole trees: set samples_per_prompt and updates to 1, and splits.")
         self.splits = tuple(splits)
         self.split_noise, self.prune, self.skip, self.slide_every = split_noise, prune, tuple(skip), slide_every
-        self.leaves = self.width ** len(self.splits)
+        self.leaves = self.branching ** len(self.splits)
 
     def nodes(self, step: int) -> int:
         """Number of nodes of a prompt's tree at a step."""
-        return self.width ** sum(split <= step for split in self.splits)
+        return self.branching ** sum(split <= step for split in self.splits)
 
     def tree(self) -> Tree:
         """The hook that splits."""
-        return Tree(self.splits, self.split_noise, self.width)
+        return Tree(self.splits, self.split_noise, self.branching)
 
     def node_advantages(self, reward: Tensor, nodes: int) -> Tensor:
         """Advantages (prompts, nodes) of the nodes of one depth, from the rewards (prompts, leaves) of all leaves."""

@@ -17,23 +17,24 @@ class FrozenTree(Tree):
 
 class TreeGRPO(BranchGRPO):
     """Ding & Ye 2025, arXiv 2512.08153: a prompt's samples are the leaves of a tree; steps at `splits` are noisy and
-    have `width` children, all others are deterministic. A leaf's advantage is (reward - mean) / std over the prompt's
-    leaves; every node above has the mean of its children's, and DDPO's loss trains the noisy steps. (BranchGRPO
-    normalises each depth anew. The paper's weights of a node's children: unverified; here all count the same.)
+    every node there has `branching` children, all others are deterministic. A leaf's advantage is (reward - mean) / std
+    over the prompt's leaves; every node above has the mean of its children's, and DDPO's loss trains the noisy steps.
+    (BranchGRPO normalises each depth anew. The paper's weights of a node's children: unverified; here all count the
+    same.)
 
     Args:
         splits: the noisy steps.
-        width: children of a node at a split: width^len leaves per prompt.
+        branching: children of a node at a split: branching^len leaves per prompt.
     """
 
-    def __init__(self, splits: tuple[int, ...] = (0, 1, 2), width: int = 3, clip_range: float = 1e-4, **kwargs):
-        if width < 2:
-            raise ValueError(f"width is {width}: give 2 or more.")
-        self.width = width
+    def __init__(self, splits: tuple[int, ...] = (0, 1, 2), branching: int = 3, clip_range: float = 1e-4, **kwargs):
+        if branching < 2:
+            raise ValueError(f"branching is {branching}: give 2 or more.")
+        self.branching = branching
         super().__init__(splits=splits, clip_range=clip_range, **kwargs)
 
     def tree(self) -> Tree:
-        return FrozenTree(self.splits, self.split_noise, self.width)
+        return FrozenTree(self.splits, self.split_noise, self.branching)
 
     def node_advantages(self, reward: Tensor, nodes: int) -> Tensor:
         return super().node_advantages(reward, reward.shape[1]).unflatten(1, (nodes, -1)).mean(2)

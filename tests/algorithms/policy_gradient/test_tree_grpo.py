@@ -11,7 +11,7 @@ from lit_align.policies.stable_diffusion3 import StableDiffusion3
 
 def make(**kwargs):
     policy = tiny(StableDiffusion3)
-    options = {"splits": (0, 2), "width": 3, "samples_per_prompt": 1} | kwargs
+    options = {"splits": (0, 2), "branching": 3, "samples_per_prompt": 1} | kwargs
     return quiet(policy_gradient(TreeGRPO, policy, rollout=rollout(policy, 4), **options))
 
 
@@ -38,14 +38,14 @@ def test_a_node_has_the_mean_of_its_leaves_advantages():
 
 
 def test_by_hand():
-    got = make(width=2).node_advantages(T([[1.0, 3.0, 5.0, 7.0]]), 2)
+    got = make(branching=2).node_advantages(T([[1.0, 3.0, 5.0, 7.0]]), 2)
     torch.testing.assert_close(got, T([[-2.0, 2.0]]) / T([1.0, 3.0, 5.0, 7.0]).std())
 
 
 def test_equal_leaves_have_no_advantage():
-    assert not make(width=2).node_advantages(torch.full((1, 4), 1234.6), 2).any()
+    assert not make(branching=2).node_advantages(torch.full((1, 4), 1234.6), 2).any()
 
 
-def test_a_width_of_one_is_refused():
-    with pytest.raises(ValueError, match="width is 1: give 2 or more"):
-        make(width=1, reward=Darkness())
+def test_one_child_is_refused():
+    with pytest.raises(ValueError, match="branching is 1: give 2 or more"):
+        make(branching=1, reward=Darkness())
