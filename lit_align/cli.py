@@ -61,11 +61,11 @@ class ConfigFile(ActionConfigFile):
 
 
 TINY = {"pretrained": "tiny", "dtype": "float32", "resolution": 32, "cell": 2, "blend_cell": 2, "stop": 0.6}
-TINY |= dict.fromkeys(("vae", "lora", "quantize", "checkpoint"))
-FEW = {"samples_per_prompt": 2, "updates": 1, "accumulate": 1}
+TINY |= dict.fromkeys(("vae", "lora", "quantize", "checkpoint", "route"))
+FEW = {"samples_per_prompt": 2, "updates": 1, "accumulate": 1, "branches": 2, "branching": 2}
 FEW_SAMPLED = FEW | {"steps": 4, "n": 2}  # in a sampler, and in what it holds
 FEW_SAMPLED |= {"populations": 2, "noises": 2, "candidates": 2, "ode_steps": 2, "starts": 4, "budget": 12}
-FEW_SAMPLED |= {"branches": 2, "iterations": 2, "rounds": 1, "final_updates": 1, "refinements": 1, "perturbed": 2}
+FEW_SAMPLED |= {"iterations": 2, "rounds": 1, "final_updates": 1, "refinements": 1, "perturbed": 2}
 FEW_SAMPLED["skip_layers"] = 1
 
 
@@ -74,6 +74,8 @@ def shrink(config, few: dict = FEW) -> None:
     for key, value in vars(config).items():
         if key in TINY:
             config[key] = TINY[key]
+        elif key == "teachers":
+            config[key] = dict.fromkeys(value, "tiny")
         elif key in few and isinstance(value, int):
             config[key] = min(value, few[key])
         elif key in few and isinstance(value, list):
