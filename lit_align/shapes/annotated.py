@@ -17,7 +17,8 @@ from lit_align.shapes.scenes import SIZE
 class Annotated(AlignData):
     """Rendered scenes of random captions, K of them to a row, judged by one of several annotators in turn. With K = 2 a
     PairBatch with `label`, else a RankingBatch: a ranking drawn from Plackett-Luce with the annotator's temperature (one
-    scene after another, the best first), cut into `levels` groups of equal images if asked for.
+    scene after another, the best first), cut into `levels` groups of equal images if asked for. With `every` all
+    annotators judge every pair, each a dimension: a RankingBatch of two images, scores 1 and 0, or 0.5 in a tie.
 
     Columns: `user_id`, the annotator; `p`, for pairs the probability that this annotator prefers `win` (0.5 in a tie).
     Rows are generated from their number and the seed; validation rows are other ones.
@@ -26,6 +27,7 @@ class Annotated(AlignData):
         annotators: name -> Annotator. Its qualities must not depend on the caption, which is that of the first scene.
         k: scenes of a row.
         ties: of pairs: draw other scenes, or keep them with `label` 0.5.
+        every: all annotators judge every pair.
         levels: number of groups of a ranking; None for K.
         n, n_val: rows in an epoch and in validation.
     """
@@ -37,6 +39,7 @@ class Annotated(AlignData):
         annotators: dict[str, Annotator],
         k: int = 2,
         ties: Literal["drop", "keep"] = "drop",
+        every: bool = False,
         levels: int | None = None,
         n: int = 100_000,
         n_val: int = 1000,
@@ -46,8 +49,11 @@ class Annotated(AlignData):
         super().__init__(resolution=resolution, **kwargs)
         self.annotators, self.k, self.ties, self.levels = annotators, k, ties, levels
         self.rows = {"train": n, "val": n_val}
-        if k > 2:
+        self.every = every
+        if k > 2 or every:
             self.image_keys = ("images",)
+        if every and (k, ties) != (2, "keep"):
+            raise ValueError("every: annotators judge pairs, and some of them are ties: set k to 2 and ties to keep.")
 
     def load(self, split: str):
         from datasets import Dataset
@@ -73,25 +79,28 @@ class Annotated(AlignData):
         images = images.unflatten(0, (-1, self.k))
         names = [name for _, _, name, _ in found]
         batch = {"prompt": [text for _, text, _, _ in found], "index": [row["index"] for row in rows]}
+        if self.every:
+            choices = [self.choices(scenes, text, row["index"]) for (scenes, text, *_), row in zip(found, rows)]
+            first = torch.tensor(choices)  # (B, D)
+            return batch | {"columns": {}, "images": images, "scores": torch.stack([first, 1 - first], 1)}
         batch["columns"] = {"user_id": names}
         draws = [torch.Generator().manual_seed(self.seed + 1_000_003 * row["index"]) for row in rows]
         worth = torch.stack([u for *_, u in found])
         if self.k > 2:
             scores = torch.stack([self.ranks(self.annotators[n], u, g) for n, u, g in zip(names, worth, draws)])
             return batch | {"images": images, "scores": scores[..., None]}
-        label, p = [], []
-        for name, u, g in zip(names, worth, draws):
-            annotator, annotator_draws = self.annotators[name], self.annotators[name].generator
-            annotator.generator = g
-            label.append(annotator.prefer(*u.split(1)).item())
-            annotator.generator = annotator_draws
-            p.append(annotator.probability(*u.split(1)).item())
-        label, p = torch.tensor(label), torch.tensor(p)
+        label = torch.tensor([self.annotators[n].prefer(*u.split(1), g).item() for n, u, g in zip(names, worth, draws)])
+        p = torch.tensor([self.annotators[n].probability(*u.split(1)).item() for n, u in zip(names, worth)])
         swap = label == 0
         win = torch.where(swap[:, None, None, None], images[:, 1], images[:, 0])
         lose = torch.where(swap[:, None, None, None], images[:, 0], images[:, 1])
         batch["columns"]["p"] = torch.where(swap, 1 - p, p).tolist()
         return batch | {"win": win, "lose": lose, "label": torch.where(label == 0.5, 0.5, 1.0)}
+
+    def choices(self, scenes: list, caption: str, index: int) -> list[float]:
+        """What each annotator says of two scenes: 1 if the first is better, 0, or 0.5."""
+        g, found = torch.Generator().manual_seed(self.seed + 1_000_003 * index), [qualities(s, caption) for s in scenes]
+        return [a.prefer(*a.utility(found).split(1), g).item() for a in self.annotators.values()]
 
     def ranks(self, annotator: Annotator, utility: Tensor, generator: torch.Generator) -> Tensor:
         """Scores (K,) of a ranking, K - 1 for the best and 0 for the worst, or as many values as there are levels."""

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from parts import T, alone, trainer
-from reward_parts import photo
+from reward_parts import clip_folder, photo
 
 from lit_align.algorithms.reward_modeling.conditioned_preference import CONDITIONS, ConditionedPreference
 from lit_align.rewards.mps import MPS
@@ -17,15 +17,25 @@ def batch(gaps=((1.0, -1.0), (0.0, 0.4), (-1.0, 0.0))):
     return {"prompt": ["a red circle", "two squares", "a cross"], "index": [0, 1, 2], "columns": {}, "images": images, "scores": scores}
 
 
-def method():
-    m = alone(ConditionedPreference(reward=MPS(None, "tiny", threshold=0.5), conditions=WORDS))
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return clip_folder(tmp_path_factory.mktemp("clip"))
+
+
+def reward(clip):
+    torch.manual_seed(0)
+    return MPS(None, clip, threshold=0.6)
+
+
+def method(clip):
+    m = alone(ConditionedPreference(reward=reward(clip), conditions=WORDS))
     m.logged = {}
     m.log_mean = lambda name, value, n: m.logged.update({name: (float(value), n)})
     return m
 
 
-def test_the_loss_is_the_kl_of_each_dimensions_labels():
-    m, b = method(), batch()
+def test_the_loss_is_the_kl_of_each_dimensions_labels(clip):
+    m, b = method(clip), batch()
     with torch.no_grad():
         prompts, r = [p for p in b["prompt"] for _ in (0, 1)], []
         for words in WORDS.values():  # one condition at a time, as the reward is used
@@ -43,20 +53,20 @@ def test_the_loss_is_the_kl_of_each_dimensions_labels():
     assert (r[..., 0] - r[..., 1]).abs().max() > 1e-4  # conditions differ
 
 
-def test_a_condition_is_counted_by_nobody_and_dimensions_must_fit():
-    m = method()
+def test_a_condition_is_counted_by_nobody_and_dimensions_must_fit(clip):
+    m = method(clip)
     assert m.reward.truncated is None
     with pytest.raises(ValueError, match="set --data.list_size 2 and as many --data.dimensions"):
         m.check(batch() | {"scores": torch.zeros(3, 2, 3)})
     assert list(CONDITIONS) == ["overall", "aesthetics", "alignment", "detail"]
 
 
-def test_it_learns(tmp_path):
-    m = ConditionedPreference(reward=MPS(None, "tiny", threshold=0.5), conditions=WORDS, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2))
+def test_it_learns(clip, tmp_path):
+    m = ConditionedPreference(reward=reward(clip), conditions=WORDS, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2))
     m.losses = []
     original = m.loss
     m.loss = lambda b, stage: m.losses.append(original(b, stage)) or m.losses[-1]
-    trainer(tmp_path).fit(m, torch.utils.data.DataLoader([batch()] * 30, batch_size=None))
+    trainer(tmp_path).fit(m, torch.utils.data.DataLoader([batch()] * 20, batch_size=None))
     assert m.losses[-1] < 0.7 * m.losses[0]
-    again = MPS(str(tmp_path / "reward/mps.safetensors"), str(tmp_path / "reward"), threshold=0.5)
+    again = MPS(str(tmp_path / "reward/mps.safetensors"), str(tmp_path / "reward"), threshold=0.6)
     torch.testing.assert_close(again(photo(32, 32), ["a cross"]), m.reward.eval()(photo(32, 32), ["a cross"]), atol=1e-5, rtol=1e-4)
