@@ -37,7 +37,22 @@ RECORDS, PAGE = (ROOT / f"docs/reward_training.{end}" for end in ("json", "md"))
 STEPS, BATCH, PAIRS = 200, 32, 1000  # optimizer steps, rows of a step, held-out pairs
 HEADS = ["objective", "annotator", "learns from", "accuracy, 95 % interval", "limit", "share of the limit", "agreement"]
 HEADS += ["seeds"]
-TEXT = """# Training rewards on simulated annotators
+TEXT = """# Training rewards
+
+`python -m lit_align fit --config pickscore.yaml` trains a reward as its paper does; `hpsv2`, `image_reward`, `mps`,
+`richhf`, `social_reward`, `spm_*` and `lrm_*` are the other recipes. A run writes `<run>/reward` in the format that the
+class of the reward loads, so its next use is
+
+```
+python -m lit_align fit --config ddpo_sd15.yaml --model.reward PickScore --model.reward.pretrained <run>/reward \
+    --model.reward.tokenizer <run>/reward
+```
+
+`BradleyTerry` trains any reward that has weights on any pairs, `RaoKupper` on pairs with ties (`--data.ties keep`),
+`PlackettLuce` and `PartitionedPreference` on lists (`--data.list_size 4`), `PreferenceMixture` on pairs whose annotators
+are known and disagree, and `BootstrapEnsemble` trains several rewards whose disagreement `Ensemble` reads.
+
+## On simulated annotators
 
 Written by `python -m lit_align.studies.reward_training`. Each objective of `lit_align/algorithms/reward_modeling` trains
 a small `ShapesReward` (width 32, one layer, random weights) for {steps} steps of {batch} rows on rendered scenes that
