@@ -38,25 +38,20 @@ class BLIPVQA(Reward):
         self.words = [self.tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no")]
 
     def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
-        side, model = self.model.config.vision_config.image_size, self.model
+        side = self.model.config.vision_config.image_size
         pixels = normalise(resize(images, (side, side)).clamp(0, 1))
-        seen = model.vision_model(pixel_values=pixels).last_hidden_state
-        options = {"padding": True, "truncation": True, "max_length": self.text_limit, "return_tensors": "pt"}
-        words = self.tokenizer(prompts, **options).to(images.device)
-        ids = words.input_ids.clone()
+        seen = self.model.vision_model(pixel_values=pixels).last_hidden_state
+        return torch.cat([self.answer(one[None], prompt) for one, prompt in zip(seen, prompts, strict=True)])
+
+    def answer(self, seen: Tensor, question: str) -> Tensor:
+        """(1,) of the features (1, P, D) of one image: transformers' decoder does not leave out padding."""
+        words = self.tokenizer(question, truncation=True, max_length=self.text_limit, return_tensors="pt")
+        ids = words.input_ids.to(seen.device)
         ids[:, 0] = self.question
-        asked = model.text_encoder(
-            input_ids=ids,
-            attention_mask=words.attention_mask,
-            encoder_hidden_states=seen,
-            encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=seen.device),
-        ).last_hidden_state
-        logits = model.text_decoder(
-            input_ids=torch.full((len(ids), 1), self.start, device=ids.device),
-            encoder_hidden_states=asked,
-            encoder_attention_mask=words.attention_mask,
-        ).logits[:, 0, self.words]
-        return logits.softmax(1)[:, 0]
+        asked = self.model.text_encoder(input_ids=ids, encoder_hidden_states=seen).last_hidden_state
+        start = torch.full((1, 1), self.start, device=ids.device)
+        logits = self.model.text_decoder(input_ids=start, encoder_hidden_states=asked).logits
+        return logits[:, 0, self.words].softmax(1)[:, 0]
 
 
 def tiny():

@@ -22,7 +22,7 @@ def test_the_first_word_is_read_after_the_published_marks(folder):
     reward, x = BLIPVQA(folder), torch.rand(2, 3, 16, 16)
     model, words = reward.model, reward.tokenizer
     mean, std = torch.tensor([0.48145466, 0.4578275, 0.40821073]), torch.tensor([0.26862954, 0.26130258, 0.27577711])
-    prompts = ["a red dog?", "is it a cat?"]
+    prompts = ["a red dog?", "is it a cat?"]  # of different length
     expected = []
     for image, prompt in zip(x, prompts):
         ids = words(prompt, return_tensors="pt").input_ids
@@ -37,4 +37,4 @@ def test_the_first_word_is_read_after_the_published_marks(folder):
 
 
 def test_the_gradient_points_up(folder):
-    assert_points_up(BLIPVQA(folder), torch.rand(2, 3, 20, 24), ["a dog?", "a cat?"])
+    assert_points_up(BLIPVQA(folder), torch.rand(2, 3, 20, 24), ["a dog?", "a cat?"], step=0.1)
