@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from reward_parts import assert_points_up
+from reward_parts import assert_points_up, randomise
 
 from lit_align.rewards.blip_vqa import BLIPVQA, tiny
 
@@ -10,8 +10,7 @@ from lit_align.rewards.blip_vqa import BLIPVQA, tiny
 @pytest.fixture
 def folder(tmp_path):
     model, words = tiny()
-    for p in model.parameters():
-        p.data.mul_(3)
+    randomise(model)
     model.save_pretrained(tmp_path / "blip")
     words.save_pretrained(tmp_path / "blip")
     return str(tmp_path / "blip")
@@ -33,8 +32,8 @@ def test_the_first_word_is_read_after_the_published_marks(folder):
         yes, no = (logits[words.convert_tokens_to_ids(w)].exp() for w in ("yes", "no"))
         expected.append((yes / (yes + no)).item())
     assert reward(x, prompts).tolist() == pytest.approx(expected, rel=1e-4)
-    assert abs(expected[0] - expected[1]) > 1e-4 and not reward.train().training
+    assert abs(expected[0] - expected[1]) > 1e-3 and (reward(x.flip(0), prompts) - reward(x, prompts)).abs().min() > 1e-4
 
 
 def test_the_gradient_points_up(folder):
-    assert_points_up(BLIPVQA(folder), torch.rand(2, 3, 20, 24), ["a dog?", "a cat?"], step=0.1)
+    assert_points_up(BLIPVQA(folder), torch.rand(2, 3, 20, 24), ["a dog?", "a cat?"])
