@@ -33,6 +33,7 @@ from lit_align.metrics.win_rate import WinRate
 from lit_align.rewards.blip_vqa import BLIPVQA
 from lit_align.rewards.clip_score import CLIPScore
 from lit_align.rewards.geneval import GenEval
+from lit_align.rewards.reward import Reward
 
 N, SIDE = 12, 8
 
@@ -135,3 +136,16 @@ def measure(metric, updates) -> dict[str, float]:
     for one in updates:
         metric.update(**one) if isinstance(one, dict) else metric.update(*one)
     return {name: float(value) for name, value in metric.compute().items()}
+
+
+class Redness(Reward):
+    """Red minus blue; `sign` -1 for the opposite taste."""
+
+    differentiable = True
+
+    def __init__(self, sign: float = 1.0):
+        super().__init__()
+        self.sign, self.name = sign, "red" if sign > 0 else "blue"
+
+    def forward(self, images, prompts):
+        return self.sign * (images[:, 0] - images[:, 2]).mean((1, 2))

@@ -3,7 +3,9 @@
 import itertools
 from typing import Literal
 
-from torch import Tensor
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from lit_align.metrics.benchmark import Benchmark
 from lit_align.metrics.detector import OpenDetector
@@ -11,6 +13,7 @@ from lit_align.paths import find
 from lit_align.rewards.blip_vqa import BLIPVQA
 from lit_align.rewards.clip_score import CLIPScore
 from lit_align.rewards.geneval import Detection
+from lit_align.rewards.preprocess import resize
 from lit_align.rewards.reward import Reward
 
 FLAT = ("on side of", "next to", "near", "on the left of", "on the right of", "on the bottom of", "on the top of")
@@ -73,6 +76,38 @@ def counted(found: list[Detection]) -> int:
     return len(kept)
 
 
+class Depth(nn.Module):
+    """A DPTForDepthEstimation of transformers: how near each pixel is.
+
+    Args:
+        pretrained: hub id or folder; "tiny" for random weights.
+    """
+
+    artefact = "`Intel/dpt-large`"
+
+    def __init__(self, pretrained: str = "Intel/dpt-large"):
+        from transformers import DPTConfig, DPTForDepthEstimation
+
+        super().__init__()
+        if pretrained == "tiny":
+            shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
+            shape |= {"backbone_out_indices": [0, 1, 2, 3], "image_size": 32, "patch_size": 8, "fusion_hidden_size": 8}
+            self.model = DPTForDepthEstimation(DPTConfig(**shape, neck_hidden_sizes=[8, 8, 8, 8], is_hybrid=False))
+        else:
+            self.model = DPTForDepthEstimation.from_pretrained(find(pretrained), dtype=torch.float32)
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True):
+        return super().train(False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(H, W) of an image (3, H, W) in [0, 1]; higher is nearer."""
+        side = self.model.config.image_size
+        pixels = (resize(image[None], (side, side)).clamp(0, 1) - 0.5) / 0.5
+        near = self.model(pixel_values=pixels).predicted_depth[:, None]
+        return F.interpolate(near, image.shape[1:], mode="bilinear", align_corners=True)[0, 0]
+
+
 class T2ICompBench(Benchmark):
     """T2I-CompBench and T2I-CompBench++ (Huang et al. 2023, arXiv 2307.06350, released code), one category at a time.
 
@@ -95,7 +130,7 @@ class T2ICompBench(Benchmark):
         asker: answers questions with P(yes) (default: BLIPVQA).
         detector: finds objects.
         clip: the text-image score of non_spatial, 100 x cosine (default: CLIPScore of CLIP ViT-B/32).
-        depth: hub id or folder of a DPTForDepthEstimation; "tiny" for random weights.
+        depth: how near pixels are.
     """
 
     artefact = f"{BLIPVQA.artefact}; {OpenDetector.artefact}; `openai/clip-vit-base-patch32`; `Intel/dpt-large`"
@@ -109,7 +144,7 @@ class T2ICompBench(Benchmark):
         asker: Reward | None = None,
         detector: OpenDetector | None = None,
         clip: Reward | None = None,
-        depth: str = "Intel/dpt-large",
+        depth: Depth | None = None,
     ):
         super().__init__()
         self.category, self.name = category, f"t2i_compbench_{category}"
@@ -119,7 +154,7 @@ class T2ICompBench(Benchmark):
         self.clip = None
         if category in ("non_spatial", "complex"):
             self.clip = clip or CLIPScore("openai/clip-vit-base-patch32")
-        self.depth = load_depth(depth) if category == "3d_spatial" else None
+        self.depth = (depth or Depth()) if category == "3d_spatial" else None
         self.requires_grad_(False)
 
     def judge(self, images: Tensor, prompts: list[str], phrases=None, objects=None, kind=None) -> list[dict]:
@@ -160,7 +195,7 @@ class T2ICompBench(Benchmark):
         if relation is None:
             raise ValueError(f"{prompt!r} names no place ({', '.join(DEEP if deep else FLAT)}).")
         if deep:
-            depth = self.depth_of(image)
+            depth = self.depth(image)
             return pair_score(found, first, second, lambda a, b: stacked(relation, a, b, depth))
         score = pair_score(found, first, second, lambda a, b: placed(relation, a, b))
         return score if score >= 0.5 else 0.0
@@ -176,17 +211,6 @@ class T2ICompBench(Benchmark):
         found = self.detector(image, [name for name, _ in wanted])
         score = lambda name, n: 0.0 if not found[name] else 0.5 + 0.5 * (counted(found[name]) == n)
         return sum(score(name, n) for name, n in wanted) / len(wanted)
-
-    def depth_of(self, image: Tensor) -> Tensor:
-        """(H, W), higher is nearer."""
-        import torch.nn.functional as F
-
-        from lit_align.rewards.preprocess import resize
-
-        side = self.depth.config.image_size
-        pixels = (resize(image[None], (side, side)).clamp(0, 1) - 0.5) / 0.5
-        near = self.depth(pixel_values=pixels).predicted_depth[:, None]
-        return F.interpolate(near, image.shape[1:], mode="bilinear", align_corners=True)[0, 0]
 
 
 def parsed(prompt: str):
@@ -220,18 +244,3 @@ def numbered(prompt: str) -> list[str]:
         if word.text.lower() in NUMBERS and name:
             found.append(" ".join([word.text.lower(), *(w.text for w in name[:-1]), name[-1].lemma_]))
     return found
-
-
-def load_depth(pretrained: str):
-    """A DPTForDepthEstimation of transformers, frozen."""
-    from transformers import DPTConfig, DPTForDepthEstimation
-
-    if pretrained != "tiny":
-        import torch
-
-        model = DPTForDepthEstimation.from_pretrained(find(pretrained), dtype=torch.float32)
-        return model.requires_grad_(False).eval()
-    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
-    shape |= {"backbone_out_indices": [0, 1, 2, 3], "image_size": 32, "patch_size": 8, "fusion_hidden_size": 8}
-    config = DPTConfig(**shape, neck_hidden_sizes=[8, 8, 8, 8], is_hybrid=False)
-    return DPTForDepthEstimation(config).requires_grad_(False).eval()

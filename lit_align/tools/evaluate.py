@@ -15,12 +15,12 @@ from tqdm import tqdm
 from lit_align.callbacks import SampleWriter
 from lit_align.callbacks.grid import grid, save_png, to_pil
 from lit_align.data.batch import batch_of
-from lit_align.data.tables import read_prompts
+from lit_align.data.tables import READERS, read_prompts
 from lit_align.metrics.mean_reward import MeanReward
 from lit_align.metrics.metric import ImageMetric, given
 from lit_align.metrics.reference import read_image
 from lit_align.metrics.win_rate import WinRate
-from lit_align.paths import fetch
+from lit_align.paths import fetch, find
 from lit_align.tools.compare_page import page
 
 SHEET = 24  # prompts on the contact sheet
@@ -102,7 +102,8 @@ def read_table(prompts: str | None, column: str, split: str, limit: int | None, 
     """The rows of a file of prompts, each `per_prompt` times, with the number of their image as `index`."""
     if not prompts:
         return None
-    rows = list(read_prompts(fetch(prompts) if prompts.startswith("https://") else prompts, column, split))[:limit]
+    is_file = Path(prompts).suffix in READERS and not Path(find(prompts)).exists()
+    rows = list(read_prompts(fetch(prompts) if is_file else prompts, column, split))[:limit]
     own = lambda row: {k: v for k, v in row.items() if k != "file"}
     if per_prompt == 1:
         return [own(row) for row in rows]

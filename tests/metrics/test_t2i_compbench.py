@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lit_align.metrics.t2i_compbench import T2ICompBench, counted, noun_chunks, numbered, nouns, overlap, pair_score, placed, stacked
+from lit_align.metrics.t2i_compbench import Depth, T2ICompBench, counted, noun_chunks, numbered, nouns, overlap, pair_score, placed, stacked
 from lit_align.rewards.geneval import Detection
 from lit_align.rewards.reward import Reward
 
@@ -121,7 +121,7 @@ def test_tiny_models_run(category, columns):
     from lit_align.rewards.blip_vqa import BLIPVQA
     from lit_align.rewards.clip_score import CLIPScore
 
-    metric = T2ICompBench(category, BLIPVQA("tiny"), OpenDetector("tiny", 0.0), CLIPScore("tiny"), "tiny")
+    metric = T2ICompBench(category, BLIPVQA("tiny"), OpenDetector("tiny", 0.0), CLIPScore("tiny"), Depth("tiny"))
     prompt = "a dog in front of a cat" if category == "3d_spatial" else "a dog next to a cat"
     metric.update(torch.rand(1, 3, 48, 64), [prompt], **columns)
     assert metric.compute()[f"t2i_compbench_{category}"].isfinite()
