@@ -24,7 +24,7 @@ Commands
   test        score samples of the test prompts before and after training, and write pictures
   predict     write samples to disk
   export      write a checkpoint as LoRA weights or a pipeline, for diffusers or (--format kohya) ComfyUI
-  list        what can be run: methods, steering, recipes, rewards, datasets (list NAME: one of these)
+  list        what can be run: methods, steering, recipes, rewards, datasets, metrics (list NAME: one of these)
 {TOOLS}
 
 A config is found by its name under {CONFIGS}.
@@ -47,6 +47,7 @@ def answer(args: list[str]) -> bool:
     if args[0] != "list":
         return False
     parts = {"methods": methods, "steering": steering, "recipes": recipes, "rewards": rewards, "datasets": datasets}
+    parts |= {"metrics": metrics}
     if unknown := [name for name in args[1:] if name not in parts]:
         sys.exit(f"lit_align: there is no list of {unknown[0]}; there are {', '.join(parts)}.")
     for name in args[1:] or parts:
@@ -87,6 +88,10 @@ def rewards() -> dict[str, str]:
 
 def datasets() -> dict[str, str]:
     return named(subclasses("AlignData"), "data", "shapes")
+
+
+def metrics() -> dict[str, str]:
+    return named(subclasses("Measure"), "metrics")
 
 
 def tools() -> dict[str, str]:
