@@ -79,6 +79,13 @@ def test_a_folder_is_measured_alone(place, capsys):
     assert not any("http" in str(attrs) and tag != "meta" for tag, attrs in page.tags)
 
 
+def test_prompts_that_a_reward_cuts_are_counted(place, capsys):
+    predicted(place / "a", images(2), ["short", "long " * 90])
+    evaluate("a", "--metrics", "[{class_path: MeanReward, init_args: {reward: {class_path: CLIPScore, init_args: {pretrained: tiny}}}}]")
+    assert json.loads((place / "a/evaluate/results.json").read_text())["truncated"] == {"clip_score": 1}
+    assert "clip_score did not read the end of 1 of 2 prompts" in capsys.readouterr().out
+
+
 def test_two_folders_side_by_side(place):
     x, prompts = images(6), ["one", "one", "two", "two", "three", "three"]
     flat = x.mean((2, 3), keepdim=True).expand_as(x)  # easier to compress
