@@ -293,7 +293,8 @@ def run_tool(name: str, args: list[str]) -> None:
     if args and not args[0].startswith("-"):
         args = [f"--{next(iter(signature(function).parameters))}", *args]
     given = parser.parse_args(args)
-    if given.pop("config", None) and given.get("smoke"):
+    given.pop("config")
+    if given.get("smoke"):
         shrink(given)
     try:
         given = parser.instantiate(given)
