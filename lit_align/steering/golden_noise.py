@@ -138,16 +138,21 @@ class GoldenNoise(Hook):
     are for SDXL, DreamShaper XL turbo (2048 x 77 numbers in a caption) and Hunyuan-DiT.
 
     Args:
-        file: `npnet.safetensors`, or a released .pth; local, or `<owner>/<name>/<file>` on the hub.
+        checkpoint: `npnet.safetensors`, or a released .pth; local, or `<owner>/<name>/<file>` on the hub. None: random
+            weights, as smoke runs have them.
         strength: fraction of the way from the noise to NPNet's; 0 changes nothing.
     """
 
-    def __init__(self, file: str, strength: float = 1.0):
-        self.net, self.strength = NPNet.load(file), strength
+    def __init__(self, checkpoint: str | None = None, strength: float = 1.0):
+        self.net, self.strength = checkpoint and NPNet.load(checkpoint), strength
 
     def check(self, policy, sampler):
         if sampler.forgets_noise(policy):
             raise ValueError("GoldenNoise moves the initial noise, which this sampler's first step replaces wholly.")
+        if self.net is None:
+            small = {"width": 8, "depths": (1, 1, 1, 1), "heads": (1, 1, 1, 1)}
+            self.net = NPNet(policy.latent_shape, policy.null(1)["text"].numel(), **small).to(policy.device)
+            self.net.eval().requires_grad_(False)
         side = self.net.svd.mlp3[0].in_features // 2
         ours = (self.net.swin.upconv.out_channels, side, side)
         if ours != tuple(policy.latent_shape):

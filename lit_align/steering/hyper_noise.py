@@ -79,8 +79,9 @@ class NoiseNetwork(nn.Module):
             raise ValueError(f"{file} is no noise hypernetwork: it names no rank and alpha.")
         network = NoiseNetwork(policy, int(sizes["rank"]), float(sizes["alpha"]))
         ours = network.lora()
-        if wrong := [n for n in ours.keys() | state.keys() if n not in ours or n not in state or ours[n].shape != state[n].shape]:
-            raise ValueError(f"{file} was trained on another denoiser: {sorted(wrong)[0]} does not fit.")
+        fits = lambda name: name in ours and name in state and ours[name].shape == state[name].shape
+        if wrong := sorted(name for name in ours.keys() | state.keys() if not fits(name)):
+            raise ValueError(f"{file} was trained on another denoiser: {wrong[0]} does not fit.")
         with torch.no_grad():
             for name, p in ours.items():
                 p.copy_(state[name])
@@ -98,12 +99,13 @@ class HyperNoise(Hook):
     reward, for one more evaluation of the denoiser. `NoiseHypernetwork` trains it, for samplers of few steps.
 
     Args:
-        file: `hyper_noise.safetensors`; local, or `<owner>/<name>/<file>` on the hub.
+        checkpoint: `hyper_noise.safetensors`; local, or `<owner>/<name>/<file>` on the hub. None: a new network, which
+            moves nothing, as smoke runs have it.
         strength: factor of f; 0 changes nothing.
     """
 
-    def __init__(self, file: str, strength: float = 1.0):
-        self.file, self.strength = file, strength
+    def __init__(self, checkpoint: str | None = None, strength: float = 1.0):
+        self.checkpoint, self.strength = checkpoint, strength
         self.network: NoiseNetwork | None = None  # once its policy is known
         self.policy: list[Policy] = []
 
@@ -117,7 +119,8 @@ class HyperNoise(Hook):
     def on_init(self, policy, state):
         if self.strength:
             if self.policy != [policy]:
-                self.policy, self.network = [policy], NoiseNetwork.load(self.file, policy).to(state.x.device)
+                network = NoiseNetwork.load(self.checkpoint, policy) if self.checkpoint else NoiseNetwork(policy)
+                self.policy, self.network = [policy], network.to(state.x.device)
             t = state.sampler.timesteps(policy)[:1].to(state.x.device).expand(len(state.x))
             with torch.no_grad():
                 state.x = state.x + self.strength * moved(self.network, policy, state, t)

@@ -40,8 +40,8 @@ class LanguageModel(nn.Module):
 
 
 class CausalLM(LanguageModel):
-    """A causal language model of transformers, from safetensors. It continues the text, or answers it as a user's turn
-    if its tokenizer has a chat template.
+    """A causal language model of transformers, from safetensors, or from PyTorch's format read as tensors only. It
+    continues the text, or answers it as a user's turn if its tokenizer has a chat template.
 
     Args:
         pretrained: hub id or folder; "tiny" for random weights of a tiny GPT-2 whose tokens are bytes.
@@ -63,8 +63,7 @@ class CausalLM(LanguageModel):
         else:
             from transformers import AutoModelForCausalLM, AutoTokenizer
 
-            options = {"dtype": getattr(torch, dtype), "use_safetensors": True}
-            self.model = AutoModelForCausalLM.from_pretrained(find(pretrained), **options)
+            self.model = AutoModelForCausalLM.from_pretrained(find(pretrained), dtype=getattr(torch, dtype))
             self.tokenizer = AutoTokenizer.from_pretrained(find(tokenizer or pretrained))
         self.model.eval().requires_grad_(False)
         self.tokenizer.padding_side = "left"

@@ -47,20 +47,20 @@ def write(lm: CausalLM, prompts: list[str], choose: Choose, max_new_tokens: int)
     return Written(ids, mask, torch.stack(made, 1), {k: torch.stack([c[k] for c in choices], 1) for k in choices[0]})
 
 
-def diverse_beams(lm: CausalLM, prompt: str, groups: int, penalty: float, max_new_tokens: int) -> Written:
+def diverse_beams(lm: CausalLM, prompts: list[str], groups: int, penalty: float, max_new_tokens: int) -> Written:
     """Diverse beam search (Vijayakumar et al. 2018, arXiv 1610.02424) with one beam to a group: each group takes the
-    likeliest token after `penalty` for every group before it that takes the same token at this place. A group ends with
-    its first end of text."""
+    likeliest token after `penalty` for every group of its prompt before it that takes the same token at this place. A
+    group ends with its first end of text. Rows: a a b b."""
 
     def choose(logits: Tensor, hidden: Tensor):
-        scores, taken = logits.log_softmax(1), torch.zeros_like(logits[0])
-        tokens = []
-        for row in scores:
-            tokens.append((row - penalty * taken).argmax())
-            taken[tokens[-1]] += 1
-        return torch.stack(tokens), {}
+        scores = logits.log_softmax(1).unflatten(0, (-1, groups))  # (B, groups, V)
+        taken, tokens = torch.zeros_like(scores[:, 0]), []
+        for g in range(groups):
+            tokens.append((scores[:, g] - penalty * taken).argmax(1))
+            taken.scatter_add_(1, tokens[-1][:, None], torch.ones_like(taken[:, :1]))
+        return torch.stack(tokens, 1).flatten(), {}
 
-    return write(lm, [prompt] * groups, choose, max_new_tokens)
+    return write(lm, [prompt for prompt in prompts for _ in range(groups)], choose, max_new_tokens)
 
 
 def states(lm: CausalLM, ids: Tensor, mask: Tensor, last: int) -> tuple[Tensor, Tensor]:
@@ -81,14 +81,3 @@ def predictions(lm: CausalLM, written: Written) -> tuple[Tensor, Tensor, Tensor]
 def chosen(logits: Tensor, choice: Tensor) -> Tensor:
     """log p of the choices (B, A) under logits (B, A, V)."""
     return logits.log_softmax(-1).gather(-1, choice[..., None]).squeeze(-1)
-
-
-def pad_writings(parts: list[Written], lm: CausalLM) -> Written:
-    """Continuations of several prompts in one, prompts padded on the left and continuations on the right."""
-    sizes = [(part.ids.shape[1] - part.made.shape[1], part.made.shape[1]) for part in parts]
-    left, right = (max(column) for column in zip(*sizes))
-    widen = lambda x, size, fill: torch.nn.functional.pad(x, (left - size[0], right - size[1]), value=fill)
-    ids = [widen(part.ids, size, lm.tokenizer.pad_token_id) for part, size in zip(parts, sizes)]
-    mask = [widen(part.mask, size, 0) for part, size in zip(parts, sizes)]
-    made = [torch.nn.functional.pad(part.made, (0, right - size[1])) for part, size in zip(parts, sizes)]
-    return Written(torch.cat(ids), torch.cat(mask), torch.cat(made), {})

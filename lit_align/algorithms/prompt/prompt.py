@@ -91,9 +91,10 @@ class PromptPolicy(Online):
     def collect(self, batch: dict) -> dict:
         prompts = batch["prompt"]
         written = self.write(prompts)
-        reward = self.log_reward(self.score(batch, self.texts(prompts, written), self.reward), prompts)
+        each = self.score(batch, self.texts(prompts, written), self.reward)
+        reward = self.mean(self.log_reward(each, repeat_rows(batch, self.images_per_prompt)["prompt"]))
         if self.baseline:
-            reward = reward - self.score(batch, prompts, self.baseline)
+            reward = reward - self.mean(self.score(batch, prompts, self.baseline))
         old, start = (self.in_parts(lm, written) for lm in (self.language_model, self.start))
         kl = ((old["token"] - start["token"]) * written.made).sum() / written.made.sum()
         self.log_mean("train/prompt_kl", kl, len(prompts))
@@ -107,15 +108,18 @@ class PromptPolicy(Online):
         return {name: torch.cat([part[name] for part in found]) for name in found[0]}
 
     def score(self, batch: dict, texts: list[str], reward: Reward) -> Tensor:
-        """Mean reward (B,) of the images of texts, under the prompts of the batch."""
+        """Rewards (B k,) of the k images of each text, under the prompts of the batch."""
         rows, k = repeat_rows(batch, self.images_per_prompt), self.images_per_prompt
         rows["columns"] = rows["columns"] | {"dynamic": [text for text in texts for _ in range(k)]}
-        scores = []
+        latents = []
         for part in torch.arange(len(rows["prompt"])).split(self.minibatch):
             some = select_rows(rows, part.tolist())
-            state = self.rollout(self.policy, some["prompt"], columns=some["columns"], hooks=[self.draws])
-            scores.append(self.judge(reward, state.x, some))
-        return torch.cat(scores).view(len(texts), k).mean(1)
+            latents.append(self.rollout(self.policy, some["prompt"], columns=some["columns"], hooks=[self.draws]).x)
+        return self.judge(reward, torch.cat(latents), rows, self.minibatch)
+
+    def mean(self, each: Tensor) -> Tensor:
+        """(B,) of the rewards (B k,) of k images."""
+        return each.view(-1, self.images_per_prompt).mean(1)
 
     def optimizer_steps(self, collected: dict):
         """`updates` steps, each on all texts, `minibatch` at a time."""

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from lit_align.algorithms.parts.clipping import clipped_surrogate
 from lit_align.algorithms.prompt.prompt import PromptPolicy
-from lit_align.steering.writing import diverse_beams, pad_writings, write
+from lit_align.steering.writing import diverse_beams, write
 
 
 class AdaptiveKL(nn.Module):
@@ -77,12 +77,12 @@ class PromptistPPO(PromptPolicy):
         if not self.groups:
             draw = lambda logits, hidden: (torch.multinomial(logits.softmax(-1), 1).squeeze(-1), {})
             return write(lm, asked, draw, longest)
-        found = [diverse_beams(lm, text, self.groups, self.diversity, longest) for text in asked]
-        picked = torch.randint(self.groups, (len(asked), 1))
-        return pad_writings([one.part(row) for one, row in zip(found, picked)], lm)
+        found = diverse_beams(lm, asked, self.groups, self.diversity, longest)
+        return found.part(torch.arange(len(asked)) * self.groups + torch.randint(self.groups, (len(asked),)))
 
     def texts(self, prompts, written):
-        said = self.language_model.spell(torch.where(written.made, written.tokens, self.language_model.tokenizer.pad_token_id))
+        padding = self.language_model.tokenizer.pad_token_id
+        said = self.language_model.spell(torch.where(written.made, written.tokens, padding))
         return [text.strip() or prompt for text, prompt in zip(said, prompts)]
 
     def targets(self, old, start, made, reward):
