@@ -66,14 +66,14 @@ def model(words, seed: int = 0):
 
     torch.manual_seed(seed)
     ends = {"bos_token_id": words.eos_token_id, "eos_token_id": words.eos_token_id, "pad_token_id": words.pad_token_id}
-    return GPT2LMHeadModel(GPT2Config(vocab_size=len(words), n_positions=64, n_embd=48, n_layer=2, n_head=4, **ends))
+    return GPT2LMHeadModel(GPT2Config(vocab_size=len(words), n_positions=64, n_embd=64, n_layer=2, n_head=4, **ends))
 
 
 def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m lit_align.shapes.make.writer", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the model and its tokenizer")
     parser.add_argument("--pairs", type=Path, help="folder of rewrites.jsonl and suffixes.jsonl")
-    parser.add_argument("--n", type=int, default=1500, help="pairs in each")
+    parser.add_argument("--n", type=int, default=6000, help="pairs in each")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(args)
     words = tokenizer()
