@@ -318,6 +318,7 @@ def main(args: list[str] | None = None, model_class=None, data_class=None) -> CL
     from lit_align.policies.policy import Policy
     from lit_align.rewards.reward import Reward
     from lit_align.rewards.step_reward import StepReward
+    from lit_align.steering.language_model import LanguageModel
     from lit_align.tools.export import Trainer
 
     typed = sys.argv[1:] if args is None else list(args)
@@ -326,7 +327,7 @@ def main(args: list[str] | None = None, model_class=None, data_class=None) -> CL
     CLI.typed = Parser.typed = typed = [word for word in typed if word != "--debug"]
     model_class, data_class = model_class or Sampling, data_class or AlignData
     own = (model_class, data_class, Policy, Adapter, Reward, StepReward, Sampler, Hook, Transition)
-    own += (ImageMetric, Features)
+    own += (ImageMetric, Features, LanguageModel)
     Parser.bases, Parser.debug = (*own, L.Callback, L.Trainer, Optimizer, LRScheduler), debug
     try:
         if typed and typed[0] in tools():

@@ -98,10 +98,6 @@ def datasets() -> dict[str, str]:
     return named(subclasses("AlignData"), "data", "shapes")
 
 
-def metrics() -> dict[str, str]:
-    return named(subclasses("Measure"), "metrics")
-
-
 def tools() -> dict[str, str]:
     """Command -> a line about it: every file of `tools/` with a function of its own name."""
     lines = {}
