@@ -10,6 +10,7 @@ from safetensors import safe_open
 from torch import nn
 
 from lit_align.paths import fetch, find
+from lit_align.policies import published
 from lit_align.policies.adapters import LoRA
 from lit_align.policies.refusals import UNUSED, refuse_family, refuse_file, refuse_meta, why
 
@@ -33,6 +34,8 @@ def load_pipeline(
     """The pipeline of a policy's family, with weights in the policy's dtype; the arguments are Policy's."""
     if pretrained == "tiny":
         return tiny_pipeline(policy)
+    if pretrained.startswith(published.WEIGHTLESS):
+        return published.weightless_pipeline(policy, pretrained.removeprefix(published.WEIGHTLESS), vae)
     source = {"variant": variant, "revision": revision, "dtype": policy.dtype, "use_safetensors": not allow_pickle}
     where = find(pretrained)
     if Path(where).is_file() or pretrained.endswith(SINGLE_FILES):
