@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from lit_align.paths import ROOT, find
@@ -41,6 +42,38 @@ def configs_of(pretrained: str) -> Path:
             f"each part, or one of {', '.join(repositories())}."
         )
     return repositories()[pretrained]
+
+
+def configs_of_file(policy: "Policy", pretrained: str, where: str, tokens: str | None) -> tuple[str, str]:
+    """The folder with the configs of a single file's model, told by its tensors, and where its tokenizers are: `tokens`,
+    or the hub id of the model."""
+    from diffusers.loaders.single_file_utils import DIFFUSERS_DEFAULT_PIPELINE_PATHS, infer_diffusers_model_type
+
+    needs = f"give single_file_config, a folder or hub id of a {policy.pipeline_class}."
+    if not where.endswith((".safetensors", ".sft")):
+        raise ValueError(f"{pretrained} is one file, with weights alone, of a model that is not told: {needs}")
+    with safe_open(where, "pt") as file:
+        shapes = {key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()}
+    known = DIFFUSERS_DEFAULT_PIPELINE_PATHS[infer_diffusers_model_type(shapes)]["pretrained_model_name_or_path"]
+    if known not in repositories():
+        raise ValueError(f"{pretrained} is one file, with weights alone, of {known}, whose configs do not ship: {needs}")
+    return str(repositories()[known]), tokens or known
+
+
+def tokenizers(policy: "Policy", pretrained: str, index: dict, source: str) -> dict:
+    """The tokenizers of a pipeline, from a folder or hub id. Raises ValueError if they are not there."""
+    found = {}
+    for name, kind in index.items():
+        if not name.startswith("tokenizer") or name in policy.left_out:
+            continue
+        try:
+            found[name] = getattr(import_module(kind[0]), kind[1]).from_pretrained(source, subfolder=name)
+        except OSError as error:
+            raise ValueError(
+                f"{pretrained} is one file, without tokenizers, and {source} has no {name} or cannot be reached: give "
+                f"single_file_config, a folder with {name}/ and whatever else its model has, or with all of its model."
+            ) from error
+    return found
 
 
 def weightless_pipeline(policy: "Policy", pretrained: str, vae: str | None):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_align.paths import fetch, find
+from lit_align.policies import published
 from lit_align.rewards.preprocess import crop, normalise
 from lit_align.rewards.reward import Reward
 from lit_align.rewards.tokens import tokenize
@@ -66,6 +67,8 @@ class BLIPReward(Reward):
         super().__init__()
         if pretrained == "tiny":
             self._random(head)
+        elif pretrained.startswith(published.WEIGHTLESS):
+            self._weightless(head)
         else:
             self._load(f"{pretrained}/{file}", f"{pretrained}/med_config.json", tokenizer, head)
         self.eval()
@@ -89,6 +92,20 @@ class BLIPReward(Reward):
             torch.manual_seed(0)
             self.vision, self.text = BlipVisionModel(vision), BlipTextModel(text, add_pooling_layer=False)
             self.mlp = head(text.hidden_size)
+
+    def _weightless(self, head) -> None:
+        """ImageReward's sizes, without weights."""
+        from transformers import BlipVisionModel
+        from transformers.models.blip.modeling_blip_text import BlipTextModel
+
+        from lit_align.policies import tiny
+
+        sizes = json.loads((published.configs_of("THUDM/ImageReward") / "config.json").read_text())
+        vision, text = self.configs(sizes["vision_config"], sizes["text_config"])
+        self.tokenizer = tiny.CLIPModel()[1]
+        self.vision = published.stand_in(published.built(BlipVisionModel, vision), "reward")
+        self.text = published.stand_in(published.built(BlipTextModel, text, add_pooling_layer=False), "reward")
+        self.mlp = head(text.hidden_size)
 
     def _load(self, weights: str, config: str, tokenizer: str, head) -> None:
         from transformers import BertTokenizer, BlipVisionModel

@@ -71,11 +71,10 @@ class Trainer(export.Trainer):
             raise ValueError(f"utilisation is {utilisation}; it must lie in (0, 1].")
         run = {"trainer": self, "datamodule": datamodule, "devices": devices or 1, "like_cuda": chip != "cpu"}
         ema = any(isinstance(c, EMA) for c in self.callbacks)
-        records: dict = {}
-        found = [measure(model, ema=ema, records=records, **run)]
+        found = [measure(model, ema=ema, **run)]
         for name, changes in variants(model) if not given_only else ():
             variant = instantiate_module(type(model), changed(dict(model.hparams), changes))
-            found.append(measure(variant, ema=ema, records=records, name=name, **run))
+            found.append(measure(variant, ema=ema, name=name, **run))
         self.estimated = found
         print("\n".join(report(found, CHIPS[chip], chip, devices or 1, utilisation, bool(fsdp), self.max_steps)))
         return found

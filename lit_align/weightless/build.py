@@ -7,15 +7,14 @@ from lit_align.weightless.ledger import fake_mode
 from lit_align.weightless.stand_in import StandIn
 
 
-def built(cls: type, config: dict) -> nn.Module:
+def built(cls: type, config, **options) -> nn.Module:
     """A network of diffusers or transformers from its config, in eval mode, with tensors that have no values."""
     with fake_mode():
-        if hasattr(cls, "config_class"):  # transformers
-            model = cls(cls.config_class.from_dict(config))
-            model.tie_weights()
-        else:
-            model = cls.from_config(config)
-    return model.eval()
+        if not hasattr(cls, "config_class"):  # diffusers
+            return cls.from_config(config).eval()
+        model = cls(cls.config_class.from_dict(config) if isinstance(config, dict) else config, **options)
+        model.tie_weights()
+        return model.eval()
 
 
 def with_values(module: nn.Module) -> None:

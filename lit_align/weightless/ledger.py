@@ -23,6 +23,7 @@ FLOPS: dict[Any, Callable] = flop_registry | {
         grad.shape, q.shape, k.shape, v.shape
     ),
 }
+Records = dict  # (network, shapes ...) -> what a call took: see `StandIn`
 Scenario = Callable[[Counter], float]  # bytes by purpose -> bytes of a device
 
 
@@ -30,6 +31,12 @@ Scenario = Callable[[Counter], float]  # bytes by purpose -> bytes of a device
 def fake_mode() -> FakeTensorMode:
     """The one mode whose tensors have shape, type and device, but no values."""
     return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+@cache
+def records(like_cuda: bool, devices: int) -> Records:
+    """What calls of networks have taken so far in this process."""
+    return {}
 
 
 class Peak:
@@ -55,7 +62,7 @@ class Ledger(TorchDispatchMode):
     """
 
     def __init__(
-        self, scenarios: dict[str, Scenario] | None = None, records: dict | None = None, like_cuda: bool = False
+        self, scenarios: dict[str, Scenario] | None = None, records: Records | None = None, like_cuda: bool = False
     ):
         super().__init__()
         self.like_cuda = like_cuda

@@ -1,17 +1,19 @@
 """One step of a module whose networks have no weights: what it needs."""
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
-from lit_align.weightless.ledger import Ledger, Peak, fake_mode
+from lit_align.weightless.ledger import Ledger, Peak, records
 from lit_align.weightless.stand_in import empty_like
 
 GIB = 2**30
+PRECISIONS = {"16-mixed": "bf16-mixed", "16-true": "bf16-true"}  # of one size; a CPU has no float16
 SHARDED = ("weights", "gradients", "optimizer", "reference")  # by FSDP, of the denoiser
 STATE_8BIT = 2 + 8 / 256  # bytes of a parameter: two moments in 8 bits, and a number for each block of 256
 
@@ -33,6 +35,7 @@ class Measured:
     batches: int = 1  # of an optimizer step
     steps: int = 1  # optimizer steps of a batch
     rows: int = 0  # of a batch
+    uncounted: list[str] = field(default_factory=list)  # rewards of which small ones stood in
 
 
 class Step(L.Callback):
@@ -160,14 +163,14 @@ def scenarios(module: L.LightningModule, devices: int) -> dict:
     }
 
 
-def measure(module, trainer, datamodule, devices, like_cuda, ema, records, name="as given") -> Measured:
+def measure(module, trainer, datamodule, devices: int, like_cuda: bool, ema: bool, name: str = "as given") -> Measured:
     """Runs one batch of a module: of training, or of prediction if it trains nothing."""
-    ledger = Ledger(scenarios(module, devices), records, like_cuda)
+    ledger = Ledger(scenarios(module, devices), records(like_cuda, devices), like_cuda)
     trains = is_overridden("training_step", module)
     accumulate = trainer.accumulate_grad_batches if trains and module.automatic_optimization else 1
     step = Step(ledger, accumulate > 1, ema)
     datamodule.train = datamodule.val = None
-    options = {"accelerator": "cpu", "devices": 1, "precision": trainer.precision.replace("16-mixed", "bf16-mixed").replace("bfbf", "bf"), "max_steps": 1}
+    options = {"accelerator": "cpu", "devices": 1, "precision": PRECISIONS.get(trainer.precision, trainer.precision), "max_steps": 1}
     if trains and module.automatic_optimization:
         options |= {"gradient_clip_val": trainer.gradient_clip_val}
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "inference_mode": False}
@@ -185,4 +188,14 @@ def measure(module, trainer, datamodule, devices, like_cuda, ema, records, name=
     }
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in module.policy.denoiser.parameters() if not p.requires_grad)
-    return Measured(name, trained, frozen, parts, ledger.peaks, ledger.flops, accumulate, step.steps, step.rows)
+    cost = ledger.peaks, ledger.flops, accumulate, step.steps, step.rows
+    return Measured(name, trained, frozen, parts, *cost, uncounted(module))
+
+
+def uncounted(module: nn.Module) -> list[str]:
+    """The rewards that load published weights and were given small random ones."""
+    from lit_align.rewards.reward import Reward
+
+    small = lambda part: not any(isinstance(p, FakeTensor) for p in part.parameters())
+    found = [p for p in module.modules() if isinstance(p, Reward) and "`" in p.artefact and small(p)]
+    return sorted({type(part).__name__ for part in found})

@@ -79,4 +79,6 @@ def report(found: list[Measured], chip, name: str, devices: int, utilisation: fl
         took = hours(first, chip.tflops, utilisation, steps)
         at = f"{utilisation:.0%} of {chip.tflops:,.0f} TFLOP/s ({name})"
         lines.append(f"{took:,.1f} hours for {steps:,} steps at {at}, validation and loading left out")
+    if first.uncounted:
+        lines.append(f"not counted: the weights and work of {', '.join(first.uncounted)} (docs/rewards.md)")
     return lines
