@@ -12,8 +12,8 @@ from lit_align.diffusion.process import append_dims
 
 class SkipLayerGuidance(Hook):
     """The guidance of Stable Diffusion 3.5 medium (github.com/Stability-AI/sd3.5; diffusers' skip_guidance_layers):
-    adds s (e(x, c) - e^(x, c)), where e^ leaves out some blocks of the denoiser, to what lies inside. One evaluation more
-    in each step i of n with start n < i < stop n, counted from 0.
+    adds s (e(x, c) - e^(x, c)), where e^ leaves out some blocks of the denoiser, to what lies inside. One evaluation
+    more in each step i of n with start n < i < stop n, counted from 0.
 
     Args:
         skip_layers: numbers of the blocks that are left out.

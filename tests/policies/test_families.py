@@ -12,8 +12,11 @@ from lit_align.policies.adapters import Frozen, LoRA
 from lit_align.policies.flux import Flux
 from lit_align.policies.flux2 import Flux2, Flux2Klein
 from lit_align.policies.hunyuan_dit import HunyuanDiT
+from lit_align.policies.lumina2 import Lumina2
 from lit_align.policies.packing import pack
+from lit_align.policies.pixart import PixArtAlpha
 from lit_align.policies.qwen_image import QwenImage
+from lit_align.policies.sana import Sana
 from lit_align.policies.sdxl import StableDiffusionXL
 from lit_align.policies.stable_diffusion import StableDiffusion
 from lit_align.policies.stable_diffusion3 import StableDiffusion3
@@ -192,3 +195,25 @@ def test_prompts_stay_as_they_were(family):
     prompts = list(PROMPTS)
     make(family).condition(prompts)
     assert prompts == PROMPTS
+
+
+def test_pixart_alpha_for_1024_pixels_is_told_an_images_size_and_shape(tmp_path):
+    pipe = make(PixArtAlpha).pipe
+    config = {k: v for k, v in pipe.transformer.config.items() if k != "_use_default_values"}
+    torch.manual_seed(0)
+    pipe.transformer = diffusers.PixArtTransformer2DModel.from_config(config | {"sample_size": 128, "num_attention_heads": 3, "cross_attention_dim": 24})
+    pipe.save_pretrained(tmp_path)
+    policy = make(PixArtAlpha, pretrained=str(tmp_path))
+    assert policy.denoiser.use_additional_conditions
+    same(by_us(policy, 4.0), by_pipeline(policy.pipe, policy, 4.0))
+
+
+@pytest.mark.parametrize("family", [Sana, Lumina2], ids=lambda c: c.__name__)
+def test_a_dropped_caption_is_what_guidance_leads_away_from(family):
+    policy = make(family)
+    cond, null = policy.condition(["a red circle", "", "a star"]), policy.null(1)
+    alone = policy.condition(["a star"])
+    for key in ("text", "mask"):
+        torch.testing.assert_close(cond[key][1:2], null[key])
+        torch.testing.assert_close(cond[key][2:], alone[key])
+    assert (cond["text"][0] - null["text"][0]).abs().max() > 1e-3
