@@ -72,8 +72,8 @@ def best_with_ties(margin: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
     zero = torch.zeros(1, device=margin.device, dtype=torch.long)
     both = torch.cat([zero, (label == 0).cumsum(0)])  # tied by both, if the first k are tied by epsilon
     c = right.sum() - torch.cat([zero, right.cumsum(0)])
-    cuts = torch.cat([size[:-1] < size[1:], torch.ones(1, dtype=torch.bool, device=margin.device)])  # not within equals
-    ends = torch.cat([(size[:1] > 0), cuts])  # epsilon 0 ties margins of 0
-    share = torch.where(ends, both + c, -1)
+    end = torch.ones(1, dtype=torch.bool, device=margin.device)
+    cuts = torch.cat([end, size[:-1] < size[1:], end])  # not within equal margins
+    share = torch.where(cuts, both + c, -1)
     best = share.argmax()
     return share[best] / len(label), (2 * share[best] - len(label)) / len(label)

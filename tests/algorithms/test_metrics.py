@@ -8,20 +8,25 @@ import torch
 from metric_parts import Pixels
 from parts import Darkness, prompts, spy, tiny, trainer
 
+from lit_align.algorithms.preference.dpo import DiffusionDPO
+from lit_align.algorithms.preference.kto import DiffusionKTO
 from lit_align.algorithms.preference.sft import SFT
-from lit_align.cli import main
+from lit_align.algorithms.sampling import Sampling
+from lit_align.cli import import_all, main
+from lit_align.cli_errors import subclasses
 from lit_align.diffusion.sampler import Sampler
 from lit_align.metrics.diversity import VendiScore
 from lit_align.metrics.mean_reward import MeanReward
 
 
-def module():
-    return SFT(policy=tiny(), sampler=Sampler(1, 1.0), metrics=[MeanReward(Darkness()), VendiScore(Pixels())])
+def module(cls=SFT):
+    return cls(policy=tiny(), sampler=Sampler(1, 1.0), metrics=[MeanReward(Darkness()), VendiScore(Pixels())])
 
 
+@pytest.mark.parametrize("cls", [SFT, DiffusionDPO, DiffusionKTO], ids=lambda c: c.__name__)
 @pytest.mark.parametrize("stage", ["val", "test"])
-def test_metrics_see_each_sample_once_and_forget_an_epoch(stage, tmp_path):
-    method, t = module(), trainer(tmp_path)
+def test_metrics_see_each_sample_once_and_forget_an_epoch(stage, cls, tmp_path):
+    method, t = module(cls), trainer(tmp_path)
     run = {"val": t.validate, "test": t.test}[stage]
     batches = [{"prompt": [f"p{i}", f"q{i}"], "index": [2 * i, 2 * i + 1], "seed": [i, i + 5]} for i in range(2)]
     loader = torch.utils.data.DataLoader(batches, batch_size=None)
@@ -35,12 +40,18 @@ def test_metrics_see_each_sample_once_and_forget_an_epoch(stage, tmp_path):
     assert run(method, loader, verbose=False)[0] == pytest.approx(logged)
 
 
+def test_no_method_takes_the_names_by_which_samples_are_measured():
+    import_all()
+    ours = [name for name in vars(Sampling) if name in ("measure_samples", "log_metrics", "on_validation_epoch_end", "on_test_epoch_end")]
+    assert len(ours) == 4 and not [(cls, name) for cls in subclasses(Sampling) - {Sampling} for name in ours if name in vars(cls)]
+
+
 def test_rows_that_a_distributed_sampler_repeats_do_not_count():
     method = module()
     images = torch.rand(4, 3, 8, 8)
     with mock.patch.object(type(method), "trainer", SimpleNamespace(world_size=2)):  # rank 1 of 7 rows: 1, 3, 5, then 0
-        method.measure({"prompt": ["b", "d"], "index": [1, 3]}, images[:2])
-        method.measure({"prompt": ["f", "a"], "index": [5, 0]}, images[2:])
+        method.measure_samples({"prompt": ["b", "d"], "index": [1, 3]}, images[:2])
+        method.measure_samples({"prompt": ["f", "a"], "index": [5, 0]}, images[2:])
     assert method.metrics[0].compute()["darkness"].item() == pytest.approx(1 - images[:3].mean((1, 2, 3)).mean().item(), rel=1e-5)
 
 
