@@ -9,8 +9,8 @@ from lit_align.callbacks.grid import save_png, to_pil
 
 class SampleWriter(L.Callback):
     """`predict` writes `<folder>/<index>.png` and one line of `metadata.jsonl` for each: file_name, prompt, seed,
-    scores, `cost`, the calls of network, decoder and steering reward per prompt (a mean over the batch), and `rewritten`,
-    what was drawn in place of the prompt.
+    scores, `cost`, the calls of network, decoder and steering reward per prompt (a mean over the batch), and, where
+    hooks rewrite prompts, `rewritten`, what was drawn in place of the prompt.
 
     A line is written after its image, batch by batch: an interrupted run keeps what it has. Further ranks write
     `metadata_<rank>.jsonl`.

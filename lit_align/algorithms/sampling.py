@@ -88,8 +88,8 @@ class Sampling(L.LightningModule):
     @torch.no_grad()
     def sample(self, batch: dict, sampler: Sampler | None = None) -> dict:
         """Draws one image per prompt: {"image" (B, 3, H, W), "scores": {name: (B,)}, "latents", "cost": {name: calls
-        per prompt, see Budget}, "truncated": {name: share of the prompts whose end the reward did not read}}, and "texts"
-        where hooks have rewritten the prompts."""
+        per prompt, see Budget}, "truncated": {name: share of the prompts whose end the reward did not read}}, and what
+        `rewritten` says where hooks have rewritten the prompts."""
         state, before = self.draw(batch, sampler), self.truncated()
         image, scores = self.policy.decode(state.x).float(), {}
         for reward in self.rewards:

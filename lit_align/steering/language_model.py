@@ -170,8 +170,8 @@ def tiny():
     from lit_align.policies.tiny_transformers import _byte_tokenizer
     from lit_align.rewards.tiny import seeded
 
-    words = _byte_tokenizer(256)
+    words = _byte_tokenizer(4096)
     words.chat_template = None
     ends = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id, "pad_token_id": words.pad_token_id}
-    config = GPT2Config(vocab_size=len(words), n_positions=256, n_embd=16, n_layer=2, n_head=2, **ends)
+    config = GPT2Config(vocab_size=len(words), n_positions=4096, n_embd=16, n_layer=2, n_head=2, **ends)
     return seeded(lambda: GPT2LMHeadModel(config)), words

@@ -19,8 +19,9 @@ You write prompts for a text-to-image model. Its images do not show all that thi
 Earlier versions, each after the score of its images; a higher score means that the images show more of the request:
 {history}
 
-Write {n} new versions of the prompt whose images would score higher than all of these. Keep what the user asked for, say
-what was missed more clearly or earlier, and make the {n} versions differ. Answer with a numbered list of prompts alone."""
+Write {n} new versions of the prompt whose images would score higher than all of these. Keep what the user asked for,
+say what was missed more clearly or earlier, and make the {n} versions differ. Answer with a numbered list of prompts
+alone."""
 
 
 class OPT2I(OuterSampler):

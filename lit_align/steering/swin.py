@@ -38,7 +38,9 @@ class Block(nn.Module):
         self.mlp = nn.Module()
         self.mlp.fc1, self.mlp.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
         region = torch.zeros(size, size)
-        for i, rows in enumerate((slice(0, -window), slice(-window, -shift), slice(-shift, None)) if self.shift else ()):
+        for i, rows in enumerate(
+            (slice(0, -window), slice(-window, -shift), slice(-shift, None)) if self.shift else ()
+        ):
             for j, columns in enumerate((slice(0, -window), slice(-window, -shift), slice(-shift, None))):
                 region[rows, columns] = 3 * i + j
         flat = self.windows(region[None, ..., None]).squeeze(-1)  # (W, N)

@@ -1,5 +1,5 @@
-"""Writes docs/steering.md: which training-free method to take for which budget, and what each gains on Shapes against what
-it costs.
+"""Writes docs/steering.md: which training-free method to take for which budget, and what each gains on Shapes against
+what it costs.
 
 `python -m lit_align.studies.steering --methods best_of_n fk_steering --seeds 1 2 3` measures; without methods it writes
 the page. Measurements are kept in docs/steering.json, and runs that it holds are not repeated. Several processes can
@@ -61,12 +61,12 @@ NEEDS = {  # what a practitioner must have -> the methods of configs/shapes, and
     ),
     "a language model": (
         "promptist reprompt opt2i pae",
-        "No evaluation is added, except by OPT2I, which draws images of every prompt that it tries. RePrompt needs lists "
-        "of words alone.",
+        "No evaluation is added, except by OPT2I, which draws images of every prompt that it tries. RePrompt needs "
+        "lists of words alone.",
     ),
     "a second network of the model, or a small one of the noise": (
         "autoguidance chats npo_guidance golden_noise hyper_noise",
-        "At the cost of plain sampling; each is trained first, golden noise and noise hypernetworks by a recipe of ours.",
+        "At the cost of plain sampling; each is trained first, golden noise and noise hypernetworks by recipes here.",
     ),
     "a reward, as a black box": (
         "best_of_n random_search rejection zero_order path_search evo_search spectral_search tree_sampling "
@@ -76,8 +76,8 @@ NEEDS = {  # what a practitioner must have -> the methods of configs/shapes, and
     ),
     "a reward with a gradient": (
         "dps universal_guidance dymo das reno dno doodl reneg",
-        "A backward counts as an evaluation, and takes the memory of one step. ReNO is for models of one to four steps. "
-        "A gradient finds what the reward does not see: look at a second judge.",
+        "A backward counts as an evaluation, and takes the memory of one step. ReNO is for models of one to four "
+        "steps. A gradient finds what the reward does not see: look at a second judge.",
     ),
 }
 INTRO = """# Steering: which method for which budget
@@ -96,10 +96,10 @@ trained policy, guidance and a search may stand in one config.
 MEASURED = """
 ## Measured
 
-On Shapes, the first {prompts} held-out prompts, the exact judge, who sees the user's prompt and does not steer. "plain" is
-the same sampler without steering, on the same prompts and seeds. Evaluations are forwards and backwards of the network
-per prompt. The steering reward is the learnt one, in standard deviations of the base model's samples: where it rises and
-the exact judge does not follow, the method has exploited it. Intervals are over prompts. World {world} alone.
+On Shapes, the first {prompts} held-out prompts, the exact judge, who sees the user's prompt and does not steer. "plain"
+is the same sampler without steering, on the same prompts and seeds. Evaluations are forwards and backwards of the
+network per prompt. The steering reward is the learnt one, in standard deviations of the base model's samples: where it
+rises and the exact judge does not follow, the method has exploited it. Intervals are over prompts. World {world} alone.
 
 """
 
@@ -222,7 +222,8 @@ def draw(records: dict) -> None:
 def page(records: dict, table: dict) -> str:
     """The text of docs/steering.md."""
     guide = "".join(
-        f"| {what} | {', '.join(f'`{name}`' for name in names.split())} | {note} |\n" for what, (names, note) in NEEDS.items()
+        f"| {what} | {', '.join(f'`{name}`' for name in names.split())} | {note} |\n"
+        for what, (names, note) in NEEDS.items()
     )
     heads = ["config", "budget", "evaluations", "exact accuracy, plain -> steered", "gain, 95 % interval"]
     measured = MEASURED.format(prompts=32 * BATCHES, world=WORLD)

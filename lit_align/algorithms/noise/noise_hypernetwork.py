@@ -18,8 +18,8 @@ class NoiseHypernetwork(RewardGradient):
     that samples follow the reward-tilted distribution. With DDIM at eta 0, in few steps: gradient passes through all of
     them. (The released code draws one noise for a batch; here each sample has its own.)
 
-    Logs `train/noise_shift`, the mean of ||f||^2 / d. Writes the network to `<run>/noise/hyper_noise.safetensors`, which
-    `HyperNoise` loads.
+    Logs `train/noise_shift`, the mean of ||f||^2 / d. Writes the network to `<run>/noise/hyper_noise.safetensors`,
+    which `HyperNoise` loads.
 
     Args:
         regularisation: coefficient of ||f||^2 / d; in the release 0.5, with ReNO's four rewards.

@@ -20,8 +20,8 @@ class NoisePromptLearning(Online):
     higher reward. NPNet learns z' from z and the caption, by mean squared error. The policy is frozen.
 
     The paper keeps 100,000 pairs and sees them 30 times; here each batch's pairs are seen `updates` times. Logs
-    `train/kept`, the share of pairs that are kept, and `train/golden_gain`, the mean gain in reward of all pairs. Writes
-    the network to `<run>/noise/npnet.safetensors`, which `GoldenNoise` loads.
+    `train/kept`, the share of pairs that are kept, and `train/golden_gain`, the mean gain in reward of all pairs.
+    Writes the network to `<run>/noise/npnet.safetensors`, which `GoldenNoise` loads.
 
     Args:
         reward: filters pairs; None keeps all of them, and draws no sample.

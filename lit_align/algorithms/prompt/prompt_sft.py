@@ -29,9 +29,7 @@ class PromptSFT(Algorithm):
 
     feedback = ("prompt",)
 
-    def __init__(
-        self, language_model: CausalLM, separator: str = " Rephrase:", policy: Policy | None = None, **kwargs
-    ):
+    def __init__(self, language_model: CausalLM, separator: str = " Rephrase:", policy: Policy | None = None, **kwargs):
         super().__init__(policy=policy or StableDiffusion("tiny", Frozen()), **kwargs)
         self.policy.requires_grad_(False)
         self.language_model, self.separator = language_model.requires_grad_(True), separator

@@ -1,5 +1,5 @@
-"""Makes what a prompt writer of Shapes starts from: a small GPT-2 with random weights whose tokens are the captions' words,
-and the pairs that it learns to rewrite captions from.
+"""Makes what a prompt writer of Shapes starts from: a small GPT-2 with random weights whose tokens are the captions'
+words, and the pairs that it learns to rewrite captions from.
 
 `python -m lit_align.shapes.make.writer --out checkpoints/shapes-writer/start --pairs configs/shapes/prompts`
 """
