@@ -1,10 +1,17 @@
 """Single-file checkpoints in the layout of the original code, made of tiny pipelines."""
 
+import json
+import shutil
+from importlib.util import find_spec
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
+from lit_align.policies import published
+from lit_align.policies.adapters import LoRA
+from lit_align.policies.flux import Flux
 from lit_align.policies.sdxl import StableDiffusionXL
 from lit_align.policies.stable_diffusion import StableDiffusion
 
@@ -138,8 +145,6 @@ def test_what_a_single_file_lacks_comes_from_the_folder(sd15, tmp_path):
 
 def test_a_single_file_says_what_it_needs(sd15, tmp_path):
     _, configs, file = sd15
-    with pytest.raises(ValueError, match="is one file, with weights alone: give single_file_config"):
-        StableDiffusion(str(file))
     with pytest.raises(ValueError, match="single_file_config: .*nowhere is neither a folder"):
         StableDiffusion(str(file), single_file_config=str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="gone.safetensors is neither a file nor"):
@@ -151,3 +156,71 @@ def test_a_single_file_says_what_it_needs(sd15, tmp_path):
         StableDiffusion(str(tmp_path / "model.ckpt"), single_file_config=str(configs))
     with pytest.raises(ValueError, match="is for folders and hub ids"):
         StableDiffusion(str(file), single_file_config=str(configs), quantize="int4")
+
+
+def test_without_a_folder_the_configs_are_those_that_ship(sd15, tmp_path, monkeypatch):
+    """Told by the tensors; no network. A folder with the tokenizer alone is enough, and without one it says so."""
+    policy, configs, file = sd15
+    models = tmp_path / "models"
+    shutil.copytree(configs, models / "tiny", ignore=shutil.ignore_patterns("tokenizer"))
+    index = json.loads((models / "tiny/model_index.json").read_text())
+    index["_repositories"] = ["stable-diffusion-v1-5/stable-diffusion-v1-5"]  # what diffusers takes such a file for
+    (models / "tiny/model_index.json").write_text(json.dumps(index))
+    monkeypatch.setattr(published, "MODELS", models)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    published.repositories.cache_clear()
+    shutil.copytree(configs / "tokenizer", tmp_path / "words/tokenizer")
+    again = StableDiffusion(str(file), single_file_config=str(tmp_path / "words"))
+    same(again.pipe, policy.pipe, ("unet", "vae", "text_encoder"))
+    with pytest.raises(ValueError, match="without tokenizers, and .*stable-diffusion-v1-5 has no tokenizer or cannot"):
+        StableDiffusion(str(file))
+    published.repositories.cache_clear()
+
+
+def test_weights_stored_in_eight_bits_are_read_as_what_they_say(sd15, tmp_path):
+    policy, configs, file = sd15
+    stored = {k: v.to(torch.float8_e4m3fn) for k, v in load_file(file).items()}
+    save_file(stored, tmp_path / "fp8.safetensors")
+    again = StableDiffusion(str(tmp_path / "fp8.safetensors"), single_file_config=str(configs))
+    for ours, theirs in zip(again.pipe.unet.parameters(), policy.pipe.unet.parameters(), strict=True):
+        assert ours.dtype == torch.float32 and torch.equal(ours, theirs.to(torch.float8_e4m3fn).float())
+
+
+def test_a_folder_in_shards(sd15, tmp_path):
+    policy, _, _ = sd15
+    policy.pipe.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list((tmp_path / "unet").glob("*-of-*.safetensors"))) > 1
+    same(StableDiffusion(str(tmp_path)).pipe, policy.pipe, ("unet", "vae", "text_encoder"))
+
+
+def test_gguf(tmp_path):
+    """A quantized denoiser of FLUX, frozen, under a LoRA that gets gradient; refused without the package or in full."""
+    plain = Flux("tiny")
+    plain.pipe.save_pretrained(tmp_path / "flux")
+    file = tmp_path / "flux.gguf"
+    file.write_bytes(b"")
+    given = {"pretrained": str(file), "single_file_config": str(tmp_path / "flux")}
+    if find_spec("gguf") is None:
+        with pytest.raises(ValueError, match="flux.gguf is a GGUF file, which is read with the package gguf"):
+            Flux(**given)
+        return
+    import gguf
+
+    writer = gguf.GGUFWriter(str(file), "flux")
+    for name, value in plain.denoiser.state_dict().items():
+        blocks = value.ndim == 2 and value.shape[1] % 32 == 0
+        kind = gguf.GGMLQuantizationType.Q8_0 if blocks else gguf.GGMLQuantizationType.F32
+        writer.add_tensor(name, gguf.quants.quantize(value.numpy(), kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ValueError, match="weights are frozen: train through adapter: LoRA"):
+        Flux(**given)
+    policy = Flux(**given, adapter=LoRA(rank=2))
+    torch.manual_seed(0)
+    x, t = torch.randn(1, *policy.latent_shape), torch.tensor([0.5])
+    cond = policy.condition(["a red circle"])
+    torch.testing.assert_close(policy.denoise(x, t, cond), plain.denoise(x, t, cond), atol=2e-2, rtol=0)
+    policy.denoise(x, t, cond).square().mean().backward()
+    assert all(p.grad is not None for p in policy.parameters() if p.requires_grad)
