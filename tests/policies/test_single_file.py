@@ -14,6 +14,7 @@ from lit_align.policies.adapters import LoRA
 from lit_align.policies.flux import Flux
 from lit_align.policies.sdxl import StableDiffusionXL
 from lit_align.policies.stable_diffusion import StableDiffusion
+from lit_align.policies.stable_diffusion3 import StableDiffusion3
 
 
 def renamed(state: dict, pairs: list[tuple[str, str]]) -> dict:
@@ -64,6 +65,32 @@ def original_vae(state):
         square = value[..., None, None] if ".attn_1." in key and value.ndim == 2 else value  # a linear map as a 1x1 convolution
         out[f"first_stage_model.{key}"] = square.contiguous()
     return out
+
+
+SD3 = [("pos_embed.pos_embed", "pos_embed"), ("pos_embed.proj.", "x_embedder.proj."), ("norm_out.linear.", "final_layer.adaLN_modulation.1."), ("proj_out.", "final_layer.linear.")]
+SD3 += [(f"time_text_embed.{old}.linear_{i}.", f"{new}.mlp.{2 * i - 2}.") for old, new in (("timestep_embedder", "t_embedder"), ("text_embedder", "y_embedder")) for i in (1, 2)]
+SD3 += [("context_embedder.", "context_embedder.")]
+SD3_BLOCK = [("attn.to_out.0.", "x_block.attn.proj."), ("attn.to_add_out.", "context_block.attn.proj."), ("norm1.linear.", "x_block.adaLN_modulation.1."), ("norm1_context.linear.", "context_block.adaLN_modulation.1.")]
+SD3_BLOCK += [(f"{old}.net.{a}.", f"{new}.mlp.{b}.") for old, new in (("ff", "x_block"), ("ff_context", "context_block")) for a, b in (("0.proj", "fc1"), ("2", "fc2"))]
+JOINED = {f"attn.{name}": (side, place) for side, names in (("x_block", ("to_q", "to_k", "to_v")), ("context_block", ("add_q_proj", "add_k_proj", "add_v_proj"))) for place, name in enumerate(names)}
+
+
+def original_sd3(state, blocks):
+    """SD3's transformer by Stability's names (github.com/Stability-AI/sd3-ref): q, k and v are one map, and the last
+    modulations have shift before scale."""
+    swapped = ("norm_out.linear.", f"transformer_blocks.{blocks - 1}.norm1_context.linear.")
+    state = {k: torch.cat(v.chunk(2)[::-1]) if k.startswith(swapped) else v for k, v in state.items()}
+    out, parts = renamed({k: v for k, v in state.items() if not k.startswith("transformer_blocks.")}, SD3), {}
+    for i in range(blocks):
+        own = {k.removeprefix(f"transformer_blocks.{i}."): v for k, v in state.items() if k.startswith(f"transformer_blocks.{i}.")}
+        for key, value in list(own.items()):
+            stem, _, kind = key.rpartition(".")
+            if stem in JOINED:
+                side, place = JOINED[stem]
+                parts.setdefault(f"joint_blocks.{i}.{side}.attn.qkv.{kind}", {})[place] = own.pop(key)
+        out |= {f"joint_blocks.{i}.{k}": v for k, v in renamed(own, SD3_BLOCK).items()}
+    out |= {key: torch.cat([found[place] for place in range(3)]) for key, found in parts.items()}
+    return {f"model.diffusion_model.{k}": v.contiguous() for k, v in out.items()}
 
 
 def clip(state, prefix):
@@ -129,6 +156,14 @@ def test_a_single_file_of_sdxl_with_both_its_text_encoders(tmp_path):
     save_file(original_unet(pipe.unet.state_dict()) | original_vae(pipe.vae.state_dict()) | text, file)
     again = StableDiffusionXL(str(file), single_file_config=str(configs), dtype="float32")
     same(again.pipe, pipe, ("unet", "vae", "text_encoder", "text_encoder_2"))
+
+
+def test_a_single_file_of_sd3_beside_the_encoders_of_a_folder(tmp_path):
+    pipe = StableDiffusion3("tiny").pipe
+    pipe.save_pretrained(tmp_path / "whole")
+    save_file(original_sd3(pipe.transformer.state_dict(), len(pipe.transformer.transformer_blocks)), tmp_path / "sd3.safetensors")
+    again = StableDiffusion3(str(tmp_path / "sd3.safetensors"), single_file_config=str(tmp_path / "whole"))
+    same(again.pipe, pipe, ("transformer", "vae", "text_encoder", "text_encoder_2"))
 
 
 def test_what_a_single_file_lacks_comes_from_the_folder(sd15, tmp_path):
