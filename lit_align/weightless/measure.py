@@ -49,7 +49,7 @@ class Step(L.Callback):
 
     def __init__(self, ledger: Ledger, accumulates: bool, ema: bool):
         self.ledger, self.accumulates, self.ema = ledger, accumulates, ema
-        self.steps = self.rows = 0
+        self.steps, self.rows = 1, 0
 
     def setup(self, trainer, module, stage) -> None:
         data = trainer.datamodule
