@@ -39,8 +39,9 @@ def load_pipeline(
     source = {"variant": variant, "revision": revision, "dtype": policy.dtype, "use_safetensors": not allow_pickle}
     where = find(pretrained)
     if Path(where).is_file() or pretrained.endswith(SINGLE_FILES):
-        refuse_file(pretrained, allow_pickle, quantize)
-        pipe = from_single_file(policy, pretrained, fetch(pretrained), single_file_config, source, vae)
+        refuse_file(policy, pretrained, allow_pickle, quantize)
+        load = from_gguf if pretrained.endswith(".gguf") else from_single_file
+        pipe = load(policy, pretrained, fetch(pretrained), single_file_config, source, vae)
     else:
         if single_file_config:
             raise ValueError(f"single_file_config is for a single file, and {pretrained} is none: leave it out.")
@@ -118,6 +119,29 @@ def from_single_file(policy: "Policy", pretrained: str, where: str, config: str 
         raise ValueError(f"{pretrained} lacks a part: {error.message.splitlines()[0]}") from error
     except OSError as error:
         raise ValueError(f"single_file_config: {why(config, find(config), None, None, error)}") from error
+
+
+def from_gguf(policy: "Policy", pretrained: str, where: str, config: str | None, source: dict, vae: str | None):
+    """Loads a denoiser whose weights are quantized, and the rest of its pipeline from `config`, a folder or hub id."""
+    import diffusers
+
+    if config is None:
+        raise ValueError(
+            f"{pretrained} holds a denoiser alone: give single_file_config, a folder or hub id of a whole "
+            f"{policy.pipeline_class}."
+        )
+    pipeline, rest = getattr(diffusers, policy.pipeline_class), find(config)
+    try:
+        index = pipeline.load_config(rest)
+        refuse_family(policy, config, index)
+        parts = given_parts(policy, index, source, vae)
+        quantization = diffusers.GGUFQuantizationConfig(compute_dtype=policy.dtype)
+        options = {"config": rest, "subfolder": policy.denoiser_name, "dtype": policy.dtype}
+        model = getattr(diffusers, index[policy.denoiser_name][1])
+        parts[policy.denoiser_name] = model.from_single_file(where, quantization_config=quantization, **options)
+        return pipeline.from_pretrained(rest, **parts, **source)
+    except OSError as error:
+        raise ValueError(f"single_file_config: {why(config, rest, None, None, error)}") from error
 
 
 def lacking_parts(policy: "Policy", where: str, config: str, index: dict, given: dict, source: dict) -> dict:

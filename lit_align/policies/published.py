@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from lit_align.paths import ROOT, find
+from lit_align.paths import ROOT, fetch, find
 from lit_align.policies.refusals import UNUSED
 from lit_align.weightless.build import built, with_values
 from lit_align.weightless.stand_in import stand_in, without_values
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lit_align.policies.policy import Policy
 
 MODELS = ROOT / "configs/models"
+VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")
 WEIGHTLESS = "weightless:"  # before a hub id or folder: the model of its configs, without weights
 
 
@@ -45,18 +46,23 @@ def configs_of(pretrained: str) -> Path:
 
 
 def configs_of_file(policy: "Policy", pretrained: str, where: str, tokens: str | None) -> tuple[str, str]:
-    """The folder with the configs of a single file's model, told by its tensors, and where its tokenizers are: `tokens`,
-    or the hub id of the model."""
+    """The folder with the configs of a single file's model, told by its tensors, and where its tokenizers are:
+    `tokens`, or the hub id of the model."""
     from diffusers.loaders.single_file_utils import DIFFUSERS_DEFAULT_PIPELINE_PATHS, infer_diffusers_model_type
 
     needs = f"give single_file_config, a folder or hub id of a {policy.pipeline_class}."
     if not where.endswith((".safetensors", ".sft")):
         raise ValueError(f"{pretrained} is one file, with weights alone, of a model that is not told: {needs}")
-    with safe_open(where, "pt") as file:
-        shapes = {key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()}
+    try:
+        with safe_open(where, "pt") as file:
+            shapes = {key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()}
+    except SafetensorError as error:
+        raise ValueError(f"{pretrained} cannot be read: {error}.") from error
     known = DIFFUSERS_DEFAULT_PIPELINE_PATHS[infer_diffusers_model_type(shapes)]["pretrained_model_name_or_path"]
     if known not in repositories():
-        raise ValueError(f"{pretrained} is one file, with weights alone, of {known}, whose configs do not ship: {needs}")
+        raise ValueError(
+            f"{pretrained} is one file, with weights alone, of {known}, whose configs do not ship: {needs}"
+        )
     return str(repositories()[known]), tokens or known
 
 
@@ -64,16 +70,22 @@ def tokenizers(policy: "Policy", pretrained: str, index: dict, source: str) -> d
     """The tokenizers of a pipeline, from a folder or hub id. Raises ValueError if they are not there."""
     found = {}
     for name, kind in index.items():
-        if not name.startswith("tokenizer") or name in policy.left_out:
-            continue
-        try:
+        if name.startswith("tokenizer") and name not in policy.left_out:
+            if not any(is_there(f"{source}/{name}/{file}") for file in VOCABULARIES):  # else its vocabulary were empty
+                raise ValueError(
+                    f"{pretrained} is one file, without tokenizers, and {source} has no {name} or cannot be reached: "
+                    f"give single_file_config, a folder with {name}/, or one with all of its model."
+                )
             found[name] = getattr(import_module(kind[0]), kind[1]).from_pretrained(source, subfolder=name)
-        except OSError as error:
-            raise ValueError(
-                f"{pretrained} is one file, without tokenizers, and {source} has no {name} or cannot be reached: give "
-                f"single_file_config, a folder with {name}/ and whatever else its model has, or with all of its model."
-            ) from error
     return found
+
+
+def is_there(file: str) -> bool:
+    """Whether a file, local or `<owner>/<name>/<file>` of the hub, can be read."""
+    try:
+        return bool(fetch(file))
+    except ValueError:
+        return False
 
 
 def weightless_pipeline(policy: "Policy", pretrained: str, vae: str | None):
@@ -98,7 +110,11 @@ def weightless_pipeline(policy: "Policy", pretrained: str, vae: str | None):
         pipeline = getattr(diffusers, policy.pipeline_class)
         takes = signature(pipeline.__init__).parameters
         options = {name: value for name, value in index.items() if name in takes and not isinstance(value, list)}
-        absent = {name: None for name, value in index.items() if name[0] != "_" and isinstance(value, list) and name not in parts}
+        absent = {
+            name: None
+            for name, value in index.items()
+            if name[0] != "_" and isinstance(value, list) and name not in parts
+        }
         pipe = pipeline(**parts, **absent, **options)
         parts = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
     stand_in(parts.pop(policy.denoiser_name))

@@ -1,10 +1,13 @@
 """What cannot be loaded, said in one sentence each."""
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import nn
+
+from lit_align.policies.adapters import Full
 
 if TYPE_CHECKING:
     from lit_align.policies.policy import Policy
@@ -12,14 +15,17 @@ if TYPE_CHECKING:
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # parts of a pipeline that no policy reads
 
 
-def refuse_file(pretrained: str, allow_pickle: bool, quantize: str | None) -> None:
-    """Refuses single files whose weights are quantized or pickled."""
+def refuse_file(policy: "Policy", pretrained: str, allow_pickle: bool, quantize: str | None) -> None:
+    """Refuses single files whose weights are pickled, and quantized ones that cannot be read or trained."""
     if pretrained.endswith(".gguf"):
-        raise ValueError(
-            f"{pretrained} is a GGUF file, whose quantized weights are not read; give the model that it was made from, "
-            "with quantize: int4 to save memory."
-        )
-    if not (pretrained.endswith((".safetensors", ".sft")) or allow_pickle):
+        if find_spec("gguf") is None:
+            raise ValueError(
+                f"{pretrained} is a GGUF file, which is read with the package gguf: pip install gguf, or give the "
+                "model that it was made from, with quantize: int4 to save memory."
+            )
+        if isinstance(policy.adapter, Full):
+            raise ValueError(f"{pretrained} is a GGUF file, whose weights are frozen: train through adapter: LoRA.")
+    elif not (pretrained.endswith((".safetensors", ".sft")) or allow_pickle):
         raise ValueError(f"{pretrained} is a pickled checkpoint; set allow_pickle: true if you trust it.")
     if quantize:
         raise ValueError(f"quantize: {quantize} is for folders and hub ids; {pretrained} is one file.")

@@ -21,12 +21,12 @@ UTILISATION, CHIP = 0.4, "h100"
 HEADS = ["recipe", "trained, M", "peak", "of it activations", "8-bit", "FSDP", "TFLOP a step", "hours", "not counted"]
 INTRO = """# What fits
 
-Written by `python -m lit_align.studies.what_fits`, which runs `python -m lit_align estimate` for every recipe: one step of
-the method on networks of full size whose tensors have shapes and no values. "peak" is GiB on each of the recipe's
+Written by `python -m lit_align.studies.what_fits`, which runs `python -m lit_align estimate` for every recipe: one step
+of the method on networks of full size whose tensors have shapes and no values. "peak" is GiB on each of the recipe's
 devices, as it is written; "8-bit" with an 8-bit AdamW; "FSDP" with the denoiser sharded over these devices: weights,
 gradients, optimizer and reference are divided, and the two largest blocks and what lies outside of blocks are there
-whole. A step is an optimizer step, or one batch of a recipe that trains nothing. Hours are those of the recipe's steps at
-40 % of the bf16 operations of an H100 (989 TFLOP/s), without validation and loading.
+whole. A step is an optimizer step, or one batch of a recipe that trains nothing. Hours are those of the recipe's steps
+at 40 % of the bf16 operations of an H100 (989 TFLOP/s), without validation and loading.
 
 Not counted: CUDA's own 0.5 to 1 GiB, gaps of the allocator, cuDNN's work space, and the rewards of the last column, of
 which small ones stood in. On the CPU, the test compares the peak with that of real steps; on a GPU it was not measured.

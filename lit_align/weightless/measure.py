@@ -49,7 +49,7 @@ class Step(L.Callback):
 
     def __init__(self, ledger: Ledger, accumulates: bool, ema: bool):
         self.ledger, self.accumulates, self.ema = ledger, accumulates, ema
-        self.steps = self.rows = 0
+        self.steps, self.rows = 1, 0
 
     def setup(self, trainer, module, stage) -> None:
         data = trainer.datamodule
@@ -170,7 +170,12 @@ def measure(module, trainer, datamodule, devices: int, like_cuda: bool, ema: boo
     accumulate = trainer.accumulate_grad_batches if trains and module.automatic_optimization else 1
     step = Step(ledger, accumulate > 1, ema)
     datamodule.train = datamodule.val = None
-    options = {"accelerator": "cpu", "devices": 1, "precision": PRECISIONS.get(trainer.precision, trainer.precision), "max_steps": 1}
+    options = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "precision": PRECISIONS.get(trainer.precision, trainer.precision),
+        "max_steps": 1,
+    }
     if trains and module.automatic_optimization:
         options |= {"gradient_clip_val": trainer.gradient_clip_val}
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "inference_mode": False}

@@ -74,7 +74,8 @@ def report(found: list[Measured], chip, name: str, devices: int, utilisation: fl
         lines.append(f"{row.name:<{width}}{row.peak:>7.1f}" + "".join(f"{row.of[key]:>12.1f}" for key in used))
     lines.append(advice(table, chip.memory) if chip.memory != float("inf") else "")
     tflop, per = first.flops * first.batches / first.steps / 1e12, "an optimizer step" if first.trained else "a batch"
-    lines.append(f"{tflop:,.1f} TFLOP {per} on each device ({first.rows * first.batches} rows)")
+    amount = f"{tflop:,.0f}" if tflop >= 100 else f"{tflop:.3g}"
+    lines.append(f"{amount} TFLOP {per} on each device ({first.rows * first.batches} rows)")
     if steps > 0 and first.trained and chip.tflops == chip.tflops:
         took = hours(first, chip.tflops, utilisation, steps)
         at = f"{utilisation:.0%} of {chip.tflops:,.0f} TFLOP/s ({name})"

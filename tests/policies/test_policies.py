@@ -231,7 +231,7 @@ def test_what_is_no_pipeline_of_the_family_is_refused_by_name(tmp_path):
     refused(tmp_path / "lora", "holds a LoRA, not a model")
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", "neither a folder")
-    for name, message in {"model.safetensors": "is one file, with weights alone", "model-Q4.gguf": "GGUF"}.items():
+    for name, message in {"model.safetensors": "cannot be read", "model-Q4.gguf": "GGUF"}.items():
         (tmp_path / name).write_bytes(b"")
         refused(tmp_path / name, message)
 

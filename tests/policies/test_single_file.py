@@ -1,12 +1,20 @@
 """Single-file checkpoints in the layout of the original code, made of tiny pipelines."""
 
+import json
+import shutil
+from importlib.util import find_spec
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
+from lit_align.policies import published
+from lit_align.policies.adapters import LoRA
+from lit_align.policies.flux import Flux
 from lit_align.policies.sdxl import StableDiffusionXL
 from lit_align.policies.stable_diffusion import StableDiffusion
+from lit_align.policies.stable_diffusion3 import StableDiffusion3
 
 
 def renamed(state: dict, pairs: list[tuple[str, str]]) -> dict:
@@ -57,6 +65,32 @@ def original_vae(state):
         square = value[..., None, None] if ".attn_1." in key and value.ndim == 2 else value  # a linear map as a 1x1 convolution
         out[f"first_stage_model.{key}"] = square.contiguous()
     return out
+
+
+SD3 = [("pos_embed.pos_embed", "pos_embed"), ("pos_embed.proj.", "x_embedder.proj."), ("norm_out.linear.", "final_layer.adaLN_modulation.1."), ("proj_out.", "final_layer.linear.")]
+SD3 += [(f"time_text_embed.{old}.linear_{i}.", f"{new}.mlp.{2 * i - 2}.") for old, new in (("timestep_embedder", "t_embedder"), ("text_embedder", "y_embedder")) for i in (1, 2)]
+SD3 += [("context_embedder.", "context_embedder.")]
+SD3_BLOCK = [("attn.to_out.0.", "x_block.attn.proj."), ("attn.to_add_out.", "context_block.attn.proj."), ("norm1.linear.", "x_block.adaLN_modulation.1."), ("norm1_context.linear.", "context_block.adaLN_modulation.1.")]
+SD3_BLOCK += [(f"{old}.net.{a}.", f"{new}.mlp.{b}.") for old, new in (("ff", "x_block"), ("ff_context", "context_block")) for a, b in (("0.proj", "fc1"), ("2", "fc2"))]
+JOINED = {f"attn.{name}": (side, place) for side, names in (("x_block", ("to_q", "to_k", "to_v")), ("context_block", ("add_q_proj", "add_k_proj", "add_v_proj"))) for place, name in enumerate(names)}
+
+
+def original_sd3(state, blocks):
+    """SD3's transformer by Stability's names (github.com/Stability-AI/sd3-ref): q, k and v are one map, and the last
+    modulations have shift before scale."""
+    swapped = ("norm_out.linear.", f"transformer_blocks.{blocks - 1}.norm1_context.linear.")
+    state = {k: torch.cat(v.chunk(2)[::-1]) if k.startswith(swapped) else v for k, v in state.items()}
+    out, parts = renamed({k: v for k, v in state.items() if not k.startswith("transformer_blocks.")}, SD3), {}
+    for i in range(blocks):
+        own = {k.removeprefix(f"transformer_blocks.{i}."): v for k, v in state.items() if k.startswith(f"transformer_blocks.{i}.")}
+        for key, value in list(own.items()):
+            stem, _, kind = key.rpartition(".")
+            if stem in JOINED:
+                side, place = JOINED[stem]
+                parts.setdefault(f"joint_blocks.{i}.{side}.attn.qkv.{kind}", {})[place] = own.pop(key)
+        out |= {f"joint_blocks.{i}.{k}": v for k, v in renamed(own, SD3_BLOCK).items()}
+    out |= {key: torch.cat([found[place] for place in range(3)]) for key, found in parts.items()}
+    return {f"model.diffusion_model.{k}": v.contiguous() for k, v in out.items()}
 
 
 def clip(state, prefix):
@@ -124,6 +158,14 @@ def test_a_single_file_of_sdxl_with_both_its_text_encoders(tmp_path):
     same(again.pipe, pipe, ("unet", "vae", "text_encoder", "text_encoder_2"))
 
 
+def test_a_single_file_of_sd3_beside_the_encoders_of_a_folder(tmp_path):
+    pipe = StableDiffusion3("tiny").pipe
+    pipe.save_pretrained(tmp_path / "whole")
+    save_file(original_sd3(pipe.transformer.state_dict(), len(pipe.transformer.transformer_blocks)), tmp_path / "sd3.safetensors")
+    again = StableDiffusion3(str(tmp_path / "sd3.safetensors"), single_file_config=str(tmp_path / "whole"))
+    same(again.pipe, pipe, ("transformer", "vae", "text_encoder", "text_encoder_2"))
+
+
 def test_what_a_single_file_lacks_comes_from_the_folder(sd15, tmp_path):
     policy, _, file = sd15
     tensors = {k: v for k, v in load_file(file).items() if not k.startswith("cond_stage_model.")}
@@ -138,8 +180,6 @@ def test_what_a_single_file_lacks_comes_from_the_folder(sd15, tmp_path):
 
 def test_a_single_file_says_what_it_needs(sd15, tmp_path):
     _, configs, file = sd15
-    with pytest.raises(ValueError, match="is one file, with weights alone: give single_file_config"):
-        StableDiffusion(str(file))
     with pytest.raises(ValueError, match="single_file_config: .*nowhere is neither a folder"):
         StableDiffusion(str(file), single_file_config=str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="gone.safetensors is neither a file nor"):
@@ -151,3 +191,71 @@ def test_a_single_file_says_what_it_needs(sd15, tmp_path):
         StableDiffusion(str(tmp_path / "model.ckpt"), single_file_config=str(configs))
     with pytest.raises(ValueError, match="is for folders and hub ids"):
         StableDiffusion(str(file), single_file_config=str(configs), quantize="int4")
+
+
+def test_without_a_folder_the_configs_are_those_that_ship(sd15, tmp_path, monkeypatch):
+    """Told by the tensors; no network. A folder with the tokenizer alone is enough, and without one it says so."""
+    policy, configs, file = sd15
+    models = tmp_path / "models"
+    shutil.copytree(configs, models / "tiny", ignore=shutil.ignore_patterns("tokenizer"))
+    index = json.loads((models / "tiny/model_index.json").read_text())
+    index["_repositories"] = ["stable-diffusion-v1-5/stable-diffusion-v1-5"]  # what diffusers takes such a file for
+    (models / "tiny/model_index.json").write_text(json.dumps(index))
+    monkeypatch.setattr(published, "MODELS", models)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    published.repositories.cache_clear()
+    shutil.copytree(configs / "tokenizer", tmp_path / "words/tokenizer")
+    again = StableDiffusion(str(file), single_file_config=str(tmp_path / "words"))
+    same(again.pipe, policy.pipe, ("unet", "vae", "text_encoder"))
+    with pytest.raises(ValueError, match="without tokenizers, and .*stable-diffusion-v1-5 has no tokenizer or cannot"):
+        StableDiffusion(str(file))
+    published.repositories.cache_clear()
+
+
+def test_weights_stored_in_eight_bits_are_read_as_what_they_say(sd15, tmp_path):
+    policy, configs, file = sd15
+    stored = {k: v.to(torch.float8_e4m3fn) for k, v in load_file(file).items()}
+    save_file(stored, tmp_path / "fp8.safetensors")
+    again = StableDiffusion(str(tmp_path / "fp8.safetensors"), single_file_config=str(configs))
+    for ours, theirs in zip(again.pipe.unet.parameters(), policy.pipe.unet.parameters(), strict=True):
+        assert ours.dtype == torch.float32 and torch.equal(ours, theirs.to(torch.float8_e4m3fn).float())
+
+
+def test_a_folder_in_shards(sd15, tmp_path):
+    policy, _, _ = sd15
+    policy.pipe.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list((tmp_path / "unet").glob("*-of-*.safetensors"))) > 1
+    same(StableDiffusion(str(tmp_path)).pipe, policy.pipe, ("unet", "vae", "text_encoder"))
+
+
+def test_gguf(tmp_path):
+    """A quantized denoiser of FLUX, frozen, under a LoRA that gets gradient; refused without the package or in full."""
+    plain = Flux("tiny")
+    plain.pipe.save_pretrained(tmp_path / "flux")
+    file = tmp_path / "flux.gguf"
+    file.write_bytes(b"")
+    given = {"pretrained": str(file), "single_file_config": str(tmp_path / "flux")}
+    if find_spec("gguf") is None:
+        with pytest.raises(ValueError, match="flux.gguf is a GGUF file, which is read with the package gguf"):
+            Flux(**given)
+        return
+    import gguf
+
+    writer = gguf.GGUFWriter(str(file), "flux")
+    for name, value in plain.denoiser.state_dict().items():
+        blocks = value.ndim == 2 and value.shape[1] % 32 == 0
+        kind = gguf.GGMLQuantizationType.Q8_0 if blocks else gguf.GGMLQuantizationType.F32
+        writer.add_tensor(name, gguf.quants.quantize(value.numpy(), kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ValueError, match="weights are frozen: train through adapter: LoRA"):
+        Flux(**given)
+    policy = Flux(**given, adapter=LoRA(rank=2))
+    torch.manual_seed(0)
+    x, t = torch.randn(1, *policy.latent_shape), torch.tensor([0.5])
+    cond = policy.condition(["a red circle"])
+    torch.testing.assert_close(policy.denoise(x, t, cond), plain.denoise(x, t, cond), atol=2e-2, rtol=0)
+    policy.denoise(x, t, cond).square().mean().backward()
+    assert all(p.grad is not None for p in policy.parameters() if p.requires_grad)

@@ -1,7 +1,11 @@
+"""The command `estimate`: its peak is that of a real step, and what it says."""
+
 import pytest
 
 from lit_align.cli import main
+from lit_align.weightless.report import Row, advice
 
+SLOW = pytest.mark.slow
 CHECKPOINTING = ["--model.policy.gradient_checkpointing", "true"]
 LORA = ["--model.policy.adapter", "LoRA"]
 
@@ -23,18 +27,35 @@ def measure(folder, *args):
 @pytest.mark.parametrize(
     "args",
     [
-        ["shapes/dpo", "--data.encode_once", "false"],
-        ["shapes/dpo", "--data.encode_once", "false", *CHECKPOINTING],
-        ["shapes/dpo", "--data.encode_once", "false", *LORA],
-        ["shapes/ddpo", "--data.batch_size", "4"],
-        ["shapes/draft_k"],
+        pytest.param(["shapes/dpo", "--data.encode_once", "false"], id="full"),
+        pytest.param(["shapes/dpo", "--data.encode_once", "false", *CHECKPOINTING], id="checkpointing", marks=SLOW),
+        pytest.param(["shapes/dpo", "--data.encode_once", "false", *LORA], id="lora", marks=SLOW),
+        pytest.param(["shapes/ddpo", "--data.batch_size", "4"], id="policy gradient", marks=SLOW),
+        pytest.param(["shapes/draft_k"], id="reward gradient", marks=SLOW),
     ],
-    ids=["full", "checkpointing", "lora", "policy gradient", "reward gradient"],
 )
 def test_the_peak_is_that_of_a_real_step(args, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     args = ["--config", *args]
     one, _ = estimate(capsys, *args)
     measured = measure(tmp_path / "run", *args)
-    print({k: v / 1e6 for k, v in one.peaks["given"].of.items()}, measured / 1e6)
     assert one.peaks["given"].total == pytest.approx(measured, rel=0.1)
+
+
+def test_the_advice_is_the_row_with_the_fewest_changes_that_fits():
+    table = [Row(name, peak, {}) for name, peak in {"as given": 40, "8-bit": 30, "no checkpointing": 20, "checkpointing": 22, "checkpointing, 8-bit": 12, "LoRA": 10}.items()]
+    assert advice(table, 50).startswith("It fits: 40.0 of 50.0")
+    assert "It fits with 8-bit (30.0): --model.optimizer bitsandbytes.optim.AdamW8bit" in advice(table, 35)
+    assert advice(table, 23).endswith("checkpointing (22.0): --model.policy.gradient_checkpointing true")
+    assert advice(table, 15).endswith("gradient_checkpointing true --model.optimizer bitsandbytes.optim.AdamW8bit")
+    assert "LoRA (10.0)" in advice(table, 11) and "nor does any row" in advice(table, 5)
+
+
+@pytest.mark.parametrize(
+    "flags,sentence",
+    [(["--chip", "b200"], "chip is b200: give h200, h100, a100, 4090, cpu."), (["--utilisation", "40"], "utilisation is 40.0; it must lie in (0, 1].")],
+)
+def test_wrong_options_are_one_sentence(flags, sentence, capsys):
+    with pytest.raises(SystemExit):
+        main(["estimate", "--config", "shapes/dpo", *flags])
+    assert sentence in capsys.readouterr().err
