@@ -23,7 +23,7 @@ SMALL = {  # of text and images
     Flux2: {"max_sequence_length": 16},
     Flux2Klein: {"max_sequence_length": 16},
     QwenImage: {"resolution": 32},
-    Wan: {"max_sequence_length": 16, "frames": 5},
+    Wan: {"max_sequence_length": 16, "num_frames": 5},
     ZImage: {"max_sequence_length": 64},
 }
 

@@ -6,9 +6,8 @@ from typing import Literal
 import torch
 
 from lit_align.data.batch import text_batch
-from lit_align.data.datamodule import AlignData
+from lit_align.data.datamodule import SMOKE_VIDEOS, AlignData
 from lit_align.data.image_files import drop_unreadable, in_folder, stamp_files
-from lit_align.data.images import decode
 from lit_align.data.tables import check_captions, named_columns, read_table
 from lit_align.paths import find
 
@@ -18,7 +17,8 @@ class CaptionedImages(AlignData):
 
     A folder holds the images and `metadata.csv` or `metadata.jsonl` with a column `file_name` and one of captions (the
     `imagefolder` format of `datasets`). A .parquet, .csv or .jsonl file holds paths relative to it, encoded bytes, or
-    datasets Images.
+    datasets Images. With a policy that makes videos, a cell is a video (see data/videos.py), of which the policy's frames
+    are read.
 
     Args:
         path: the folder or the file.
@@ -29,6 +29,7 @@ class CaptionedImages(AlignData):
     """
 
     image_keys = image_columns = ("image",)
+    takes_videos = True
     smoke_file = "checkpoints/shapes-sd/pairs/train.parquet"
 
     def __init__(
@@ -50,6 +51,8 @@ class CaptionedImages(AlignData):
     def load(self, split: str):
         if split != "train":
             return None
+        if self.smoke and self.num_frames:
+            self.path = SMOKE_VIDEOS
         rows = named_columns(read_table(self.path), self.path, self.columns)
         check_captions(rows, self.columns["prompt"])
         for i, label in enumerate(rows["label"][:] if "label" in self.columns else ()):
@@ -57,11 +60,14 @@ class CaptionedImages(AlignData):
                 column = self.columns["label"]
                 raise ValueError(f"row {i}, column {column} of {self.path} holds {label!r}: give 1 or 0.")
         rows = in_folder(rows, ("image",), os.path.dirname(find(self.path)))
-        rows = stamp_files(rows, {"image": self.columns["image"]}, self.on_corrupt)
+        images = {"image": self.columns["image"]}
+        rows = stamp_files(rows, images, self.on_corrupt)
+        if self.num_frames:
+            return self.long_enough(rows, images, split, self.on_corrupt)
         return drop_unreadable(rows, ("image",), self.on_corrupt)
 
     def collate(self, rows: list[dict]) -> dict:
         where = [f"row {row['index']}, column {self.columns['image']} of {row['file']}" for row in rows]
-        image = torch.stack([decode(row["image"], self.image_size(row), place) for row, place in zip(rows, where)])
+        image = torch.stack([self.picture(row, "image", place) for row, place in zip(rows, where)])
         label = {"label": torch.tensor([float(row["label"]) for row in rows])} if "label" in self.columns else {}
         return text_batch(rows) | {"image": image} | label

@@ -141,7 +141,7 @@ class Sampler:
 
         Args:
             prompts, cond: what to draw: one prompt per sample, or the policy's conditioning.
-            columns: further columns of the prompts' rows, for hooks with a reward.
+            columns: further columns of the prompts' rows, for hooks with a reward, and for a policy that edits images.
             x: initial noise (P, ...); drawn if absent.
             seeds: one per sample; its noise then does not depend on what else is in the batch.
             hooks: a method's own hooks, around those of `steering`.
@@ -150,7 +150,7 @@ class Sampler:
             record: store a Trajectory in `state.trajectory`.
         """
         with torch.set_grad_enabled(grad is not None):
-            cond = policy.condition(prompts) if cond is None else cond
+            cond = policy.condition(prompts, columns) if cond is None else cond
             n = len(next(iter(cond.values())))
             generators = None if seeds is None else [torch.Generator().manual_seed(seed) for seed in seeds]
             if x is None or generators:  # with seeds, the noise of the steps is the same whether x is given or not

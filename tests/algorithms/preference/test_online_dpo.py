@@ -41,10 +41,10 @@ def test_samples_are_drawn_from_the_policy_or_from_the_reference(samples_from):
         method.collect({"prompt": ["a", "b"]})
     prompts = ["a", "a", "b", "b"]
     torch.manual_seed(0)
-    own = method.draw_latents(prompts)
+    own = method.draw_latents({"prompt": prompts})
     torch.manual_seed(0)
     with method.policy.reference():
-        base = method.draw_latents(prompts)
+        base = method.draw_latents({"prompt": prompts})
     assert not torch.allclose(own, base, atol=1e-3)
     torch.testing.assert_close(draw.results[0], base if samples_from == "reference" else own)
 

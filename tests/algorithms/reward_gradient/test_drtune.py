@@ -52,7 +52,7 @@ def test_an_early_stop_scores_the_estimate_at_its_step():
     for seed in range(20):
         torch.manual_seed(seed)
         method.rank_zero = lambda value, seen=scored: seen.add(value[1]) or value
-        x = method.generate(BATCH["prompt"])
+        x = method.generate(BATCH)
     assert scored == {1, 2, 3}
     torch.manual_seed(seed)
     method.grad_steps(4), torch.randint(3, ())
