@@ -59,7 +59,7 @@ class ConfigFile(ActionConfigFile):
         parser.reading = ""
 
 
-TINY = {"pretrained": "tiny", "dtype": "float32", "resolution": 32, "num_frames": 5, "cell": 2, "blend_cell": 2} | dict.fromkeys(
+TINY = {"pretrained": "tiny", "dtype": "float32", "resolution": 32, "num_frames": 9, "cell": 2, "blend_cell": 2} | dict.fromkeys(
     ("vae", "lora", "quantize", "checkpoint")
 )
 FEW = {"samples_per_prompt": 2, "updates": 1, "accumulate": 1}

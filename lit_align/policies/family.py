@@ -20,6 +20,7 @@ class Family(nn.Module):
     """
 
     pipeline_class: str  # name in diffusers
+    made_from: tuple[str, ...] = ()  # other pipelines from which this one can be built
     denoiser_name: Literal["unet", "transformer"]
     encoder_names: tuple[str, ...]  # text encoders in the pipeline; any may be missing
     left_out: tuple[str, ...] = ()  # parts of the pipeline not to load
@@ -33,6 +34,10 @@ class Family(nn.Module):
     num_frames: int | None = None  # F of a video; None: images
     fps = 0.0  # of a video
     reads: tuple[str, ...] = ()  # columns of the data that the conditioning needs: `source`, the image that is edited
+
+    def load_parts(self, where: str, revision: str | None) -> dict:
+        """Parts of the pipeline in the folder or hub repository `where` that diffusers is not to load itself."""
+        return {}
 
     def default_resolution(self) -> int | tuple[int, int]:
         """Side of a square image, or height and width, pixels; 1024 where the denoiser's config says nothing."""
@@ -69,9 +74,9 @@ class Family(nn.Module):
         """Shift and scale of the VAE's latents z: latents are (z - shift) * scale."""
         return codec.statistics(self.pipe.vae, len(self.latent_shape))
 
-    def vae_encode(self, images: Tensor) -> Tensor:
-        """Latents z of images in [-1, 1], before they are scaled."""
-        return codec.encode(self.pipe.vae, images)
+    def vae_encode(self, images: Tensor, mode: bool = False) -> Tensor:
+        """Latents z of images in [-1, 1], before they are scaled: a sample of the posterior, or its mode."""
+        return codec.encode(self.pipe.vae, images, mode)
 
     def vae_decode(self, z: Tensor) -> Tensor:
         """Images in [-1, 1] of latents z."""

@@ -69,7 +69,7 @@ def from_pretrained(policy: "Policy", pretrained: str, where: str, source: dict,
     pipeline = getattr(diffusers, policy.pipeline_class)
     index = pipeline.load_config(where, revision=source["revision"])
     refuse_family(policy, pretrained, index)
-    parts = given_parts(policy, index, source, vae)
+    parts = given_parts(policy, index, source, vae) | policy.load_parts(where, source["revision"])
     if quantize:
         model = getattr(diffusers, index[policy.denoiser_name][1])
         parts[policy.denoiser_name] = load_quantized(policy, model, where, quantize, source)

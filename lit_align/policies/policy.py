@@ -170,19 +170,20 @@ class Policy(Family):
         return rest | (own or self.null(len(next(iter(rest.values())))))
 
     @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        """Scaled latents (N, C, h, w), sampled from the posterior, of images (N, 3, H, W) in [0, 1]."""
+    def encode(self, images: Tensor, mode: bool = False) -> Tensor:
+        """Scaled latents (N, C, h, w) of images (N, 3, H, W) in [0, 1], or (N, C, f, h, w) of videos (N, F, 3, H, W):
+        sampled from the posterior, or its mode."""
         if images.ndim != 1 + self.image_axes:
             one = "images (N, 3, H, W)" if self.image_axes == 3 else "videos (N, F, 3, H, W)"
             raise ValueError(f"encode takes {one}; it was given a tensor of shape {tuple(images.shape)}.")
         vae = self.pipe.vae
         device = self._place(codec.encoder_parts(vae))
         with torch.autocast(device.type, enabled=False):
-            z = self.vae_encode((images * 2 - 1).to(device, vae.dtype))
+            z = self.vae_encode((images * 2 - 1).to(device, vae.dtype), mode)
         return codec.normalize(z, self.statistics()).to(self.device)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] of scaled latents; differentiable."""
+        """Images (B, 3, H, W), or videos (B, F, 3, H, W), in [0, 1] of scaled latents; differentiable."""
         vae = self.pipe.vae
         device = self._place(codec.decoder_parts(vae), encoder=False)
         self.calls["decodes"] += len(latents)

@@ -53,8 +53,8 @@ class QwenImage(Policy):
         norm = pack(cond).norm(dim=-1, keepdim=True) / mixed.norm(dim=-1, keepdim=True)
         return unpack(mixed * norm, *cond.shape[2:])
 
-    def vae_encode(self, images):  # a video VAE: one frame
-        return super().vae_encode(images[:, :, None])[:, :, 0]
+    def vae_encode(self, images, mode=False):  # a video VAE: one frame
+        return super().vae_encode(images[:, :, None], mode)[:, :, 0]
 
     def vae_decode(self, z):
         return super().vae_decode(z[:, :, None])[:, :, 0]

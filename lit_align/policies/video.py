@@ -41,8 +41,8 @@ class Video(Policy):
     def image_shape(self) -> tuple[int, ...]:
         return (self.num_frames, 3, self.height, self.width)
 
-    def vae_encode(self, images: Tensor) -> Tensor:
-        return super().vae_encode(images.transpose(1, 2))
+    def vae_encode(self, images: Tensor, mode: bool = False) -> Tensor:
+        return super().vae_encode(images.transpose(1, 2), mode)
 
     def vae_decode(self, z: Tensor) -> Tensor:
         return super().vae_decode(z).transpose(1, 2)
@@ -51,8 +51,8 @@ class Video(Policy):
 class FrameByFrame(Video):
     """Base of the video families whose VAE is one of images: every frame is encoded and decoded by itself."""
 
-    def vae_encode(self, images: Tensor) -> Tensor:
-        z = super(Video, self).vae_encode(images.flatten(0, 1))
+    def vae_encode(self, images: Tensor, mode: bool = False) -> Tensor:
+        z = super(Video, self).vae_encode(images.flatten(0, 1), mode)
         return z.unflatten(0, images.shape[:2]).transpose(1, 2)
 
     def vae_decode(self, z: Tensor) -> Tensor:
