@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 from torch.distributed.fsdp import FSDPModule
+from video_families import SMALL_EDITS, SMALL_VIDEOS
 
 from lit_align.policies.adapters import LoRA
 from lit_align.policies.flux import Flux
@@ -28,18 +29,27 @@ SMALL = {  # of text and images
 }
 
 
+SMALL |= SMALL_VIDEOS | SMALL_EDITS
+
+
+def columns(policy, n=2):
+    """The further columns that a policy reads: source images."""
+    images = torch.rand(n, 3, policy.height, policy.width, generator=torch.Generator().manual_seed(3))
+    return {name: list(images) for name in policy.reads}
+
+
 def step(policy, folder: Path) -> tuple[torch.Tensor, dict]:
     """The prediction before one SGD step, and the LoRA weights that are saved after it."""
     x = torch.randn(2, *policy.latent_shape, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(1)
     trained = [p for p in policy.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=10.0)
-    pred = policy.denoise(x, torch.tensor([0.3, 0.8]), policy.condition(["a", "two b"]), 3.0)
+    pred = policy.denoise(x, policy.process.timesteps(4)[1:3], policy.condition(["a", "two b"], columns(policy)), 3.0)
     pred.square().mean().backward()
     optimizer.step()
     policy.save(str(folder))
     dist.barrier()
-    return pred.detach(), load_file(folder / "pytorch_lora_weights.safetensors")
+    return pred.detach(), load_file(next(folder.glob("*.safetensors")))
 
 
 def main(folder: Path) -> None:

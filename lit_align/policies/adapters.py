@@ -11,6 +11,12 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")  # the linear maps of diffusers
 JOINT_ATTENTION = (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")  # and those of a text stream
 
 
+def joint_attention(blocks: int) -> tuple[str, ...]:
+    """JOINT_ATTENTION of a transformer of that many blocks; without the last block's to_add_out, whose output nothing
+    reads."""
+    return (*JOINT_ATTENTION[:-1], *(f"transformer_blocks.{i}.attn.to_add_out" for i in range(blocks - 1)))
+
+
 class Adapter:
     """What of a policy is trained."""
 
@@ -45,14 +51,16 @@ class LoRA(Adapter):
         """Adds adapters to the frozen denoiser, in float32 and without dropout; the one called "default" is trained and
         in use."""
         from diffusers.loaders import PeftAdapterMixin
-        from peft import LoraConfig
+        from peft import LoraConfig, inject_adapter_in_model
 
         denoiser, targets = policy.denoiser, self.target_modules or policy.lora_targets
-        if not isinstance(denoiser, PeftAdapterMixin):
-            raise ValueError(f"diffusers attaches no LoRA to a {type(denoiser).__name__}; choose adapter: Full.")
         targets = targets if isinstance(targets, str) else list(targets)
         init = {"init_lora_weights": self.init, "target_modules": targets}
-        denoiser.add_adapter(LoraConfig(r=self.rank, lora_alpha=self.alpha, **init), name)
+        config = LoraConfig(r=self.rank, lora_alpha=self.alpha, **init)
+        if isinstance(denoiser, PeftAdapterMixin):
+            denoiser.add_adapter(config, name)
+        else:  # diffusers adapts no PixArt and no HunyuanDiT; peft does
+            inject_adapter_in_model(config, denoiser, name)
         for key, p in denoiser.named_parameters():
             if f".{name}." in key:
                 p.data = p.data.float()
@@ -61,11 +69,13 @@ class LoRA(Adapter):
     def use(self, denoiser: nn.Module, name: str | None) -> None:
         """Lets the denoiser run with the adapter of that name; None: with none. The one called "default" stays the only
         one that is trained, whichever is in use."""
-        if name is None:
-            denoiser.disable_adapters()
-        else:
-            denoiser.enable_adapters()
-            denoiser.set_adapter(name)
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        for layer in denoiser.modules():
+            if isinstance(layer, BaseTunerLayer):
+                layer.enable_adapters(name is not None)
+                if name is not None:
+                    layer.set_adapter(name)
         for key, p in denoiser.named_parameters():
             if "lora_" in key:
                 p.requires_grad_(".default." in key)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lit_align.policies.adapters import JOINT_ATTENTION
+from lit_align.policies.adapters import JOINT_ATTENTION, joint_attention
 from lit_align.policies.video import Video
 
 
@@ -61,8 +61,11 @@ class HunyuanVideo15(Video):
     denoiser_name = "transformer"
     encoder_names = ("text_encoder", "text_encoder_2")
     vae_class = "AutoencoderKLHunyuanVideo15"
-    lora_targets = JOINT_ATTENTION
     grid = "inverse"
+
+    @property
+    def lora_targets(self) -> tuple[str, ...]:
+        return joint_attention(self.denoiser.config.num_layers)
 
     def __init__(self, *args, num_frames: int = 121, **kwargs):
         super().__init__(*args, num_frames=num_frames, **kwargs)
@@ -97,7 +100,8 @@ class HunyuanVideo15(Video):
         nothing = torch.zeros_like(x_t[:, :1]).expand(-1, x_t.shape[1] + 1, *x_t.shape[2:])
         image = x_t.new_zeros(len(x_t), self.pipe.vision_num_semantic_tokens, self.pipe.vision_states_dim)
         mask, glyphs_mask = (cond[name].to(x_t.dtype) for name in ("mask", "glyphs_mask"))
-        time, given = t * self.process.num_train_timesteps, torch.cat([x_t, nothing], 1)
+        time = (t * self.process.num_train_timesteps).to(x_t.dtype)  # as in diffusers
+        given = torch.cat([x_t, nothing], 1)
         return self.denoiser(
             given,
             time,

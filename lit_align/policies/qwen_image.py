@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lit_align.policies.adapters import JOINT_ATTENTION
+from lit_align.policies.adapters import joint_attention
 from lit_align.policies.packing import pack, unpack
 from lit_align.policies.policy import Policy
 
@@ -30,9 +30,8 @@ class QwenImage(Policy):
         self.fingerprint += f" {max_sequence_length}"
 
     @property
-    def lora_targets(self) -> tuple[str, ...]:  # but the last block's to_add_out, whose output nothing reads
-        blocks = range(self.denoiser.config.num_layers - 1)
-        return (*JOINT_ATTENTION[:-1], *(f"transformer_blocks.{i}.attn.to_add_out" for i in blocks))
+    def lora_targets(self) -> tuple[str, ...]:
+        return joint_attention(self.denoiser.config.num_layers)
 
     def embed(self, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
         length = self.max_sequence_length

@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 KOHYA_FILE = "lora.safetensors"
+PEFT_FILE = "adapter_model.safetensors"
 
 
 def save(policy: "Policy", folder: str, format: str = "diffusers", merge: bool = False) -> None:
@@ -47,7 +49,7 @@ def save(policy: "Policy", folder: str, format: str = "diffusers", merge: bool =
 
 
 def save_lora(policy: "Policy", folder: str, format: str = "diffusers") -> None:
-    """Writes the adapter "default" to `<folder>/pytorch_lora_weights.safetensors`, or in kohya's format to
+    """Writes the adapter "default" for diffusers (see `write_diffusers`), or in kohya's format to
     `<folder>/lora.safetensors`. The scale alpha / rank is multiplied into B, so that alpha = rank in the file: programs
     that do not read alpha from its header take that value."""
     from peft import get_peft_model_state_dict
@@ -67,15 +69,22 @@ def save_lora(policy: "Policy", folder: str, format: str = "diffusers") -> None:
 
 def write_diffusers(policy: "Policy", layers: dict[str, Tensor], metadata: dict, folder: Path) -> None:
     """Writes a LoRA for `pipe.load_lora_weights(folder)`; for a pipeline without that method, for
-    `pipe.transformer.load_lora_adapter(folder, prefix=None, use_safetensors=True)`."""
+    `pipe.transformer.load_lora_adapter(folder, prefix=None, use_safetensors=True)`; for a transformer without that, for
+    `peft.PeftModel.from_pretrained(pipe.transformer, folder)`."""
+    from diffusers.loaders import PeftAdapterMixin
     from diffusers.loaders.lora_base import LoraBaseMixin
     from diffusers.utils import convert_state_dict_to_diffusers
 
-    if isinstance(policy.pipe, LoraBaseMixin):
+    if isinstance(policy.pipe, LoraBaseMixin) and isinstance(policy.denoiser, PeftAdapterMixin):
         name = f"{policy.denoiser_name}_lora"
         if policy.denoiser_name == "unet":  # of transformers, diffusers reads peft's names
             layers = convert_state_dict_to_diffusers(layers)
         policy.pipe.save_lora_weights(folder, **{f"{name}_layers": layers, f"{name}_adapter_metadata": metadata})
+        return
+    if not isinstance(policy.denoiser, PeftAdapterMixin):
+        config = policy.denoiser.peft_config["default"]
+        replace(config, lora_alpha=config.r).save_pretrained(folder)
+        save_file({f"base_model.model.{name}": w.contiguous() for name, w in layers.items()}, folder / PEFT_FILE)
         return
     header = {"lora_adapter_metadata": metadata}
     LoraBaseMixin.write_lora_layers(layers, str(folder), True, LORA_FILE, None, True, **header)
@@ -101,14 +110,19 @@ def kohya(policy: "Policy", layers: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def fuse(policy: "Policy") -> None:
     """Adds the adapter "default" to the denoiser's weights, in float32, and removes all adapters."""
+    from diffusers.utils import recurse_remove_peft_layers
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     denoiser = policy.denoiser
     dtypes = {name: p.dtype for name, p in denoiser.named_parameters() if ".lora_" not in name}
     if any(not dtype.is_floating_point for dtype in dtypes.values()):
         raise ValueError("a quantized denoiser takes no merge: load the policy without quantize.")
     denoiser.float()
     policy.adapter.use(denoiser, "default")
-    denoiser.fuse_lora(adapter_names=["default"])
-    denoiser.unload_lora()
+    for layer in [m for m in denoiser.modules() if isinstance(m, BaseTunerLayer)]:
+        layer.merge(adapter_names=["default"])
+    recurse_remove_peft_layers(denoiser)
+    del denoiser.peft_config
     before = {name.replace(".base_layer.", "."): dtype for name, dtype in dtypes.items()}
     for name, p in denoiser.named_parameters():
         p.data = p.data.to(before[name])

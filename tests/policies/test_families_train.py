@@ -9,16 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 from parts import Level, prompts, trainer
-from sharded_families import SMALL
+from sharded_families import SMALL, columns
 
 from lit_align.algorithms.forward_process.nft import DiffusionNFT
+from lit_align.algorithms.policy_gradient.ddpo import DDPO
 from lit_align.algorithms.policy_gradient.flow_grpo import FlowGRPO
 from lit_align.algorithms.preference.dpo import DiffusionDPO
 from lit_align.algorithms.reward_gradient.draft import DRaFT
+from lit_align.diffusion.process import VP
 from lit_align.diffusion.sampler import Sampler
-from lit_align.diffusion.transition import FlowSDE
+from lit_align.diffusion.transition import DDIM, FlowSDE
 from lit_align.policies.adapters import LoRA
-from lit_align.policies.wan import Wan
 
 ROOT = Path(__file__).parents[2]
 METHODS = {
@@ -34,9 +35,13 @@ METHODS = {
 def test_two_steps_move_the_adapter(method, family, tmp_path):
     torch.manual_seed(0)
     policy = family("tiny", LoRA(rank=2), **SMALL[family])
-    images = torch.rand(2, *((5,) if family is Wan else ()), 3, policy.height, policy.width)
+    images = torch.rand(2, *policy.image_shape())
     batch = {"win": images, "lose": 1 - images} if method is DiffusionDPO else {}
-    module = method(policy=policy, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2), **METHODS[method]())
+    batch |= {"columns": columns(policy)}
+    kwargs = METHODS[method]()
+    if method is FlowGRPO and isinstance(policy.process, VP):
+        method, kwargs["rollout"] = DDPO, Sampler(2, 1.0, DDIM(1.0))
+    module = method(policy=policy, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2), **kwargs)
     before = {name: p.detach().clone() for name, p in policy.named_parameters()}
     trainer(tmp_path).fit(module, prompts(2, batches=2, **batch))
     moved = {name for name, p in policy.named_parameters() if name in before and not torch.equal(before[name], p)}

@@ -348,13 +348,6 @@ def test_lora_is_saved_where_the_pipeline_has_no_function_for_it(tmp_path):
     assert not torch.allclose(before, forward(policy), atol=1e-3)
 
 
-def test_lora_needs_a_denoiser_that_takes_adapters(tmp_path):
-    policy = StableDiffusion("tiny")
-    policy.denoiser = diffusers.PixArtTransformer2DModel(num_layers=1, attention_head_dim=2, num_attention_heads=2, sample_size=8, caption_channels=4)
-    with pytest.raises(ValueError, match="attaches no LoRA to a PixArtTransformer2DModel; choose adapter: Full"):
-        LoRA().attach(policy, "default")
-
-
 def test_every_block_of_a_transformer_is_sharded(family):
     policy = family("tiny")
     blocks = policy.blocks(policy.denoiser)
