@@ -28,14 +28,6 @@ EDITS = {
 }  # fmt: skip
 BLOCKS = {LTXVideo: 2, CogVideoX: 2, ModelScopeT2V: 5, AnimateDiff: 5, HunyuanVideo: 3, HunyuanVideo15: 2}
 BLOCKS |= {FluxKontext: 3, QwenImageEdit: 2, QwenImageEditPlus: 2, InstructPix2Pix: 5}
-
-
-def shorten(pipe):
-    """HunyuanVideo-1.5's pipeline with texts of fewer tokens than its 1000, 256 and 729."""
-    pipe.system_message, pipe.prompt_template_encode_start_idx = "d", 3
-    pipe.tokenizer_max_length, pipe.tokenizer_2_max_length, pipe.vision_num_semantic_tokens = 64, 16, 5
-
-
 SMALL_VIDEOS = {  # of text and frames
     LTXVideo: {"resolution": 32, "num_frames": 5, "max_sequence_length": 16},
     CogVideoX: {"num_frames": 1},

@@ -8,7 +8,7 @@ from diffusers import CogVideoXPipeline
 from diffusers.guiders import ClassifierFreeGuidance
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 from peft import PeftModel
-from video_families import BLOCKS, EDITS, VIDEOS, shorten
+from video_families import BLOCKS, EDITS, VIDEOS
 
 from lit_align.diffusion.sampler import Sampler
 from lit_align.policies import tiny, tiny_videos
@@ -35,7 +35,7 @@ def make(family, adapter=None, pretrained="tiny", **kwargs):
     policy = family(pretrained, adapter or Frozen(), **FAMILIES[family][0] | kwargs)
     policy.pipe.set_progress_bar_config(disable=True)
     if family is HunyuanVideo15:
-        shorten(policy.pipe)
+        tiny_videos.shorten(policy.pipe)  # of what was saved and loaded, too
     return policy
 
 
