@@ -3,6 +3,7 @@ steps return: `image` (B, 3, H, W) in [0, 1], `prompt`, `index`, `scores`, and f
 `reference_scores`."""
 
 from lit_align.callbacks.comparison import Comparison
+from lit_align.callbacks.cpu_time import CPUTime
 from lit_align.callbacks.ema import EMA
 from lit_align.callbacks.image_grid import ImageGrid
 from lit_align.callbacks.interrupt import SaveOnInterrupt
@@ -14,6 +15,7 @@ from lit_align.callbacks.samples import SampleWriter
 from lit_align.callbacks.summary import Summary
 
 __all__ = [
+    "CPUTime",
     "EMA",
     "Comparison",
     "ImageGrid",

@@ -7,6 +7,7 @@ import signal
 import sys
 from argparse import ArgumentError
 from contextlib import ExitStack
+from inspect import signature
 from pathlib import Path
 
 import lightning as L
@@ -59,13 +60,13 @@ class ConfigFile(ActionConfigFile):
         parser.reading = ""
 
 
-TINY = {"pretrained": "tiny", "dtype": "float32", "resolution": 32, "num_frames": 9, "cell": 2, "blend_cell": 2} | dict.fromkeys(
-    ("vae", "lora", "quantize", "checkpoint")
-)
+TINY = {"pretrained": "tiny", "dtype": "float32", "resolution": 32, "num_frames": 9, "cell": 2, "blend_cell": 2, "stop": 0.6}
+TINY |= dict.fromkeys(("vae", "lora", "quantize", "checkpoint"))
 FEW = {"samples_per_prompt": 2, "updates": 1, "accumulate": 1}
 FEW_SAMPLED = FEW | {"steps": 4, "n": 2}  # in a sampler, and in what it holds
 FEW_SAMPLED |= {"populations": 2, "noises": 2, "candidates": 2, "ode_steps": 2, "starts": 4, "budget": 12}
 FEW_SAMPLED |= {"branches": 2, "iterations": 2, "rounds": 1, "final_updates": 1, "refinements": 1, "perturbed": 2}
+FEW_SAMPLED["skip_layers"] = 1
 
 
 def shrink(config, few: dict = FEW) -> None:
@@ -96,7 +97,7 @@ class CLI(LightningCLI):
         return {name: skip for name, skip in every.items() if name in self.typed[:1]} or every
 
     def init_parser(self, **kwargs):
-        parser = super().init_parser(**kwargs)
+        parser = super().init_parser(**{"prog": "python -m lit_align", **kwargs})
         action = next(a for a in parser._actions if isinstance(a, ActionConfigFile))
         action.__class__ = ConfigFile
         return parser
@@ -229,12 +230,20 @@ class CLI(LightningCLI):
                     self.parser.error(
                         f"{who} makes its own optimizer steps: set --{instead} in place of --trainer.{flag}."
                     )
+        self.refuse_nothing()
         if config.ckpt_path in ("last", "best"):
             config.ckpt_path = self.of_run(config.ckpt_path)
         elif config.ckpt_path:
             config.ckpt_path = find(config.ckpt_path)
             if not Path(config.ckpt_path).exists():
                 self.parser.error(f"there is no checkpoint {config.ckpt_path}; give last, best or a file.")
+
+    def refuse_nothing(self) -> None:
+        """Refuses a command whose Trainer does nothing: 0 batches, steps or epochs."""
+        stage = {"fit": "train", "validate": "val"}.get(self.subcommand, self.subcommand)
+        names = [f"limit_{stage}_batches", *(("max_steps", "max_epochs") if stage == "train" else ())]
+        if zero := next((name for name in names if getattr(self.trainer, name, None) == 0), None):
+            self.parser.error(f"trainer.{zero} is 0, with which {self.subcommand} does nothing: give another value.")
 
     def of_run(self, which: str) -> str:
         """The path of the run folder's last checkpoint, that of the most steps, or of the best that one knows of."""
@@ -273,11 +282,17 @@ def named_after(files: list[Path]) -> Path:
 
 
 def run_tool(name: str, args: list[str]) -> None:
-    """Calls the function `name` of lit_align/tools/<name>.py; its signature and docstring are the command line."""
+    """Calls the function `name` of lit_align/tools/<name>.py; its signature and docstring are the command line. The
+    value of its first option may be typed without the option's name; `--config` names files of options."""
     function = getattr(importlib.import_module(f"lit_align.tools.{name}"), name)
     parser = Parser(prog=f"python -m lit_align {name}", description=(function.__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--config", action=ConfigFile, help="a file of these options, by name or path")
     parser.add_function_arguments(function, as_group=False, sub_configs=True)
+    if args and not args[0].startswith("-"):
+        args = [f"--{next(iter(signature(function).parameters))}", *args]
     given = parser.parse_args(args)
+    if given.pop("config", None) and given.get("smoke"):
+        shrink(given)
     try:
         given = parser.instantiate(given)
     except (ValueError, OSError) as error:  # what a constructor says of its arguments
@@ -294,6 +309,8 @@ def main(args: list[str] | None = None, model_class=None, data_class=None) -> CL
     from lit_align.diffusion.hook import Hook
     from lit_align.diffusion.sampler import Sampler
     from lit_align.diffusion.transition import Transition
+    from lit_align.metrics.features import Features
+    from lit_align.metrics.metric import ImageMetric
     from lit_align.policies.adapters import Adapter
     from lit_align.policies.policy import Policy
     from lit_align.rewards.reward import Reward
@@ -306,6 +323,7 @@ def main(args: list[str] | None = None, model_class=None, data_class=None) -> CL
     CLI.typed = Parser.typed = typed = [word for word in typed if word != "--debug"]
     model_class, data_class = model_class or Sampling, data_class or AlignData
     own = (model_class, data_class, Policy, Adapter, Reward, StepReward, Sampler, Hook, Transition)
+    own += (ImageMetric, Features)
     Parser.bases, Parser.debug = (*own, L.Callback, L.Trainer, Optimizer, LRScheduler), debug
     try:
         if typed and typed[0] in tools():

@@ -7,6 +7,7 @@ import re
 import sys
 import traceback
 import typing
+from collections.abc import Iterable
 from inspect import isfunction, signature
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lit_align.configs import load_config, merge
+from lit_align.overview import tools
 from lit_align.paths import PACKAGE, ROOT
 
 MAKES = {"optimizer": Optimizer, "lr_scheduler": LRScheduler}  # option -> what the class or function it names makes
@@ -45,7 +47,7 @@ def owners(option: str, classes: set[type]) -> str:
     return f"{option} is an option of {some}" if takers else ""
 
 
-def perhaps(wrong: str, known: set[str], otherwise: str = ".") -> str:
+def perhaps(wrong: str, known: Iterable[str], otherwise: str = ".") -> str:
     """What was perhaps meant, as the end of a sentence."""
     matches = difflib.get_close_matches(wrong, sorted(known), 3)
     return f"; did you mean {', '.join(matches)}?" if matches else otherwise
@@ -106,7 +108,13 @@ class Parser(LightningArgumentParser):
         name = r"a dot import path string: ([\w.]+)|has no attribute '(\w+)'|No module named '([\w.]+)'"
         if m := re.search(name, message):
             name = m[1] or m[2] or m[3]
-            return f"there is no {'module' if m[3] else 'class'} {name}" + perhaps(name, {c.__name__ for c in known})
+            names = {c.__name__ for c in known}
+            if f"Diffusion{name}" in names:
+                return f"there is no class {name}; did you mean Diffusion{name}?"
+            return f"there is no {'module' if m[3] else 'class'} {name}" + perhaps(name, names)
+        if m := re.search(r"argument subcommand: invalid choice: '([^']*)'", message):
+            commands = ["fit", "validate", "test", "predict", "export", "list", *tools()]
+            return f"there is no command {m[1]}" + perhaps(m[1], commands, f"; there are {', '.join(commands)}.")
         maker = r"Expected '([\w.]+)' to be a (?:function that returns|subclass of) (?:Union\[|<class ')?(\w+)"
         if m := re.search(maker, message):
             return f"{m[1]} makes no {m[2]}: name a class or a function that does."

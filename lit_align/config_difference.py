@@ -20,7 +20,7 @@ WATCHERS = {  # callbacks that leave training as it is
 }
 WATCHES = (  # beginnings of other options that do
     *("model.sampler", "model.rewards", "data.val_", "data.test_", "data.predict_", "data.num_workers"),
-    *("model.policy.compile", "model.policy.gradient_checkpointing", "model.policy.allow_pickle"),
+    *("model.metrics", "model.policy.compile", "model.policy.gradient_checkpointing", "model.policy.allow_pickle"),
 )
 
 

@@ -19,12 +19,12 @@ lit_align aligns diffusion models: it trains or steers them towards preferences 
   python -m lit_align fit  --config dpo_sdxl.yaml --config smoke.yaml   two steps of a published recipe, tiny weights
 
 Commands
-  fit        train
-  validate   score samples of the validation prompts
-  test       score samples of the test prompts before and after training, and write pictures
-  predict    write samples to disk
-  export     write a checkpoint as LoRA weights or a pipeline, for diffusers or (--format kohya) ComfyUI
-  list       what can be run: methods, steering, recipes, rewards, datasets (list NAME: one of these)
+  fit         train
+  validate    score samples of the validation prompts
+  test        score samples of the test prompts before and after training, and write pictures
+  predict     write samples to disk
+  export      write a checkpoint as LoRA weights or a pipeline, for diffusers or (--format kohya) ComfyUI
+  list        what can be run: methods, steering, recipes, rewards, datasets (list NAME: one of these)
 {TOOLS}
 
 A config is found by its name under {CONFIGS}.
@@ -41,7 +41,7 @@ Later --config files and flags win: --model.beta 1000, --data.path pairs.jsonl, 
 def answer(args: list[str]) -> bool:
     """Prints what `args` ask for; False where they are a command that runs something."""
     if not args or args[0] in ("-h", "--help", "help"):
-        lines = "\n".join(f"  {name:<10} {line}" for name, line in tools().items())
+        lines = "\n".join(f"  {name:<12}{line}" for name, line in tools().items())
         print(HELP.format(CONFIGS=CONFIGS, TOOLS=lines), end="")
         return True
     if args[0] != "list":

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from image_families import SMALL_IMAGES
 from safetensors.torch import load_file
 from torch.distributed.fsdp import FSDPModule
 from video_families import SMALL_EDITS, SMALL_VIDEOS
@@ -26,6 +27,7 @@ SMALL = {  # of text and images
     QwenImage: {"resolution": 32},
     Wan: {"max_sequence_length": 16, "num_frames": 5},
     ZImage: {"max_sequence_length": 64},
+    **SMALL_IMAGES,
 }
 
 
@@ -44,12 +46,14 @@ def step(policy, folder: Path) -> tuple[torch.Tensor, dict]:
     torch.manual_seed(1)
     trained = [p for p in policy.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=10.0)
-    pred = policy.denoise(x, policy.process.timesteps(4)[1:3], policy.condition(["a", "two b"], columns(policy)), 3.0)
+    t = torch.tensor([0.3, 0.8] if policy.process.prediction == "flow" else [300, 800])
+    pred = policy.denoise(x, t, policy.condition(["a", "two b"], columns(policy)), 3.0)
     pred.square().mean().backward()
     optimizer.step()
     policy.save(str(folder))
     dist.barrier()
-    return pred.detach(), load_file(next(folder.glob("*.safetensors")))
+    (file,) = folder.glob("*.safetensors")
+    return pred.detach(), load_file(file)
 
 
 def main(folder: Path) -> None:
@@ -65,7 +69,7 @@ def main(folder: Path) -> None:
                 assert all(isinstance(block, FSDPModule) for block in policy.blocks(policy.denoiser))
             results.append(step(policy, folder / f"{family.__name__}-{sharded}"))
         (a, whole), (b, gathered) = results
-        moved = max(v.abs().max().item() for k, v in whole.items() if "lora_B" in k)  # B starts at zero
+        moved = max(v.abs().max().item() for k, v in whole.items() if ".lora_B." in k or ".lora.up." in k)  # B starts at zero
         assert whole.keys() == gathered.keys()
         apart = max((whole[k] - gathered[k]).abs().max().item() for k in whole)
         seen[family.__name__] = {"prediction": (a - b).abs().max().item(), "weights": apart, "moved": moved}

@@ -68,7 +68,9 @@ def test_paths_in_configs_mean_the_project_from_anywhere(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "flags, said",
     [
-        ("fiit", "fiit"),
+        ("fiit", "no command fiit; did you mean fit?"),
+        ("train", "no command train; there are fit, validate, test, predict, export, list, "),
+        ("serv", "no command serv; did you mean serve?"),
         ("fit", "--config"),
         ("fit --config parabola --model Parabolla", "no class Parabolla; did you mean Parabola"),
         ("fit --config parabola --model torch.nn.Linear", "not correspond to a subclass of Method, got torch.nn.L"),
@@ -91,6 +93,11 @@ def test_paths_in_configs_mean_the_project_from_anywhere(tmp_path, monkeypatch):
         ("fit --config parabola --trainer.devices 0", "devices"),
         ("test --config parabola --ckpt_path last", "no last checkpoint in checkpoints/small/parabola"),
         ("predict --config parabola --ckpt_path best", "no last checkpoint in checkpoints/small/parabola"),
+        ("fit --config parabola --trainer.max_steps 0", "trainer.max_steps is 0, with which fit does nothing"),
+        ("fit --config parabola --trainer.limit_train_batches 0", "trainer.limit_train_batches is 0, with which fit does"),
+        ("validate --config parabola --trainer.limit_val_batches 0", "trainer.limit_val_batches is 0, with which validate"),
+        ("test --config parabola --trainer.limit_test_batches 0", "trainer.limit_test_batches is 0, with which test does"),
+        ("predict --config parabola --trainer.limit_predict_batches 0", "trainer.limit_predict_batches is 0, with which pr"),
         ("fit --config parabola --ckpt_path nowhere.ckpt", "no checkpoint nowhere.ckpt"),
         ("fit --config parabola --model.base 2", "Parabola has no option base, which is one of Cubic."),
         ("fit --config parabola --model.optimizer os.system", "os.system makes no Optimizer"),
@@ -129,6 +136,7 @@ def test_wrong_key(configs, capsys, text, said):
     [
         ("model: {init_args: {gamma: 1}}", "DiffusionDPO has no option gamma, which is one of DenseReward, DiffusionSimPO, SmPO."),
         ("model: {init_args: {samples_per_prompt: 2}}", "DiffusionDPO has no option samples_per_prompt, which is one of "),
+        ("model: {class_path: DPO}", "there is no class DPO; did you mean DiffusionDPO?"),
         ("model: {init_args: {rank: 8}}", "DiffusionDPO has no option rank; rank is an option of "),
         ("model: {init_args: {sampler: {init_args: {gama: 1}}}}", "Sampler has no option gama; it has guidance_scale, "),
         ("model: {init_args: {policy: {init_args: {adapter: {class_path: LoRA, init_args: {rang: 1}}}}}}", "LoRA has no option rang; did you mean rank?"),
@@ -318,3 +326,15 @@ def test_what_a_constructor_deep_inside_says_is_the_sentence(tmp_path, monkeypat
     said = capsys.readouterr().err.splitlines()[-1]
     why = "epsilon prediction says nothing at zero SNR; use v_prediction."
     assert said == f"lit_align: the scheduler has zero SNR at its end: {why}"
+
+
+@pytest.mark.parametrize("flags,said", [
+    ("--model.optimizer.init_args.lr -1", "optimizer or lr_scheduler: Invalid learning rate: -1.0"),
+    ("--model.optimizer.init_args.betas [2,0.9]", "optimizer or lr_scheduler: Invalid beta parameter at index 0: 2.0"),
+    ("--model.lr_scheduler torch.optim.lr_scheduler.LinearLR --model.lr_scheduler.start_factor 3", "optimizer or lr_scheduler: Starting multiplicative factor"),
+])  # fmt: skip
+def test_what_pytorch_says_of_an_optimizer_is_the_sentence(flags, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        cli.main(["fit", "--config", "shapes/dpo", "--config", "smoke", *flags.split()])
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"lit_align: {said}")

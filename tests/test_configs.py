@@ -12,7 +12,8 @@ import yaml
 from PIL import Image
 
 from lit_align import configs
-from lit_align.cli import main
+from lit_align.algorithms.reward_modeling.reward_modeling import RewardModeling
+from lit_align.cli import import_all, main
 from lit_align.cli_errors import subclasses
 from lit_align.configs import CONFIGS, load_config
 from lit_align.data.datamodule import AlignData
@@ -23,8 +24,11 @@ from lit_align.studies import recipes
 NAMES = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml") if p.parent.name != "base")
 RECIPES = [name for name in NAMES if not name.startswith("with/")]
 PUBLISHED = [name for name in RECIPES if "/" not in name]
-REWARD_MODELS = [name for name in PUBLISHED if load_config(name)["model"]["class_path"] == "StepPreference"]
+import_all()
+MODELS = {cls.__name__ for cls in subclasses(RewardModeling)}
+REWARD_MODELS = [name for name in PUBLISHED if load_config(name)["model"]["class_path"] in MODELS]
 VALUES = [name for name in PUBLISHED if load_config(name)["model"]["class_path"] == "ValueRegression"]  # they sample nothing to see
+UNVALIDATED = [name for name in PUBLISHED if load_config(name)["trainer"].get("limit_val_batches") == 0]
 STEERED = [name for name in RECIPES if load_config(name)["model"]["class_path"] == "Steered"]  # they train nothing
 TRAINED = [name for name in RECIPES if name not in STEERED]
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
@@ -82,7 +86,7 @@ def test_training_ends_with_a_checkpoint_and_validates_on_the_way(recipe):
     assert steps == t["max_steps"] and steps % save == 0
     assert c["model"]["class_path"] == "LaSRO" or save % a_batch == 0  # looked at after a batch
     assert batches * t.get("accumulate_grad_batches", 1) >= t.get("val_check_interval", 0)
-    if recipe in PUBLISHED and recipe not in VALUES and c["model"]["class_path"] != "LaSRO":  # validated whenever a checkpoint is saved
+    if recipe in PUBLISHED and recipe not in UNVALIDATED and c["model"]["class_path"] != "LaSRO":  # validated whenever a checkpoint is saved
         assert t["val_check_interval"] * a_batch == save * t.get("accumulate_grad_batches", 1)
 
 
@@ -94,11 +98,8 @@ def test_a_recipe_shows_its_samples(recipe):
         assert "callbacks" not in t and (ROOT / data["test_prompts"]).is_file()
         return
     assert t["check_val_every_n_epoch"] is None
-    if recipe in VALUES:
-        assert t["limit_val_batches"] == 0
-        return
-    if recipe in REWARD_MODELS:  # validate on pairs
-        assert data["val_split"] == "validation_unique" and "val_prompts" not in data
+    if recipe in REWARD_MODELS + VALUES:  # validate on pairs, where there are some
+        assert "val_prompts" not in data and (recipe in UNVALIDATED) != bool({"val_split", "val_share"} & set(data))
         return
     assert {"ImageGrid", "Comparison", "SampleWriter"} <= {cb["class_path"] for cb in t["callbacks"]}
     assert (ROOT / data["val_prompts"]).is_file() and (ROOT / data["test_prompts"]).is_file()
@@ -113,6 +114,7 @@ def test_the_prompts_that_ship():
 
 
 def test_every_hub_repository_of_a_config_stands_in_the_table():
+    import_all()
     table, removed = (ROOT / "docs/hub.md").read_text().split("## Removed")
     listed = re.findall(r"^\| `([\w.-]+/[\w.-]+)` \|", table, re.M)
     named = {i for name in NAMES for i in recipes.hub_ids(load_config(name))}
@@ -122,6 +124,22 @@ def test_every_hub_repository_of_a_config_stands_in_the_table():
     code = "".join(path.read_text() for path in (ROOT / "lit_align/data").glob("*.py"))
     assert all(i in code for i in set(listed) - named)  # copies that an error message names
     assert not named & set(re.findall(r"`([\w.-]+/[\w.-]+)`", removed.split("use |")[1])) - set(listed)
+
+
+def sources(part) -> list[dict]:
+    """The mappings inside a config that name a hub repository to load a pipeline from."""
+    inside = part.values() if isinstance(part, dict) else part if isinstance(part, list) else []
+    own = [part] if isinstance(part, dict) and "pretrained" in part else []
+    return own + [source for value in inside for source in sources(value)]
+
+
+def test_recipes_load_the_revision_that_the_table_gives():
+    table = (ROOT / "docs/hub.md").read_text()
+    given = dict(re.findall(r"^\| `([\w.-]+/[\w.-]+)` \|.*revision (\w{7}) \|$", table, re.M))
+    pinned = [s for name in PUBLISHED for s in sources(load_config(name)) if "revision" in s]
+    assert {s["pretrained"]: s["revision"][:7] for s in pinned} == given
+    assert all(re.fullmatch("[0-9a-f]{40}", s["revision"]) for s in pinned)  # the hub wants all of it
+    assert all(s["revision"][:7] == given[s["pretrained"]] for s in pinned)
 
 
 def test_the_page_of_recipes_is_up_to_date():

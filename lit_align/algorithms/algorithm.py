@@ -126,14 +126,16 @@ class Algorithm(Sampling):
         return [p for p in self.parameters() if p.requires_grad]
 
     def configure_optimizers(self):
-        optimizer = self.optimizer(self.parameter_groups())
-        self._hyperparameters = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
-        if self.lr_scheduler is None:
-            return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"},
-        }
+        groups = self.parameter_groups()
+        try:
+            optimizer = self.optimizer(groups)
+            self._hyperparameters = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+            if self.lr_scheduler is None:
+                return optimizer
+            scheduler = self.lr_scheduler(optimizer)
+        except (TypeError, ValueError) as error:  # PyTorch's, of a negative learning rate, say
+            raise ValueError(f"optimizer or lr_scheduler: {error}") from error
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     @property
     def batch_number(self) -> int:
@@ -254,6 +256,7 @@ class Algorithm(Sampling):
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         restore.check_finite(checkpoint.get("state_dict", {}))
         checkpoint["optimizer_class"] = type(self.trainer.optimizers[0]).__name__
+        checkpoint["lora_alpha"] = getattr(self.policy.adapter, "alpha", None)
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Checks weights and optimizer against this run's; the hyperparameters stay this run's."""

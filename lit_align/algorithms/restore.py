@@ -32,6 +32,16 @@ def check_weights(module: nn.Module, state: dict[str, Tensor], where: str, polic
             raise ValueError(f"{where} holds {name} in shape {saved} and this policy has {expected}: {advice}")
 
 
+def check_scale(module: nn.Module, checkpoint: dict, where: str) -> None:
+    """Raises ValueError if the checkpoint's LoRA was trained with another alpha, thus at another strength."""
+    saved, alpha = checkpoint.get("lora_alpha"), getattr(module.policy.adapter, "alpha", None)
+    if None not in (saved, alpha) and saved != alpha:
+        raise ValueError(
+            f"{where} was trained with LoRA alpha {saved:g} and this policy has {alpha:g}, which changes its strength: "
+            f"set --model.policy.adapter.alpha {saved:g}."
+        )
+
+
 def is_copy(name: str) -> bool:
     """True if a tensor belongs to a stored copy of the policy: an updated reference, or an old policy."""
     if name.startswith("policy._frozen."):
@@ -53,6 +63,7 @@ def prepare(module, checkpoint: dict) -> None:
         return
     state, policy = checkpoint["state_dict"], module.policy
     check_weights(module, state, "the checkpoint")
+    check_scale(module, checkpoint, "the checkpoint")
     if not policy.reference_moves:  # `test` of a run that updated it
         checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("policy._frozen.reference.")}
     module.init_from = None  # these weights replace it
@@ -86,8 +97,10 @@ def load_weights(module: nn.Module, path: str) -> None:
     """Loads the trained weights of a checkpoint file. Raises ValueError if one of the policy's is missing."""
     if path.endswith(".safetensors"):
         raise ValueError(f"init_from takes a .ckpt file of this library; {path} is none: load it by policy.lora.")
-    weights = torch.load(find(path), map_location="cpu", weights_only=True)["state_dict"]
+    checkpoint = torch.load(find(path), map_location="cpu", weights_only=True)
+    weights = checkpoint["state_dict"]
     check_weights(module, weights, f"init_from {path}", policy_alone=True)
+    check_scale(module, checkpoint, f"init_from {path}")
     module.load_state_dict(weights, strict=False)
 
 

@@ -10,7 +10,8 @@ from lit_align.algorithms import hyperparameters
 from lit_align.data.datamodule import AlignData
 from lit_align.diffusion.budget import COSTS
 from lit_align.diffusion.sampler import Sampler
-from lit_align.diffusion.state import State
+from lit_align.diffusion.state import State, select_rows
+from lit_align.metrics.metric import ImageMetric, given
 from lit_align.policies.policy import Policy
 from lit_align.ranges import check_ranges
 from lit_align.rewards.reward import Reward, components, judge, missing_column, refuse_masks, refuse_videos
@@ -23,15 +24,24 @@ class Sampling(L.LightningModule):
         policy: the model.
         sampler: how images are sampled (default: 50 DDIM steps, guidance 7.5).
         rewards: scores of these images, logged as `val/reward/<name>`; the first is the headline of `test`.
+        metrics: figures of all samples of `validate` and `test` together, logged as `val/metric/<name>`.
     """
 
     ranges: dict[str, str] = {}  # ranges of this class's numbers that differ from RANGES
 
-    def __init__(self, policy: Policy, sampler: Sampler | None = None, rewards: list[Reward] | None = None):
+    def __init__(
+        self,
+        policy: Policy,
+        sampler: Sampler | None = None,
+        rewards: list[Reward] | None = None,
+        metrics: list[ImageMetric] | None = None,
+    ):
         super().__init__()
         hyperparameters.save(self)
         self.policy, self.sampler = policy, sampler or Sampler()
         self.rewards = torch.nn.ModuleList(rewards or []).eval().requires_grad_(False)
+        self.metrics = torch.nn.ModuleList(metrics or []).eval().requires_grad_(False)
+        self._measured = -1  # the last row that this rank gave to the metrics
         self._logged: dict[str, tuple] = {}  # name -> (sum, rows) in this optimizer step's batches
 
     @classmethod
@@ -64,6 +74,8 @@ class Sampling(L.LightningModule):
             missing = [name for name, needed in reward.columns.items() if needed and name not in available]
             if missing:
                 raise ValueError(missing_column(reward, missing[0], available))
+        for metric in self.metrics if split in ("val", "test") else ():
+            given(metric, {"columns": dict.fromkeys(available)})
 
     # Samples and their scores
 
@@ -115,6 +127,7 @@ class Sampling(L.LightningModule):
     def validation_step(self, batch: dict, batch_idx: int, dataloader_idx: int = 0) -> dict:
         sample = self.sample(batch)
         self.log_sample("val", sample)
+        self.measure(batch, sample["image"])
         return self.outputs(batch, sample)
 
     def test_step(self, batch: dict, batch_idx: int, dataloader_idx: int = 0) -> dict:
@@ -122,6 +135,7 @@ class Sampling(L.LightningModule):
         sample = self.sample(batch)
         out = self.outputs(batch, sample)
         self.log_sample("test", sample)
+        self.measure(batch, sample["image"])
         if reference := self.reference_sample(batch):
             drift = self.policy.error(sample["latents"], reference["latents"]).sqrt()  # (B,)
             self.log_mean("test/drift", drift.mean(), len(drift))
@@ -130,6 +144,32 @@ class Sampling(L.LightningModule):
 
     def predict_step(self, batch: dict, batch_idx: int, dataloader_idx: int = 0) -> dict:
         return self.outputs(batch, self.sample(batch))
+
+    # Metrics
+
+    def measure(self, batch: dict, images: Tensor) -> None:
+        """Gives samples to the metrics, each once: rows come in their order, and those that a distributed sampler adds
+        to fill the last batch stand before those that this rank has had."""
+        new = [i for i, index in enumerate(batch["index"]) if self.trainer.world_size == 1 or index > self._measured]
+        self._measured = max(self._measured, *batch["index"])
+        rows = select_rows({"prompt": batch["prompt"], "columns": batch.get("columns", {})}, new)
+        for metric in self.metrics if new else ():
+            metric.update(images[new].clamp(0, 1), rows["prompt"], **given(metric, rows))
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        self.log_metrics("test")
+
+    def log_metrics(self, stage: str) -> None:
+        """Logs the metrics of the epoch's samples, and forgets these."""
+        for metric in self.metrics:
+            if self._measured >= 0 and not self.trainer.sanity_checking:
+                for name, value in metric.compute().items():
+                    self.log(f"{stage}/metric/{name}", value.to(self.device))
+            metric.reset()
+        self._measured = -1
 
     # Logs
 

@@ -121,6 +121,8 @@ class AlignData(L.LightningDataModule):
         the policy makes videos and the data are images."""
         module = self.trainer and self.trainer.lightning_module
         policy = getattr(module, "policy", None)  # absent without a trainer, or from a module that is not ours
+        if not getattr(module, "uses_policy", True):
+            policy = None
         if policy is not None:
             self.sources, self.source_size = policy.reads, (policy.height, policy.width)
         if not self.image_keys:

@@ -6,6 +6,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_align.data.images import READER, decode
 
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
 
 def in_folder(rows, keys: tuple[str, ...], folder: str):
     """The rows with the paths in columns `keys` (a path or a list of paths per cell) taken relative to `folder`."""

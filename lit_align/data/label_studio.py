@@ -8,7 +8,10 @@ from urllib.parse import parse_qs, urlsplit
 
 from lightning.pytorch.utilities import rank_zero_info
 
+from lit_align.data.image_files import IMAGES
 from lit_align.paths import find
+
+SIDES = (("1", "2"), ("a", "b"), ("A", "B"), ("left", "right"))  # in the names of the two images
 
 
 def is_export(path: str) -> bool:
@@ -28,12 +31,12 @@ def is_export(path: str) -> bool:
     )
 
 
-def read_export(path: str):
+def read_export(path: str, left: str | None = None, right: str | None = None):
     """One row per choice: `win`, `lose`, and the task's further data under their names, as a datasets.Dataset.
 
-    The labelling config is `<Pairwise toName="image1,image2"/>` with `<Image name="image1" value="$image1"/>`: the two
-    images must have the same names in the task's data. Every annotator's choice is a row; cancelled annotations and
-    those without a choice are left out and counted in the log. Raises ValueError if no choice is found.
+    A choice of the Pairwise tag is `left` or `right`; the export does not say which field of a task's data each image
+    came from, so that `left` and `right` name them. Every annotator's choice is a row; cancelled annotations and those
+    without a choice are left out and counted in the log. Raises ValueError if no choice is found.
     """
     from datasets import Dataset
 
@@ -44,24 +47,45 @@ def read_export(path: str):
             kind = "cancelled" if annotation.get("was_cancelled") else "choices" if choices else "without a choice"
             counts[kind] += 1
             if kind == "choices":
-                rows.append(pair(task["data"], choices[0], f"task {number} of {path}"))
+                if not (left and right):
+                    left, right = sides(task["data"], path)
+                rows.append(
+                    pair(task["data"], left, right, choices[0]["value"]["selected"], f"task {number} of {path}")
+                )
     rank_zero_info(f"{path}: " + ", ".join(f"{n} {kind}" for kind, n in counts.items()))
     if not rows:
         raise ValueError(f"{path} holds no pairwise choice: export a project with the Pairwise tag as JSON.")
+    rank_zero_info(f"{path}: the left image is `{left}` and the right one `{right}`, as in toName of the Pairwise tag")
     return Dataset.from_list(rows, on_mixed_types="use_json")
 
 
-def pair(data: dict, choice: dict, where: str) -> dict:
-    """The row of one choice."""
-    names = choice["to_name"].split(",")
-    if len(names) != 2 or not set(names) <= set(data):
+def sides(data: dict, path: str) -> tuple[str, str]:
+    """The fields of the left and the right image: two that hold images and whose names differ in 1 and 2, a and b, or
+    left and right."""
+    images = [name for name, cell in data.items() if isinstance(cell, str) and Path(cell).suffix.lower() in IMAGES]
+    found = [
+        (one, two)
+        for one in images
+        for a, b in SIDES
+        for two in images
+        if one != two and b.join(one.rsplit(a, 1)) == two
+    ]
+    if len(found) != 1:
         raise ValueError(
-            f"{where} compares {choice['to_name']}, and its data are {', '.join(data)}: "
-            'give the images the same names in both, <Image name="image1" value="$image1"/>.'
+            f"{path} does not say which field holds the left image and which the right one; its data are "
+            f"{', '.join(data)}: set --data.left_column and --data.right_column, in the order of the Pairwise tag's "
+            "toName."
         )
-    left, right = (local_path(data[name], where) for name in names)
-    win, lose = (left, right) if choice["value"]["selected"] == "left" else (right, left)
-    return {key: value for key, value in data.items() if key not in names} | {"win": win, "lose": lose}
+    return found[0]
+
+
+def pair(data: dict, left: str, right: str, selected: str, where: str) -> dict:
+    """The row of one choice."""
+    if missing := {left, right} - set(data):
+        raise ValueError(f"{where} has no {min(missing)}; its data are {', '.join(data)}.")
+    images = {"left": local_path(data[left], where), "right": local_path(data[right], where)}
+    row = {key: value for key, value in data.items() if key not in (left, right)}
+    return row | {"win": images.pop(selected), "lose": images.popitem()[1]}
 
 
 def local_path(url: str, where: str) -> str:

@@ -33,6 +33,8 @@ class PreferencePairs(AlignData):
         prompt_column, win_column, lose_column: where the caption, the preferred and the other image are (default: the
             first that the file has of prompt, caption, text; win, chosen, preferred, winner; lose, rejected,
             dispreferred, loser; the log says which).
+        left_column, right_column: of a Label Studio export, the fields with the two images, in the order of `toName`
+            (default: two whose names differ in 1 and 2, a and b, or left and right; the log says which).
         on_corrupt: stop at an unreadable image, or look for them before training and leave those rows out.
     """
 
@@ -47,13 +49,17 @@ class PreferencePairs(AlignData):
         prompt_column: str | None = None,
         win_column: str | None = None,
         lose_column: str | None = None,
+        left_column: str | None = None,
+        right_column: str | None = None,
         on_corrupt: Literal["error", "skip"] = "error",
         **kwargs,
     ):
         super().__init__(**kwargs)
         columns = ("caption", "jpg_0", "jpg_1") if self.smoke else (prompt_column, win_column, lose_column)
         self.paths = {"train": self.training_path(path), "val": None if self.smoke else val_path}
-        self.columns = dict(zip(NAMES, columns))
+        self.columns, self.sides = dict(zip(NAMES, columns)), (left_column, right_column)
+        if (left_column is None) != (right_column is None):
+            raise ValueError("left_column and right_column name the two images of a Label Studio task: give both.")
         self.on_corrupt = on_corrupt
 
     def load(self, split: str):
@@ -62,7 +68,10 @@ class PreferencePairs(AlignData):
             return None
         if self.smoke and self.num_frames:
             path = SMOKE_VIDEOS
-        table = read_export(path) if is_export(path) else read_table(path)
+        exported = is_export(path)
+        if any(self.sides) and not exported:
+            raise ValueError(f"{path} is no Label Studio export: leave left_column and right_column out.")
+        table = read_export(path, *self.sides) if exported else read_table(path)
         columns = {key: column or find_column(key, table, path) for key, column in self.columns.items()}
         for key, column in columns.items():
             if column not in table.column_names:

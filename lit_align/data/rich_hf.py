@@ -89,6 +89,8 @@ class RichHF18K(AlignData):
         rows = read_table(self.smoke_file)
         for name in (*SCORES, *MAPS):
             rows = rows.add_column(name, rows["label_0" if name in SCORES else "jpg_0"][:])
+        words = [[int(good)] * len(text.split()) for text, good in zip(rows["caption"][:], rows["label_0"][:])]
+        rows = rows.add_column(WORDS, words)
         return rows.rename_column("jpg_0", "image")
 
     def load(self, split: str):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lit_align.data.images import decode
 
+VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", ".npz", ".npy")
 STILLS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SIGNS = {b"PK\x03\x04": ".npz", b"\x93NUM": ".npy", b"GIF8": ".gif"}  # the first bytes of such files
 MEND = "mend it or leave its row out (--data.on_corrupt skip does, for pairs and captioned videos)"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 TimestepSampling = Literal["uniform", "logit_normal", "mode"]
-Grid = Literal["ends", "inverse", "unipc", "dpm_solver"]
+Grid = Literal["ends", "inverse", "unipc", "dpm_solver", "scm"]
 PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow")
 
 
@@ -28,6 +28,7 @@ class Process(nn.Module):
     """
 
     num_train_timesteps: int
+    consistency = False  # whether every prediction of x_0 is a sample, as a consistency model's is
 
     def __init__(self, prediction: str):
         super().__init__()
@@ -45,9 +46,12 @@ class Process(nn.Module):
             grid: the flow's sampling grid, where the pipeline has one of its own (see Flow).
             mu: function of tokens and sampling steps: the flow's dynamic shift, where the pipeline has its own formula.
         """
-        from lit_align.diffusion.scheduler_config import is_flow
+        from lit_align.diffusion.consistency import Consistency
+        from lit_align.diffusion.scheduler_config import is_consistency, is_flow
 
-        return Flow.from_scheduler(config, tokens, grid, mu) if is_flow(config) else VP.from_scheduler(config)
+        if is_flow(config):
+            return Flow.from_scheduler(config, tokens, grid, mu)
+        return (Consistency if is_consistency(config) else VP).from_scheduler(config)
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
@@ -149,6 +153,8 @@ class VP(Process):
     def from_scheduler(cls, config: dict) -> "VP":
         from diffusers import CogVideoXDDIMScheduler, DDIMScheduler
 
+        from lit_align.diffusion.scheduler_config import ends_in_clean_data
+
         config = {k: v for k, v in config.items() if k != "_use_default_values"}  # else DDIM's defaults would win
         tables = (CogVideoXDDIMScheduler if "snr_shift_scale" in config else DDIMScheduler).from_config(config)
         c = tables.config
@@ -156,7 +162,8 @@ class VP(Process):
             raise ValueError(
                 "the scheduler has zero SNR at its end: epsilon prediction says nothing at zero SNR; use v_prediction."
             )
-        return cls(tables.alphas_cumprod, c.prediction_type, c.timestep_spacing, c.steps_offset, c.set_alpha_to_one)
+        clean = ends_in_clean_data(config)
+        return cls(tables.alphas_cumprod, c.prediction_type, c.timestep_spacing, c.steps_offset, clean)
 
     def alpha(self, t: Tensor) -> Tensor:
         return self.alphas[t.long()]
@@ -193,7 +200,8 @@ class Flow(Process):
             the number of sampling steps (training times then take that of 50 steps).
         grid: times of n steps before the shift, the noisiest first: `ends`, from 1 to the shifted 1/T (diffusers'
             FlowMatchEuler); `inverse`, from 1 to 1/n (FLUX, Qwen-Image, Z-Image); `unipc`, n + 1 from 1 to 1/T without
-            the last; `dpm_solver`, n + 1 from 1 - 1/T to 0 without the last.
+            the last; `dpm_solver`, n + 1 from 1 - 1/T to 0 without the last; `scm`, the angles of Sana-Sprint, 1.5708
+            and 1.3 in two steps, else n + 1 from 1.5708 to 0 without the last, as sin / (sin + cos).
         terminal: the last time before 0; the grid is stretched to end there.
         shift_ends: whether `ends` shifts 1/T before it spaces the times (diffusers: where the shift is static).
     """
@@ -209,6 +217,7 @@ class Flow(Process):
         super().__init__("flow")
         self.shift, self.num_train_timesteps = shift, num_train_timesteps
         self.grid, self.terminal, self.shift_ends = grid, terminal, shift_ends
+        self.consistency = grid == "scm"
         self.register_buffer("anchor", torch.zeros(()), persistent=False)  # knows the device
 
     @classmethod
@@ -236,6 +245,9 @@ class Flow(Process):
             u = linspace(1, (self.shifted(low, n) if self.shift_ends else low).item(), n)
         elif self.grid == "inverse":
             u = linspace(1, 1 / n, n)
+        elif self.grid == "scm":
+            angles = torch.tensor([1.5708, 1.3], dtype=torch.float64) if n == 2 else linspace(1.5708, 0, n + 1)[:-1]
+            u = (angles.sin() / (angles.sin() + angles.cos())).clamp(max=1)  # 1.5708 is a little more than pi / 2
         else:
             u = linspace(1, 1 / total, n + 1)[:-1] if self.grid == "unipc" else linspace(1 - 1 / total, 0, n + 1)[:-1]
         t = self.shifted(u, n)

@@ -95,7 +95,9 @@ class Sampler:
 
     def forgets_noise(self, policy) -> bool:
         """Whether the first step replaces the initial noise wholly by fresh noise, as DDIM(eta=1) does on a flow: x_T
-        then does not matter."""
+        then does not matter. (To a consistency model it does, whose first prediction is a sample already.)"""
+        if policy.process.consistency:
+            return False
         t, s = self.timesteps(policy)[:2].unsqueeze(1)
         noise = torch.ones(1, 1, device=t.device)
         x_t = policy.process.add_noise(torch.zeros_like(noise), noise, t)

@@ -29,7 +29,9 @@ FLOW_GRIDS = {
     "FlowMatchHeunDiscrete": "ends",
     "UniPCMultistep": "unipc",
     "DPMSolverMultistep": "dpm_solver",
+    "SCM": "scm",
 }
+CONSISTENCY = ("LCM", "TCD")
 # option -> the values with which it does nothing
 UNREAD = {
     "use_karras_sigmas": (False, None),
@@ -58,15 +60,16 @@ def is_flow(config: dict) -> bool:
         "FlowMatch" in name(config)
         or config.get("prediction_type") == "flow_prediction"
         or bool(config.get("use_flow_sigmas"))
+        or name(config) == "SCM"
     )
-    known = FLOW_GRIDS if flow else VP
+    known = FLOW_GRIDS if flow else VP + CONSISTENCY
     if name(config) not in known:
         ours = "FlowMatchEulerDiscreteScheduler" if flow else "DDIMScheduler or EulerDiscreteScheduler"
         raise ValueError(
             f"the scheduler {name(config)}Scheduler is not read: its steps would be wrong; if the model can be sampled "
             f"by {ours}, say so with policy.scheduler: {{_class_name: ...}}."
         )
-    clips = name(config).startswith(("DDIM", "DDPM"))  # in other schedulers' configs the option does nothing
+    clips = name(config).startswith(("DDIM", "DDPM", *CONSISTENCY))  # in other schedulers' configs the option does nothing
     for key, idle in UNREAD.items():
         if config.get(key) not in idle and (key != "clip_sample" or clips):
             neutral = {False: "false", None: "null"}.get(idle[0], idle[0])
@@ -75,6 +78,19 @@ def is_flow(config: dict) -> bool:
                 f"policy.scheduler: {{{key}: {neutral}}} to sample without it."
             )
     return flow
+
+
+def is_consistency(config: dict) -> bool:
+    """Whether the process is a consistency model's, on the grid of its distillation."""
+    return name(config) in CONSISTENCY
+
+
+def ends_in_clean_data(config: dict) -> bool:
+    """Whether a VP scheduler's last step leads to clean data, or to timestep 0. Only some schedulers read
+    set_alpha_to_one; in the others' published files it does nothing."""
+    if name(config).startswith(("DDIM", "PNDM", "CogVideoX")):
+        return config.get("set_alpha_to_one", not name(config).startswith("PNDM"))
+    return config.get("final_sigmas_type", "zero") == "zero"
 
 
 def own_grid(config: dict) -> str:

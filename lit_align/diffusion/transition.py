@@ -98,8 +98,9 @@ class DanceSDE(Transition):
 
 
 class CPS(Transition):
-    """Coefficients-preserving sampling (arXiv 2509.05952): the noise after the step is s exactly, a fraction sin(a pi /
-    2) of it fresh.
+    """Coefficients-preserving sampling (arXiv 2509.05952): the noise after the step is sigma(s) exactly, a fraction
+    sin(a pi / 2) of it fresh. With a = 1 all of it is: the step of consistency models (LCM, arXiv 2310.04378, and
+    Sana-Sprint).
 
     The official code takes -mean (x_s - mean)^2 for the log-probability, without 1 / (2 std^2): rescale its clip range.
     """
@@ -108,9 +109,24 @@ class CPS(Transition):
         self.a = a
 
     def __call__(self, process, x_t, x_0, eps, t, s):
-        s = append_dims(s.float(), x_t)
-        std = s * math.sin(self.a * math.pi / 2)
-        return Gaussian((1 - s) * x_0 + (s.square() - std.square()).sqrt() * eps, std)
+        a_s, s_s = process.coefficients(s, x_t)
+        std = s_s * math.sin(self.a * math.pi / 2)
+        return Gaussian(a_s * x_0 + (s_s.square() - std.square()).sqrt() * eps, std)
+
+
+class TCD(Transition):
+    """Strategic stochastic sampling (Zheng et al. 2024, arXiv 2402.19159, algorithm 4): DDIM's step to (1 - gamma) s,
+    then noise up to s."""
+
+    def __init__(self, gamma: float = 0.3):
+        self.gamma = gamma
+
+    def __call__(self, process, x_t, x_0, eps, t, s):
+        below = (1 - self.gamma) * s.float()
+        below = below if process.prediction == "flow" else below.floor()  # a timestep
+        (a_s, s_s), (a_b, s_b) = process.coefficients(s, x_t), process.coefficients(below, x_t)
+        kept = a_s / a_b * s_b
+        return Gaussian(a_s * x_0 + kept * eps, (s_s.square() - kept.square()).clamp(min=0).sqrt())
 
 
 class Windowed(Transition):

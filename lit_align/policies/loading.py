@@ -53,9 +53,9 @@ def load_pipeline(
 
 def tiny_pipeline(policy: "Policy"):
     """A tiny pipeline of the family with random weights, the same every time."""
-    from lit_align.policies import tiny, tiny_transformers, tiny_videos
+    from lit_align.policies import tiny, tiny_images, tiny_transformers, tiny_videos
 
-    builders = vars(tiny) | vars(tiny_transformers) | vars(tiny_videos)
+    builders = vars(tiny) | vars(tiny_transformers) | vars(tiny_images) | vars(tiny_videos)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         pipe = builders[policy.pipeline_class]()

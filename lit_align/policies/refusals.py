@@ -48,15 +48,11 @@ def refuse_meta(pipe, pretrained: str) -> None:
 
 
 def refuse_parts(policy: "Policy", pretrained: str) -> None:
-    """Refuses VAEs of other classes and denoisers with inputs that the policy does not give: those of inpainting and
-    editing models, and the guidance scale of LCMs."""
+    """Refuses VAEs of other classes and denoisers with inputs that the policy does not give, those of inpainting and
+    editing models."""
     vae = type(policy.pipe.vae).__name__
     if vae != policy.vae_class:
         raise ValueError(f"{pretrained} has a VAE of class {vae}; {type(policy).__name__} reads an {policy.vae_class}.")
-    if policy.denoiser.config.get("time_cond_proj_dim"):
-        raise ValueError(
-            f"{pretrained}'s UNet takes a guidance scale as input (time_cond_proj_dim), which is not given."
-        )
     taken, given = policy.latent_shape[0], policy.latent_channels()
     if taken != given:
         raise ValueError(
@@ -82,7 +78,9 @@ def why(pretrained: str, where: str, revision: str | None, variant: str | None, 
     """Why a folder or hub repository cannot be loaded, from the names of its files."""
     files = list_files(where, revision)
     if not files:
-        return f"{pretrained} is neither a folder with a diffusers pipeline nor a hub repository that can be reached."
+        newest = f" in revision {revision}; --model.policy.revision null takes the newest" if revision else ""
+        known = "a folder with a diffusers pipeline nor a hub repository that can be reached"
+        return f"{pretrained} is neither {known}{newest}."
     if "model_index.json" not in files:
         if any("lora" in Path(f).name or f.startswith("adapter_") for f in files):
             return f"{pretrained} holds a LoRA, not a model: give it as lora, and its base model as pretrained."

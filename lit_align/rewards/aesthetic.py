@@ -1,5 +1,8 @@
 """The aesthetic score: an image's rating, whatever its prompt."""
 
+import os
+
+import torch
 from torch import Tensor, nn
 
 from lit_align.rewards.clip import CLIPReward, load_clip
@@ -42,10 +45,18 @@ class AestheticScore(CLIPReward):
     ):
         super().__init__(*load_clip(pretrained))
         self.model.text_model = None  # unused
+        self.model.requires_grad_(False)  # the linear layers alone are ever trained
         self.mlp = mlp_head(self.model.config.projection_dim)
         if checkpoint:
             fill(self.mlp, part(read(checkpoint), "layers."), checkpoint)
         self.eval()
+
+    def save(self, folder: str) -> dict:
+        """Writes the linear layers under their published names."""
+        os.makedirs(folder, exist_ok=True)
+        file = os.path.join(folder, "aesthetic.pth")
+        torch.save({f"layers.{name}": value for name, value in self.mlp.state_dict().items()}, file)
+        return {"checkpoint": file}
 
     def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
         return self.mlp(self.embed(images)).squeeze(1)

@@ -2,10 +2,11 @@
 
 import json
 import math
+import os
 import re
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_align.paths import fetch, find
 from lit_align.rewards.preprocess import crop, normalise
@@ -23,6 +24,19 @@ VISION_NAMES = (  # of the published files, after timm -> of transformers' BlipV
     (r"\.attn\.proj\.", ".self_attn.projection."),
     (r"^norm\.", "post_layernorm."),
 )
+PUBLISHED_NAMES = (  # the other way
+    (r"^embeddings\.class_embedding$", "cls_token"),
+    (r"^embeddings\.position_embedding$", "pos_embed"),
+    (r"^embeddings\.patch_embedding\.", "patch_embed.proj."),
+    (r"^encoder\.layers\.", "blocks."),
+    (r"\.layer_norm([12])\.", r".norm\1."),
+    (r"\.self_attn\.qkv\.", ".attn.qkv."),
+    (r"\.self_attn\.projection\.", ".attn.proj."),
+    (r"^post_layernorm\.", "norm."),
+)
+SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+SIZES += ("max_position_embeddings", "layer_norm_eps", "hidden_act")
+DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 HEAD_WIDTH = 64  # of a vision transformer's attention head, in every published size
 TINY_VISION = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1}
 TINY_VISION |= {"image_size": 32, "patch_size": 16}
@@ -43,11 +57,10 @@ def vision_config(state: dict[str, Tensor]) -> dict:
 
 
 def text_config(file: str) -> dict:
-    """The text encoder's sizes, from the published med_config.json."""
+    """The text encoder's sizes and dropout, from the published med_config.json."""
     with open(fetch(file)) as opened:
         given = json.load(opened)
-    names = "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"
-    return {name: given[name] for name in (*names, "max_position_embeddings", "layer_norm_eps", "hidden_act")}
+    return {name: given[name] for name in SIZES} | {name: given.get(name, 0.0) for name in DROPOUT}
 
 
 class BLIPReward(Reward):
@@ -57,17 +70,27 @@ class BLIPReward(Reward):
     Args:
         pretrained: hub id or folder with the published weights and med_config.json; "tiny" for random weights.
         tokenizer: hub id or folder of BERT's tokenizer.
+        blip: to train from BLIP: a file of its pre-trained weights (`model_large.pth`), in place of those of
+            `pretrained`. The MLP is then drawn at random.
     """
 
+    file: str  # the published weights
     differentiable = True
     blind_to = "what lies outside the central square, and detail, as it has 224 pixels; the end of long prompts"
 
-    def __init__(self, pretrained: str, tokenizer: str, file: str, head):
+    def __init__(self, pretrained: str, tokenizer: str, file: str, head, blip: str | None = None):
         super().__init__()
+        self.file, config = file, f"{pretrained}/med_config.json"
         if pretrained == "tiny":
             self._random(head)
+        elif blip:
+            self._load(blip, {f"blip.{name}": value for name, value in read(blip).items()}, config, tokenizer, head)
+            for name, p in self.mlp.named_parameters():  # as the official code does
+                nn.init.normal_(p, std=1 / (self.text.config.hidden_size + 1)) if "weight" in name else nn.init.zeros_(p)
         else:
-            self._load(f"{pretrained}/{file}", f"{pretrained}/med_config.json", tokenizer, head)
+            weights = f"{pretrained}/{file}"
+            self._load(weights, read(weights), config, tokenizer, head)
+            fill(self.mlp, part(read(weights), "mlp.layers."), weights)
         self.eval()
 
     @staticmethod
@@ -90,11 +113,10 @@ class BLIPReward(Reward):
             self.vision, self.text = BlipVisionModel(vision), BlipTextModel(text, add_pooling_layer=False)
             self.mlp = head(text.hidden_size)
 
-    def _load(self, weights: str, config: str, tokenizer: str, head) -> None:
+    def _load(self, weights: str, state: dict[str, Tensor], config: str, tokenizer: str, head) -> None:
         from transformers import BertTokenizer, BlipVisionModel
         from transformers.models.blip.modeling_blip_text import BlipTextModel
 
-        state = read(weights)
         seen = part(state, "blip.visual_encoder.")
         vision, text = self.configs(vision_config(seen), text_config(config))
         for pattern, replacement in VISION_NAMES:
@@ -102,8 +124,23 @@ class BLIPReward(Reward):
         self.vision = build(BlipVisionModel, vision, seen, weights)
         self.text = build(BlipTextModel, text, part(state, "blip.text_encoder."), weights, add_pooling_layer=False)
         self.mlp = head(text.hidden_size)
-        fill(self.mlp, part(state, "mlp.layers."), weights)
         self.tokenizer = BertTokenizer.from_pretrained(find(tokenizer))
+
+    def save(self, folder: str) -> dict:
+        """Writes the weights and med_config.json under their published names, and the tokenizer."""
+        os.makedirs(folder, exist_ok=True)
+        state = {f"blip.text_encoder.{name}": value for name, value in self.text.state_dict().items()}
+        state |= {f"mlp.layers.{name}": value for name, value in self.mlp.state_dict().items()}
+        for name, value in self.vision.state_dict().items():
+            for pattern, replacement in PUBLISHED_NAMES:
+                name = re.sub(pattern, replacement, name)
+            state[f"blip.visual_encoder.{name}"] = value
+        torch.save(state, os.path.join(folder, self.file))
+        config = self.text.config.to_dict()
+        with open(os.path.join(folder, "med_config.json"), "w") as file:
+            json.dump({name: config[name] for name in (*SIZES, *DROPOUT)}, file)
+        self.tokenizer.save_pretrained(folder)
+        return {"pretrained": folder, "tokenizer": folder}
 
     def raw(self, images: Tensor, prompts: list[str]) -> Tensor:
         """The MLP's number for each image, (N,)."""

@@ -1,6 +1,8 @@
 """CLIP as the model of a reward: loading it, in transformers' and in open_clip's format, and its features."""
 
+import os
 import re
+from inspect import signature
 
 import torch
 import torch.nn.functional as F
@@ -114,6 +116,14 @@ class CLIPReward(Reward):
         """CLIP's projected image features of unit length, (B, D)."""
         features = self.model.get_image_features(pixel_values=self.pixels(images.float())).pooler_output
         return F.normalize(features, dim=1)
+
+    def save(self, folder: str) -> dict:
+        """Writes a transformers CLIPModel and its tokenizer."""
+        os.makedirs(folder, exist_ok=True)
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        found = {"checkpoint": None, "pretrained": folder, "tokenizer": folder}
+        return {name: value for name, value in found.items() if name in signature(type(self).__init__).parameters}
 
     def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
         return self.factor * (self.embed(images) * F.normalize(text_features(self, prompts), dim=1)).sum(1)

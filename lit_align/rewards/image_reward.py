@@ -14,6 +14,7 @@ class ImageReward(BLIPReward):
     Args:
         pretrained: hub id or folder with ImageReward.pt and med_config.json.
         tokenizer: hub id or folder of BERT's tokenizer.
+        blip: to train from BLIP: a file of its weights, see BLIPReward.
     """
 
     name, text_limit = "image_reward", 35
@@ -22,8 +23,13 @@ class ImageReward(BLIPReward):
     scale = "standardised: about -2.3 to 2"
     mean, std = 0.16717362830052426, 1.0333394966054072
 
-    def __init__(self, pretrained: str = "THUDM/ImageReward", tokenizer: str = "google-bert/bert-base-uncased"):
-        super().__init__(pretrained, tokenizer, "ImageReward.pt", mlp_head)
+    def __init__(
+        self,
+        pretrained: str = "THUDM/ImageReward",
+        tokenizer: str = "google-bert/bert-base-uncased",
+        blip: str | None = None,
+    ):
+        super().__init__(pretrained, tokenizer, "ImageReward.pt", mlp_head, blip)
 
     def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
         return (self.raw(images, prompts) - self.mean) / self.std
@@ -32,11 +38,12 @@ class ImageReward(BLIPReward):
 class VPScore(BLIPReward):
     """VP-Score (Wu et al. 2024, arXiv 2404.15100): ImageReward's model, trained on GPT-4V's ratings of four aspects.
 
-    No weights are published: train them by ImageReward's code, which writes the format that this class reads.
+    No weights are published: train them by ImageReward's recipe, image_reward.yaml, with this class as its reward.
 
     Args:
         pretrained: hub id or folder with VPScore.pt, in the format of ImageReward.pt, and med_config.json.
         tokenizer: hub id or folder of BERT's tokenizer.
+        blip: to train from BLIP: a file of its weights, see BLIPReward.
     """
 
     name, text_limit = "vp_score", 35
@@ -44,8 +51,10 @@ class VPScore(BLIPReward):
     licence = "none stated"
     scale = "the model's own, not standardised"
 
-    def __init__(self, pretrained: str, tokenizer: str = "google-bert/bert-base-uncased"):
-        super().__init__(pretrained, tokenizer, "VPScore.pt", mlp_head)
+    def __init__(
+        self, pretrained: str, tokenizer: str = "google-bert/bert-base-uncased", blip: str | None = None
+    ):
+        super().__init__(pretrained, tokenizer, "VPScore.pt", mlp_head, blip)
 
     def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
         return self.raw(images, prompts)

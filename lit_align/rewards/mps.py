@@ -1,7 +1,10 @@
 """MPS: a preference under a condition, the words that say what matters."""
 
+import os
+
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_align.paths import find
 from lit_align.rewards.clip import CLIPReward, load_clip
@@ -23,7 +26,8 @@ class MPS(CLIPReward):
     a threshold. (The official code divides by the largest of the batch, so it must be asked for one prompt at a time.)
 
     Args:
-        checkpoint: what `python -m lit_align convert_mps` makes of the released file; null for random weights.
+        checkpoint: what `python -m lit_align convert_mps` makes of the released file; null for the CLIP of `pretrained`
+            and random fusion layers, to train from.
         pretrained: hub id or folder of a transformers CLIPModel: its configuration and tokenizer.
         condition: words that say what matters; the released model was trained for these alone.
         threshold: 0.3 in the official evaluation, 0.01 in the official model's own forward.
@@ -50,7 +54,8 @@ class MPS(CLIPReward):
             self.cross_model = CrossModel.load(part(state, "cross_model."), checkpoint)
         else:
             super().__init__(*load_clip(pretrained))
-            self.cross_model = CrossModel(self.model.config.projection_dim, 2, 2, 4)
+            sizes = (2, 2, 4) if pretrained == "tiny" else (4, 16, 64)  # layers, heads and their width
+            self.cross_model = CrossModel(self.model.config.projection_dim, *sizes)
         self.condition, self.threshold = self.ids([condition]), threshold
         self.truncated = None  # counts prompts, not the condition
         self.eval()
@@ -65,10 +70,34 @@ class MPS(CLIPReward):
         return self.model.text_projection(out.last_hidden_state), self.model.text_projection(out.pooler_output)
 
     def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
+        return self._scores(images, prompts, self.condition)[:, 0]
+
+    def under(self, images: Tensor, prompts: list[str], conditions: list[str]) -> Tensor:
+        """Scores under each of C conditions, (B, C)."""
+        truncated = self.truncated
+        ids = self.ids(conditions)
+        self.truncated = truncated  # counts prompts, not conditions
+        return self._scores(images, prompts, ids)
+
+    def _scores(self, images: Tensor, prompts: list[str], conditions: Tensor) -> Tensor:
         words, whole = self.text(self.ids(prompts))
-        condition, _ = self.text(self.condition)
-        similar = (words @ condition[0].T).amax(2)  # (B, 77)
-        matters = similar / similar.amax(1, keepdim=True) > self.threshold
         seen = self.model.vision_model(pixel_values=self.pixels(images)).last_hidden_state
-        fused = self.cross_model(self.model.visual_projection(seen), words, matters[:, None, None])  # (B, 257, D)
-        return self.model.logit_scale.exp() * F.cosine_similarity(fused[:, 0], whole)
+        seen, found = self.model.visual_projection(seen), []  # (B, 257, D)
+        for condition in self.text(conditions)[0]:
+            similar = (words @ condition.T).amax(2)  # (B, 77)
+            matters = similar / similar.amax(1, keepdim=True) > self.threshold
+            fused = self.cross_model(seen, words, matters[:, None, None])
+            found.append(self.model.logit_scale.exp() * F.cosine_similarity(fused[:, 0], whole))
+        return torch.stack(found, 1)
+
+    def save(self, folder: str) -> dict:
+        """Writes `mps.safetensors`, as `convert_mps` does, and CLIP's configuration and tokenizer."""
+        from safetensors.torch import save_model
+
+        os.makedirs(folder, exist_ok=True)
+        file = os.path.join(folder, "mps.safetensors")
+        both = nn.ModuleDict({"model": self.model, "cross_model": self.cross_model})
+        save_model(both, file)
+        self.model.config.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        return {"checkpoint": file, "pretrained": folder}

@@ -1,5 +1,6 @@
 """Several rewards: stacked, or combined to one number."""
 
+import os
 from abc import abstractmethod
 
 import torch
@@ -60,6 +61,10 @@ class MultiReward(Reward):
     @property
     def columns(self) -> dict[str, bool]:
         return merged_columns(self.parts)
+
+    def save(self, folder: str) -> dict:
+        """Writes each reward to `<folder>/<name>`."""
+        return {name: part.save(os.path.join(folder, name)) for name, part in self.parts.items()}
 
     def forward(self, images: Tensor, prompts: list[str], **columns: list) -> Tensor:
         return torch.stack([score_of(part, images, prompts, columns) for part in self.parts.values()], 1)

@@ -1,6 +1,7 @@
 """RAHF, rich automatic human feedback: scores of an image, maps of its faults, and the words that it misses."""
 
 import math
+import os
 import re
 from typing import Literal
 
@@ -31,9 +32,11 @@ class RAHF(Reward):
     alone: the padding of a batch is masked (official: it is read).
 
     Args:
-        checkpoint: the released `rahf_model.pt`, a file; null for random weights.
+        checkpoint: the released `rahf_model.pt`, a file; null for random weights, or those of `vit`.
         pretrained: hub id or folder of T5's configuration and tokenizer; "tiny" for a small model.
         score: the reward; all for four numbers per image.
+        vit: to train from pre-trained parts, without a checkpoint: hub id or folder of a ViT; T5's weights are then
+            those of `pretrained`, and the heads are random.
     """
 
     name, differentiable, text_limit = "rahf", True, 512
@@ -47,12 +50,15 @@ class RAHF(Reward):
         checkpoint: str | None,
         pretrained: str = "google-t5/t5-base",
         score: Literal["plausibility", "alignment", "aesthetics", "overall", "all"] = "overall",
+        vit: str | None = None,
     ):
         super().__init__()
         self.score, self.names = score, SCORES if score == "all" else ()
         state = read(checkpoint) if checkpoint else {}
         if checkpoint:
             self._load(state, checkpoint, pretrained)
+        elif vit and pretrained != "tiny":
+            self._pretrained(vit, pretrained)
         else:
             self._random()
         vision, width = self.vit.config, self.t5.config.d_model
@@ -72,6 +78,13 @@ class RAHF(Reward):
         self.tokenizer = tiny.CLIPModel()[1]
         self.vit = ViTModel(ViTConfig(**TINY_VIT, image_size=32, patch_size=16))
         self.t5 = T5ForConditionalGeneration(T5Config(**TINY, vocab_size=len(self.tokenizer)))
+
+    def _pretrained(self, vit: str, pretrained: str) -> None:
+        from transformers import T5ForConditionalGeneration, T5Tokenizer, ViTModel
+
+        self.vit = ViTModel.from_pretrained(find(vit), dtype=torch.float32)
+        self.t5 = T5ForConditionalGeneration.from_pretrained(find(pretrained), dtype=torch.float32)
+        self.tokenizer = T5Tokenizer.from_pretrained(find(pretrained))
 
     def _load(self, state: dict[str, Tensor], checkpoint: str, pretrained: str) -> None:
         from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer, ViTConfig, ViTModel
@@ -111,6 +124,28 @@ class RAHF(Reward):
         if self.score != "all":
             return self.score_predictor[self.score](cells)
         return torch.stack([self.score_predictor[name](cells) for name in SCORES], 1)
+
+    def feedback(self, images: Tensor, prompts: list[str], marked: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """What training compares: scores (B, 4), maps (B, 2, H, W), in the order of SCORES and HEATMAPS, and the mean
+        cross-entropy of `marked`, the prompts with the missed words marked, as T5 writes them."""
+        from transformers.modeling_outputs import BaseModelOutput
+
+        cells, text, mask = self.encode(images, prompts)
+        scores = torch.stack([self.score_predictor[name](cells) for name in SCORES], 1)
+        maps = torch.stack([self.heatmap_predictor[name](cells) for name in HEATMAPS], 1)
+        due = self.tokenizer(marked, padding=True, truncation=True, max_length=self.text_limit, return_tensors="pt")
+        labels = due.input_ids.masked_fill(due.attention_mask == 0, -100).to(images.device)  # padding is not learnt
+        out = self.t5(encoder_outputs=BaseModelOutput(last_hidden_state=text), attention_mask=mask, labels=labels)
+        return scores, maps, out.loss
+
+    def save(self, folder: str) -> dict:
+        """Writes `rahf_model.pt` under its published names, and T5's configuration and tokenizer."""
+        os.makedirs(folder, exist_ok=True)
+        file = os.path.join(folder, "rahf_model.pt")
+        torch.save(self.state_dict(), file)
+        self.t5.config.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        return {"checkpoint": file, "pretrained": folder}
 
     def heatmaps(self, images: Tensor, prompts: list[str]) -> dict[str, Tensor]:
         """Where the image is implausible and where it misses the prompt: maps (B, 384, 384) in [0, 1] of the image

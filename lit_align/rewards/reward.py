@@ -1,5 +1,6 @@
 """The reward r(c, x): higher is better, one or several numbers per image."""
 
+import os
 from abc import abstractmethod
 from collections.abc import Sized
 from inspect import Parameter, signature
@@ -73,6 +74,16 @@ class Reward(nn.Module):
     def combine(self, components: Tensor) -> Tensor:
         """The reward from the components of all images that are compared."""
         return components
+
+    def save(self, folder: str) -> dict:
+        """Writes the weights to a folder, in the format that the class loads, and returns the arguments that load them
+        (by default `checkpoint`, if the class has it): `<folder>/reward.safetensors`."""
+        from safetensors.torch import save_model
+
+        os.makedirs(folder, exist_ok=True)
+        file = os.path.join(folder, "reward.safetensors")
+        save_model(self, file)
+        return {"checkpoint": file} if "checkpoint" in signature(type(self).__init__).parameters else {}
 
     def embed(self, images: Tensor) -> Tensor:
         """Features (N, D) of images (N, 3, H, W) in [0, 1], for methods that learn a value or a reward from them;

@@ -8,13 +8,14 @@ from lit_align.paths import fetch
 
 def read(file: str) -> dict[str, Tensor]:
     """The tensors of a file, local or `<owner>/<name>/<file>` on the hub: .safetensors, or PyTorch's format, in which
-    they may lie under `state_dict`. Nothing but tensors is unpickled. Leaves out `position_ids`, which are no weights.
+    they may lie under `state_dict` or `model`. Nothing but tensors is unpickled. Leaves out `position_ids`, which are no weights.
     """
     from safetensors.torch import load_file
 
     path = fetch(file)
     state = load_file(path) if path.endswith(".safetensors") else torch.load(path, "cpu", weights_only=True)
-    return {k: v for k, v in state.get("state_dict", state).items() if not k.endswith("position_ids")}
+    state = state.get("state_dict", state.get("model", state))
+    return {k: v for k, v in state.items() if not k.endswith("position_ids")}
 
 
 def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

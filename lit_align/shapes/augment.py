@@ -9,21 +9,28 @@ from torch import Tensor
 from lit_align.shapes.scenes import COLORS, RADII, RELATIONS, SHAPES, SIZE, Caption, Object, Spec, satisfies
 
 MIRRORED = {"left of": "right of", "right of": "left of"}
+CHANGES = ("color", "shape", "size", "odd size", "odd size", "place", "move", "binding", "number", "number")
+ODD = ((4.5, 5.2), (8.3, 9.7), (13.3, 14.5))  # radii of no size: below, between and above RADII and their margin
 
 
 def corrupt(scene: list[Object], caption: Caption, rng: random.Random) -> list[Object]:
     """A hard negative: the scene with one change after which it no longer satisfies the caption. The change is one of
-    an object's colour, shape or size, the places or the colours of two objects, or the number of objects."""
+    an object's colour, shape, size or place, the places or the colours of two objects, or the number of objects. A new
+    size can be one that scenes do not have, which is most of what the base model gets wrong."""
     while True:
         new, i = list(scene), rng.randrange(len(scene))
         j, o = rng.randrange(len(scene)), scene[i]
-        kind = rng.choice(("color", "shape", "size", "place", "binding", "number", "number"))
+        kind = rng.choice(CHANGES)
         if kind == "color":
             new[i] = o._replace(color=rng.choice(list(COLORS)))
         elif kind == "shape":
             new[i] = o._replace(shape=rng.choice(SHAPES))
         elif kind == "size":
             new[i] = o._replace(r=rng.uniform(*RADII["small" if o.size == "large" else "large"]))
+        elif kind == "odd size":
+            new[i] = o._replace(r=rng.uniform(*rng.choice(ODD)))
+        elif kind == "move":
+            new[i] = o._replace(x=rng.uniform(o.r, SIZE - o.r), y=rng.uniform(o.r, SIZE - o.r))
         elif kind == "place":
             new[i], new[j] = o._replace(x=scene[j].x, y=scene[j].y), scene[j]._replace(x=o.x, y=o.y)
         elif kind == "binding":

@@ -19,10 +19,10 @@ from lit_align.studies import plot
 from lit_align.studies.runs import (
     alternatives,
     cores,
+    cpu_time,
     earlier,
     lit_align,
     markdown,
-    max_time,
     read_records,
     scalars,
     world_of,
@@ -48,7 +48,7 @@ RUNS = {  # name -> config, batches between validations, flags
     "draft, LoRA": ("draft_k", 20, {RATE: 1e-3, "model.policy.init_args.adapter": LORA}),
     "alignprop": ("alignprop", 12, {RATE: 4e-5}),
 }
-SHOWN, SECONDS = "draft, longer", 600  # seconds of a run, validation included
+SHOWN, SECONDS = "draft, longer", 600  # CPU seconds of a run, validation included
 LONGER = {SHOWN: 1800, "draft with KL, longer": 1800}
 SCALED, SCALES = "draft, LoRA", (0.25, 0.5, 0.75, 1.0)
 NOISE = 0.04  # standard error of the difference of the held-out reward between two validations
@@ -58,8 +58,8 @@ COLORS = {"proxy": plot.BLUE, "held-out": plot.ORANGE, "exact accuracy": plot.BL
 TEXT = """# Reward over-optimization on Shapes
 
 {note}Written by `python -m lit_align.studies.overoptimization`. Every run trains on a proxy reward: a small network
-trained on the preferences of simulated annotators (`checkpoints/shapes-reward`). A run lasts {seconds} s
-({longer}), validation included, on {used} core(s).
+trained on the preferences of simulated annotators (`checkpoints/shapes-reward`). A run takes {seconds} s of CPU time
+({longer}), validation included, on {used} core(s); in world 1 these were seconds of wall-clock time.
 Learning rates are high on purpose. A second reward is held out: it is larger than the proxy and was trained longer, on
 comparisons of another seed.
 
@@ -107,20 +107,22 @@ def words(name: str) -> list[str]:
     config, every, flags = RUNS[name]
     flags = flags | {
         "trainer.default_root_dir": folder(name),
+        "trainer.max_steps": -1,
+        "trainer.max_epochs": -1,
         "trainer.val_check_interval": every,
         "trainer.enable_progress_bar": False,
         "trainer.limit_val_batches": 16,  # of 32 prompts
         "data.val_prompts": "configs/shapes/prompts/test.jsonl",
     }
     given = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
-    return ["--config", f"shapes/{config}", "--config", "with/proxy", *given]
+    return ["--config", f"shapes/{config}", "--config", "with/proxy", *given, *cpu_time(LONGER.get(name, SECONDS))]
 
 
 def fit(name: str) -> list[dict]:
     """Validates the base model, trains, and returns every validation: {"step", "proxy", "second", ...}."""
     shutil.rmtree(folder(name), ignore_errors=True)
     lit_align("validate", *words(name))
-    lit_align("fit", *words(name), "--trainer.max_steps", "-1", *max_time(LONGER.get(name, SECONDS)))
+    lit_align("fit", *words(name))
     return curve(folder(name))
 
 

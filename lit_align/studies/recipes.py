@@ -16,7 +16,7 @@ from lit_align.studies.runs import markdown
 
 PAGE = ROOT / "docs/recipes.md"
 HEADS = ["recipe", "method", "paper", "models and data of the hub", "pixels", "devices", "batch", "training"]
-SOURCES = ("pretrained", "clip", "vae", "path", "checkpoint", "val_path", "tokenizer")  # may name a hub repository
+SOURCES = ("pretrained", "clip", "vae", "path", "checkpoint", "val_path", "tokenizer", "vit")  # may name a hub repository
 INTRO = """# Recipes
 
 Written by `python -m lit_align.studies.recipes`. The header of each file under `configs/` says what was published, on

@@ -1,7 +1,7 @@
 """Writes docs/results.md: every method of configs/shapes, trained for its config's `budget`, over several seeds.
 
 `python -m lit_align.studies.results --methods dpo ipo --seeds 1 2 3`. Measurements are kept in docs/results.json, and
-runs that it holds are not repeated.
+runs that it holds are not repeated. Several processes can share the work: each takes runs that no other is at.
 """
 
 import argparse
@@ -13,6 +13,8 @@ from lit_align.diffusion.budget import COSTS as CALLS
 from lit_align.paths import ROOT
 from lit_align.shapes import WORLD
 from lit_align.studies.runs import (
+    add_record,
+    alone,
     alternatives,
     fit_and_test,
     half_interval,
@@ -20,7 +22,6 @@ from lit_align.studies.runs import (
     read_records,
     steer_and_test,
     world_of,
-    write_records,
 )
 
 RUNS, RECORDS, PAGE = Path("checkpoints/results"), ROOT / "docs/results.json", ROOT / "docs/results.md"
@@ -32,7 +33,7 @@ COSTS = ["network forwards", "backwards", "decodes", "reward calls"]  # per prom
 INTRO = """# Results on Shapes
 
 Written by `make results`. Each method starts from `checkpoints/shapes-sd` or `checkpoints/shapes-flow` and trains for
-some seconds on one core. The trained and the base model then draw one image for each held-out prompt, with the same
+some seconds of CPU time. The trained and the base model then draw one image for each held-out prompt, with the same
 seeds. Each config names the training time of its method as `budget`. A row that was measured at another time is marked
 with † and listed under its table; compare it only with rows of the same training seconds.
 
@@ -55,7 +56,7 @@ Methods are sampled in three ways, and gains compare only within one of them, be
 | implicit accuracy | share of training pairs that the model ranks correctly, last fifth of training |
 | diversity | mean distance between the latents of two samples, per dimension |
 | drift | mean distance between a sample's latents and the base model's on the same seed, per dimension |
-| training seconds | wall-clock time of `fit`, encoding included |
+| training seconds | CPU time of `fit`, encoding included; in world 1 wall-clock time |
 | batches | training batches up to the last logged one; "-": not counted; the machine's speed varied |
 | peak MB | peak memory of the process |
 
@@ -98,7 +99,7 @@ def row(method: str, runs: list[dict]) -> tuple[float, list[str]]:
         logged("train/implicit_accuracy", ".2f"),
         logged("test/diversity", ".3f"),
         logged("test/drift", ".3f"),
-        logged("fit_seconds", ".0f"),
+        logged("perf/cpu_seconds" if any("perf/cpu_seconds" in r for r in runs) else "fit_seconds", ".0f"),
         logged("batches", ".0f"),
         logged("perf/peak_memory_mb", ".0f"),
     ]
@@ -160,6 +161,13 @@ def write(records: dict) -> None:
     print(PAGE.read_text())
 
 
+def measured(method: str, seed: int, seconds: int, test_batches: int | None) -> dict:
+    """What one run gives; 0 seconds: of steering."""
+    if seconds:
+        return fit_and_test(method, seed, seconds, test_batches, RUNS)
+    return steer_and_test(method, seed, test_batches, RUNS)
+
+
 def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m lit_align.studies.results", description=__doc__)
     parser.add_argument("--methods", nargs="*", default=["all"], help="configs of configs/shapes; none: write the page")
@@ -172,18 +180,15 @@ def main(args: list[str] | None = None) -> None:
     methods = list(budget) if args.methods == ["all"] else args.methods
     if unknown := set(methods) - set(budget):
         parser.error(f"no configs/shapes/{sorted(unknown)[0]}.yaml has a budget; there are {', '.join(budget)}.")
-    records = read_records(RECORDS)
     for seed in args.seeds:
         for method in methods:
             seconds = budget[method] and (args.seconds or budget[method])
-            done = records.setdefault(f"{seconds} s", {}).setdefault(method, {})
-            if args.again or world_of(done.get(str(seed), {})) != WORLD:
-                if seconds:
-                    done[str(seed)] = fit_and_test(method, seed, seconds, args.test_batches, RUNS)
-                else:
-                    done[str(seed)] = steer_and_test(method, seed, args.test_batches, RUNS)
-                write_records(RECORDS, records)
-    write(records)
+            keys = (f"{seconds} s", method, str(seed))
+            with alone(RUNS / "claims" / "-".join(keys), wait=False) as mine:
+                done = read_records(RECORDS).get(keys[0], {}).get(method, {}).get(keys[2], {})
+                if mine and (args.again or world_of(done) != WORLD):
+                    add_record(RECORDS, keys, measured(method, seed, seconds, args.test_batches))
+    write(read_records(RECORDS))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What the studies share: training and testing a config, reading its logs, JSON records, Markdown tables."""
 
+import fcntl
 import json
 import os
 import platform
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean
 
@@ -15,7 +17,7 @@ from lit_align.diffusion.budget import COSTS
 from lit_align.shapes import WORLD
 
 LOGGED = ("train/implicit_accuracy", "test/diversity", "test/drift", "perf/peak_memory_mb")
-LOGGED += tuple(f"test/cost/{name}" for name in COSTS)
+LOGGED += ("perf/cpu_seconds", *(f"test/cost/{name}" for name in COSTS))
 
 
 def cores() -> int:
@@ -30,23 +32,23 @@ def lit_align(command: str, *flags: str) -> None:
         raise SystemExit(f"the study stopped, its records are kept: exit code {code} of {shlex.join(words)}")
 
 
-def max_time(seconds: int) -> list[str]:
-    """The flags that end training after some seconds."""
-    minutes, rest = divmod(seconds, 60)
-    return ["--trainer.max_time", f"00:{minutes // 60:02d}:{minutes % 60:02d}:{rest:02d}"]
+def cpu_time(seconds: int) -> list[str]:
+    """The flags that end training after some seconds of CPU time."""
+    return ["--trainer.callbacks+=CPUTime", "--trainer.callbacks.seconds", str(seconds)]
 
 
 def fit_and_test(
     method: str, seed: int, seconds: int, test_batches: int | None, runs: Path, flags: Iterable[str] = ()
 ) -> dict:
-    """Trains configs/shapes/<method>.yaml for some seconds in an emptied folder below `runs`, tests it against its base
-    model by the exact judge, and returns the measurements. `flags` go to both commands; `test_batches`: number of test
-    batches, None for all."""
+    """Trains configs/shapes/<method>.yaml for some seconds of CPU time in an emptied folder below `runs`, tests it
+    against its base model by the exact judge, and returns the measurements. `flags` go to both commands;
+    `test_batches`: number of test batches, None for all."""
     folder = runs / f"{method}-{seconds}s" / str(seed)
     shutil.rmtree(folder, ignore_errors=True)
     common = ["--config", f"shapes/{method}", "--config", "with/budget", "--trainer.default_root_dir", str(folder)]
     common += ["--seed_everything", str(seed), "--data.seed", str(seed), *flags]
-    lit_align("fit", *common, *max_time(seconds))
+    common += cpu_time(seconds)
+    lit_align("fit", *common)
     judged = ["--data.test_prompts", "configs/shapes/prompts/test.jsonl", "--model.rewards", '["ShapesJudge"]']
     limit = ["--trainer.limit_test_batches", str(test_batches)] if test_batches else []
     lit_align("test", *common, *judged, *limit, "--ckpt_path", "last")
@@ -70,7 +72,9 @@ def measurements(folder: Path) -> dict:
     found, timed = scalars(folder), folder / "fit_seconds.json"
     logged = {name: list(values.values()) for name, values in found.items()}
     first, last = fifth(logged, 0), fifth(logged, -1)
-    last |= {name: max(values) for name, values in logged.items() if "peak" in name}
+    last |= {
+        name: max(values) for name, values in logged.items() if name in ("perf/peak_memory_mb", "perf/cpu_seconds")
+    }
     return {
         "world": WORLD,
         "exact": json.loads((folder / "comparison.json").read_text())["exact"],
@@ -136,4 +140,30 @@ def read_records(path: Path) -> dict:
 
 
 def write_records(path: Path, records: dict) -> None:
-    path.write_text(json.dumps(records, indent=1, sort_keys=True) + "\n")
+    part = path.with_suffix(f".{os.getpid()}.part")
+    part.write_text(json.dumps(records, indent=1, sort_keys=True) + "\n")
+    os.replace(part, path)
+
+
+@contextmanager
+def alone(folder: Path, wait: bool = True):
+    """Yields True once this process is the only one inside for a folder; without `wait`, False if another one is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield True
+    except BlockingIOError:
+        yield False
+    finally:
+        os.close(place)
+
+
+def add_record(path: Path, keys: tuple[str, ...], record: dict) -> None:
+    """Writes one record under some keys, among those that other processes have written meanwhile."""
+    with alone(path.parent):
+        records = place = read_records(path)
+        for key in keys[:-1]:
+            place = place.setdefault(key, {})
+        place[keys[-1]] = record
+        write_records(path, records)

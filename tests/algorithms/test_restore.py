@@ -36,11 +36,12 @@ OTHERS = {
     "rank": (LoRA(rank=4), r"in shape \(2, \d+\) and this policy has \(4, \d+\)"),
     "more layers": (LoRA(rank=2, target_modules=["to_q", "to_k", "to_v", "to_out.0", "ff.net.2"]), "lacks"),
     "fewer layers": (LoRA(rank=2, target_modules=["to_q"]), "that this policy does not train"),
+    "scale": (LoRA(rank=2, alpha=64), "was trained with LoRA alpha 2 and this policy has 64, .* set --model.policy.adapter.alpha 2"),
     "other layers": (LoRA(rank=2, target_modules=["ff.net.2"]), "holds no weight of this policy"),
 }
 
 
-EVERYWHERE = [(how, "more layers") for how in ("predict", "validate", "fit")]
+EVERYWHERE = [(how, other) for how in ("predict", "validate", "fit") for other in ("more layers", "scale")]
 
 
 @pytest.mark.parametrize("how,other", [*EVERYWHERE, *((how, other) for how in ("test", "init_from") for other in OTHERS)])

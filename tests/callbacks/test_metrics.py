@@ -3,7 +3,7 @@ import types
 import lightning as L
 import pytest
 import torch
-from lit_align.callbacks import Throughput, metrics
+from lit_align.callbacks import CPUTime, Throughput, cpu_time, metrics
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -70,3 +70,13 @@ def test_validation_and_what_lies_between_two_fits_are_left_out(trainer, clock):
         trainer([throughput, logged], val_check_interval=2).fit(Slow(clock))
         clock.now += VALIDATE
     assert min(step["perf/images_per_s"] for step in logged.steps) == pytest.approx(ROWS / (STEP + LOAD))
+
+
+def test_cpu_time_ends_training_at_the_first_batch_beyond_it(tmp_path, monkeypatch):
+    clock = types.SimpleNamespace(now=7.0)
+    monkeypatch.setattr(cpu_time.time, "process_time", lambda: clock.now)
+    trainer = L.Trainer(max_epochs=-1, callbacks=[CPUTime(2 * STEP + LOAD * 2)], accelerator="cpu", enable_progress_bar=False, logger=False, default_root_dir=tmp_path, enable_checkpointing=False, limit_val_batches=0)
+    trainer.fit(Slow(clock))
+    assert trainer.global_step == 2 and trainer.callback_metrics["perf/cpu_seconds"] >= 2 * STEP + LOAD
+    with pytest.raises(ValueError, match="seconds is 0"):
+        CPUTime(0)

@@ -1,5 +1,6 @@
 import math
 
+import diffusers
 import pytest
 import torch
 from diffusers import (
@@ -163,7 +164,7 @@ def test_epsilon_at_zero_snr_is_refused_and_v_is_not():
     torch.testing.assert_close(vp.to_x0(v, x_t, t), x_0)
 
 
-@pytest.mark.parametrize("name", ["EDMEuler", "LCM", "TCD", "SCM", "DDPMWuerstchen", "LTXEulerAncestralRF", "FlowMatchLCM"])
+@pytest.mark.parametrize("name", ["EDMEuler", "DDPMWuerstchen", "LTXEulerAncestralRF", "FlowMatchLCM"])
 def test_schedulers_with_grids_of_their_own_are_refused_by_name(name):
     with pytest.raises(ValueError, match=f"the scheduler {name}Scheduler is not read.*_class_name"):
         Process.from_scheduler({"_class_name": f"{name}Scheduler"})
@@ -180,3 +181,18 @@ def test_clipping_is_refused_where_the_scheduler_clips():
     with pytest.raises(ValueError, match="clip_sample: True is not read"):
         Process.from_scheduler(SD | {"clip_sample": True})
     Process.from_scheduler(SD | {"clip_sample": True, "_class_name": "EulerDiscreteScheduler"})  # which does not
+
+
+@pytest.mark.parametrize("name,options,end", [
+    ("DDIMScheduler", {}, 0), ("DDIMScheduler", {"set_alpha_to_one": True}, -1), ("PNDMScheduler", {}, 0),
+    ("EulerDiscreteScheduler", {}, -1), ("EulerAncestralDiscreteScheduler", {}, -1), ("DDPMScheduler", {}, -1),
+    ("DPMSolverMultistepScheduler", {}, -1), ("DPMSolverMultistepScheduler", {"final_sigmas_type": "sigma_min"}, 0),
+])  # fmt: skip
+def test_the_last_step_ends_where_the_schedulers_does(name, options, end):
+    """SDXL's file has set_alpha_to_one: false, which its EulerDiscreteScheduler does not read."""
+    config = SD | {"_class_name": name, "set_alpha_to_one": False, "timestep_spacing": "leading"} | options
+    assert Process.from_scheduler(config).timesteps(4)[-1] == end
+    if name.startswith(("Euler", "DPM")):
+        scheduler = getattr(diffusers, name).from_config({k: v for k, v in config.items() if k != "_class_name"})
+        scheduler.set_timesteps(4)
+        assert (scheduler.sigmas[-1] == 0) == (end == -1)

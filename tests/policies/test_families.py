@@ -3,11 +3,14 @@
 import diffusers
 import pytest
 import torch
+from image_families import BLOCKS, IMAGES
+from peft import PeftModel
 
 from lit_align.diffusion.sampler import Sampler
 from lit_align.policies.adapters import Frozen, LoRA
 from lit_align.policies.flux import Flux
 from lit_align.policies.flux2 import Flux2, Flux2Klein
+from lit_align.policies.hunyuan_dit import HunyuanDiT
 from lit_align.policies.packing import pack
 from lit_align.policies.qwen_image import QwenImage
 from lit_align.policies.wan import Wan
@@ -22,6 +25,7 @@ FAMILIES = {  # arguments of the policy; of the pipeline, from noise and guidanc
     QwenImage: ({"resolution": (32, 48), "max_sequence_length": 512}, lambda x, w: {"latents": pack(x), "true_cfg_scale": w, "negative_prompt": " "}),
     Wan: ({"resolution": (32, 48), "max_sequence_length": 32, "num_frames": 5, "scheduler": EULER}, lambda x, w: {"latents": x, "guidance_scale": w, "num_frames": 5}),
     ZImage: ({"resolution": (16, 24), "max_sequence_length": 64}, lambda x, w: {"latents": x, "guidance_scale": w - 1}),
+    **IMAGES,
 }  # fmt: skip
 
 
@@ -42,7 +46,9 @@ def noise(policy):
 
 def by_pipeline(pipe, policy, w, steps=3):
     arguments = FAMILIES[type(policy)][1](noise(policy), w)
-    size = {"height": policy.height, "width": policy.width, "max_sequence_length": policy.max_sequence_length}
+    size = {"height": policy.height, "width": policy.width}
+    if hasattr(policy, "max_sequence_length"):
+        size["max_sequence_length"] = policy.max_sequence_length
     out = pipe(prompt=list(PROMPTS), num_inference_steps=steps, output_type="pt", **size, **arguments)
     return out.frames if isinstance(policy, Wan) else out.images
 
@@ -54,6 +60,16 @@ def by_us(policy, w, steps=3):
 
 def same(ours, theirs):
     torch.testing.assert_close(ours, theirs.float(), atol=1e-4, rtol=0)
+
+
+def load_lora(pipe, folder):
+    """By diffusers where it can, else by peft."""
+    if hasattr(pipe, "load_lora_weights"):
+        pipe.load_lora_weights(str(folder))
+    elif hasattr(pipe.transformer, "load_lora_adapter"):
+        pipe.transformer.load_lora_adapter(str(folder), prefix=None, use_safetensors=True)
+    else:
+        pipe.transformer = PeftModel.from_pretrained(pipe.transformer, str(folder))
 
 
 def perturb(policy):
@@ -84,26 +100,32 @@ def test_encode_then_decode_is_the_vaes(family):
     x = {Wan: lambda: x.transpose(1, 2), QwenImage: lambda: x[:, :, None]}.get(family, lambda: x)()
     torch.manual_seed(0)
     with torch.no_grad():
-        theirs = vae.decode(vae.encode(x).latent_dist.sample()).sample
+        z = vae.encode(x)
+        theirs = vae.decode(z.latent_dist.sample() if "latent_dist" in z else z.latent).sample
         ours = policy.decode(latents)
     theirs = {Wan: lambda: theirs.transpose(1, 2), QwenImage: lambda: theirs[:, :, 0]}.get(family, lambda: theirs)()
     same(ours, (theirs / 2 + 0.5).clamp(0, 1))
 
 
 def test_lora_trains_and_plain_diffusers_loads_it(family, tmp_path):
-    policy = make(family, LoRA(rank=4, alpha=8), gradient_checkpointing=True)
+    policy = make(family, LoRA(rank=4, alpha=8), gradient_checkpointing=family is not HunyuanDiT)  # which has none
     trained = {n: p for n, p in policy.named_parameters() if p.requires_grad}
-    x, t = noise(policy), torch.tensor([0.3, 0.8])
+    x, t = noise(policy), policy.process.timesteps(4)[1:3]
     policy.denoise(x, t, policy.condition(PROMPTS), 4.0).square().mean().backward()
     assert trained and all("lora_" in n and p.grad.isfinite().all() for n, p in trained.items())
     perturb(policy)
     policy.save(str(tmp_path))
     plain = make(family)
     before = by_pipeline(plain.pipe, policy, 1.0)
-    plain.pipe.load_lora_weights(str(tmp_path))
+    load_lora(plain.pipe, tmp_path)
     theirs = by_pipeline(plain.pipe, policy, 1.0)
     same(by_us(policy, 1.0), theirs)
     assert (theirs - before).abs().max() > 1e-3  # the adapter matters
+    ours = by_us(policy, 1.0)
+    with policy.reference():
+        same(by_us(policy, 1.0), before)
+    policy.save(str(tmp_path / "merged"), merge=True)
+    same(by_us(make(family, pretrained=str(tmp_path / "merged")), 1.0), ours)
 
 
 def test_a_saved_pipeline_loads_again(family, tmp_path):
@@ -121,7 +143,7 @@ def test_bfloat16_keeps_masks_and_ids(family):
 def test_every_block_is_sharded(family):
     policy = make(family)
     blocks = policy.blocks(policy.denoiser)
-    wanted = {Flux: 3, Flux2: 3, Flux2Klein: 3, QwenImage: 2, Wan: 2, ZImage: 4}  # double and single ones; refiners too
+    wanted = {Flux: 3, Flux2: 3, Flux2Klein: 3, QwenImage: 2, Wan: 2, ZImage: 4, **BLOCKS}  # double and single ones; refiners too
     assert len(blocks) == wanted[family]
 
 

@@ -247,11 +247,6 @@ def test_inpainting_and_editing_unets_are_refused(tmp_path, channels):
 
 def test_parts_of_other_kinds_are_refused_by_name(tmp_path):
     pipe = StableDiffusion("tiny").pipe
-    unet, config = pipe.unet, {k: v for k, v in pipe.unet.config.items() if k != "_use_default_values"}
-    pipe.unet = diffusers.UNet2DConditionModel.from_config(config | {"time_cond_proj_dim": 8})
-    pipe.save_pretrained(tmp_path / "lcm")
-    refused(tmp_path / "lcm", "takes a guidance scale as input")
-    pipe.unet = unet
     pipe.vae = diffusers.AutoencoderTiny(encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1))  # fmt: skip
     pipe.save_pretrained(tmp_path / "taesd")
     refused(tmp_path / "taesd", "has a VAE of class AutoencoderTiny; StableDiffusion reads an AutoencoderKL")
@@ -392,3 +387,24 @@ def test_the_shipped_flow_pipeline_loads_in_plain_diffusers(shapes_flow):
     size = {"height": 64, "width": 64, "max_sequence_length": 1}
     theirs = pipe(PROMPTS, latents=noise(policy), num_inference_steps=4, guidance_scale=2.0, output_type="pt", **size).images
     torch.testing.assert_close(by_us(policy, noise(policy), 4, 2.0), theirs.float(), atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_sd35_draws_what_its_pipeline_draws_with_t5_and_either_shift(dynamic, tmp_path):
+    from lit_align.policies.tiny_transformers import _byte_tokenizer, _t5
+
+    pipe = StableDiffusion3("tiny").pipe
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=dynamic)
+    pipe.register_modules(text_encoder_3=_t5(), tokenizer_3=_byte_tokenizer(), scheduler=scheduler)
+    pipe.save_pretrained(tmp_path)
+    for length in (16, 300):
+        policy = StableDiffusion3(str(tmp_path), resolution=(16, 24), max_sequence_length=length)
+        prompts, x = ["a red circle", "two blue squares, and a star"], noise(policy)
+        assert policy.condition(prompts)["text"].shape[1] == 77 + length
+        policy.pipe.set_progress_bar_config(disable=True)
+        size = {"height": 16, "width": 24, "max_sequence_length": length, "output_type": "pt"}
+        for w in (1.0, 5.0):
+            theirs = policy.pipe(prompts, latents=x, num_inference_steps=3, guidance_scale=w, **size).images
+            with torch.no_grad():
+                ours = policy.decode(Sampler(3, w)(policy, prompts, x=x).x)
+            torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)

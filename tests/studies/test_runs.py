@@ -1,6 +1,8 @@
 """What the studies share."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from torch.utils.tensorboard import SummaryWriter
@@ -19,11 +21,6 @@ def test_more_seeds_on_the_same_prompts_do_not_narrow_the_interval():
     assert runs.half_interval([run(-1, 1), run(0, 2)]) == 1.0
 
 
-@pytest.mark.parametrize("seconds,flag", [(4, "00:00:00:04"), (600, "00:00:10:00"), (3725, "00:01:02:05")])
-def test_training_time_as_lightning_writes_it(seconds, flag):
-    assert runs.max_time(seconds) == ["--trainer.max_time", flag]
-
-
 def test_a_table_and_a_list_of_values():
     assert runs.markdown(["a", "b"], [[1, "x"]]) == "| a | b |\n| --- | --- |\n| 1 | x |\n"
     assert runs.alternatives([2, 1, 2]) == "1 or 2"
@@ -33,6 +30,17 @@ def test_records_survive_the_disk(tmp_path):
     assert runs.read_records(tmp_path / "r.json") == {}
     runs.write_records(tmp_path / "r.json", {"600 s": {"dpo": {"1": {"x": 0.5}}}})
     assert runs.read_records(tmp_path / "r.json") == {"600 s": {"dpo": {"1": {"x": 0.5}}}}
+
+
+def test_two_writers_lose_no_record(tmp_path):
+    code = "import sys; from pathlib import Path; from lit_align.studies.runs import add_record as a; [a(Path(sys.argv[1]), ('120 s', 'dpo', sys.argv[2] + str(i)), {}) for i in range(30)]"
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "r.json"), name]) for name in "ab"]
+    assert [writer.wait() for writer in writers] == [0, 0]
+    assert len(runs.read_records(tmp_path / "r.json")["120 s"]["dpo"]) == 60
+    with runs.alone(tmp_path / "run") as mine, runs.alone(tmp_path / "run", wait=False) as other:
+        assert (mine, other) == (True, False)
+    with runs.alone(tmp_path / "run", wait=False) as later:
+        assert later
 
 
 def test_measurements_of_a_run_folder(tmp_path):
@@ -59,9 +67,8 @@ def test_fit_and_test_run_one_after_the_other_with_the_same_flags(tmp_path, monk
     old.mkdir(parents=True)
     assert runs.fit_and_test("dpo", 3, 120, 2, tmp_path, ["--data.path", "p"]) == {"folder": tmp_path / "dpo-120s/3"}
     (fit, fit_flags), (test, test_flags) = called
-    common = fit_flags[: fit_flags.index("--trainer.max_time")]
-    assert (fit, test) == ("fit", "test") and test_flags[: len(common)] == common and not old.exists()
-    assert common[-2:] == ("--data.path", "p") and fit_flags[-1] == "00:00:02:00"
+    assert (fit, test) == ("fit", "test") and test_flags[: len(fit_flags)] == fit_flags and not old.exists()
+    assert ("--data.path", "p") == fit_flags[-5:-3] and fit_flags[-1] == "120"
     assert "--trainer.limit_test_batches" in test_flags and test_flags[-2:] == ("--ckpt_path", "last")
 
 

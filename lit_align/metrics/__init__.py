@@ -1,0 +1,1 @@
+"""What is measured on samples, scores and preferences: torchmetrics, exact on any number of processes."""
