@@ -61,7 +61,10 @@ class Sampling(L.LightningModule):
         samplers = [v for v in vars(self).values() if isinstance(v, Sampler)]
         self._steering = torch.nn.ModuleList(m for s in samplers for m in s.modules())  # to the module's device
         self.check_columns(self.rewards, {"fit": "val", "validate": "val"}.get(stage, stage))
-        refuse_videos(self.rewards, self.policy.image_axes == 4)
+        videos = self.policy.image_axes == 4
+        refuse_videos(self.rewards, videos)
+        if videos and len(self.metrics):
+            raise ValueError("model.metrics measure images, and the policy makes videos: leave metrics out.")
         refuse_masks(self.rewards, f"model.rewards of {type(self).__name__}")
 
     def check_columns(self, rewards, split: str) -> None:
@@ -127,7 +130,7 @@ class Sampling(L.LightningModule):
     def validation_step(self, batch: dict, batch_idx: int, dataloader_idx: int = 0) -> dict:
         sample = self.sample(batch)
         self.log_sample("val", sample)
-        self.measure(batch, sample["image"])
+        self.update_metrics(batch, sample["image"])
         return self.outputs(batch, sample)
 
     def test_step(self, batch: dict, batch_idx: int, dataloader_idx: int = 0) -> dict:
@@ -135,7 +138,7 @@ class Sampling(L.LightningModule):
         sample = self.sample(batch)
         out = self.outputs(batch, sample)
         self.log_sample("test", sample)
-        self.measure(batch, sample["image"])
+        self.update_metrics(batch, sample["image"])
         if reference := self.reference_sample(batch):
             drift = self.policy.error(sample["latents"], reference["latents"]).sqrt()  # (B,)
             self.log_mean("test/drift", drift.mean(), len(drift))
@@ -147,7 +150,7 @@ class Sampling(L.LightningModule):
 
     # Metrics
 
-    def measure(self, batch: dict, images: Tensor) -> None:
+    def update_metrics(self, batch: dict, images: Tensor) -> None:
         """Gives samples to the metrics, each once: rows come in their order, and those that a distributed sampler adds
         to fill the last batch stand before those that this rank has had."""
         new = [i for i, index in enumerate(batch["index"]) if self.trainer.world_size == 1 or index > self._measured]

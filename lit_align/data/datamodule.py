@@ -22,6 +22,7 @@ from lit_align.paths import find
 
 
 SMOKE_VIDEOS = "checkpoints/shapes-videos/pairs.parquet"  # the rows for `smoke` of a policy that makes videos
+SMOKE_EDITS = "checkpoints/shapes-edits/pairs.parquet"  # and of one that edits images
 
 
 class AlignData(L.LightningDataModule):

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_align.data.batch import text_batch
-from lit_align.data.datamodule import SMOKE_VIDEOS, AlignData
+from lit_align.data.datamodule import SMOKE_EDITS, SMOKE_VIDEOS, AlignData
 from lit_align.data.image_files import drop_unreadable, in_folder, stamp_files
 from lit_align.data.label_studio import is_export, read_export
 from lit_align.data.tables import check_captions, named_columns, read_table
@@ -66,8 +66,8 @@ class PreferencePairs(AlignData):
         path = self.paths[split]
         if path is None:
             return None
-        if self.smoke and self.num_frames:
-            path = SMOKE_VIDEOS
+        if self.smoke and (self.num_frames or self.sources):
+            path = SMOKE_VIDEOS if self.num_frames else SMOKE_EDITS
         exported = is_export(path)
         if any(self.sides) and not exported:
             raise ValueError(f"{path} is no Label Studio export: leave left_column and right_column out.")
