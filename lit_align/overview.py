@@ -24,7 +24,7 @@ Commands
   test        score samples of the test prompts before and after training, and write pictures
   predict     write samples to disk
   export      write a checkpoint as LoRA weights or a pipeline, for diffusers or (--format kohya) ComfyUI
-  list        what can be run: methods, steering, recipes, rewards, datasets (list NAME: one of these)
+  list        what there is: methods, steering, recipes, policies, rewards, metrics, datasets (list NAME: one of these)
 {TOOLS}
 
 A config is found by its name under {CONFIGS}.
@@ -46,7 +46,8 @@ def answer(args: list[str]) -> bool:
         return True
     if args[0] != "list":
         return False
-    parts = {"methods": methods, "steering": steering, "recipes": recipes, "rewards": rewards, "datasets": datasets}
+    parts = {"methods": methods, "steering": steering, "recipes": recipes, "policies": policies}
+    parts |= {"rewards": rewards, "metrics": metrics, "datasets": datasets}
     if unknown := [name for name in args[1:] if name not in parts]:
         sys.exit(f"lit_align: there is no list of {unknown[0]}; there are {', '.join(parts)}.")
     for name in args[1:] or parts:
@@ -79,6 +80,14 @@ def methods() -> dict[str, str]:
 
 def steering() -> dict[str, str]:
     return named(subclasses("Hook") | subclasses("Sampler"), "steering")
+
+
+def policies() -> dict[str, str]:
+    return named(subclasses("Policy"), "policies")
+
+
+def metrics() -> dict[str, str]:
+    return named(subclasses("Measure"), "metrics")
 
 
 def rewards() -> dict[str, str]:
@@ -128,5 +137,6 @@ def named(found: dict[str, tuple[Path, ast.ClassDef, str]], *folders: str) -> di
         family = top == "algorithms" and (len(inside) == 1 or path.stem == path.parent.name)
         own = ast.get_docstring(cls) or "Args:"
         if top in folders and not abstract and not family and not own.startswith("Base of"):
-            lines[name] = brief(doc if top in ("algorithms", "steering") or own.startswith("Args:") else own)
+            of_file = top in ("algorithms", "steering", "policies") or own.startswith("Args:")
+            lines[name] = brief(doc if of_file else own)
     return dict(sorted(lines.items(), key=lambda item: item[0].lower()))

@@ -129,9 +129,10 @@ def check(folder: Path, config: dict, command: str, ckpt_path: str | None) -> No
 
 
 @contextmanager
-def locked(folder: Path):
-    """Inside, this process is the only one that trains in the folder. The system frees the lock of a process that ends,
-    however it ends. Raises ValueError if another process has it."""
+def locked(folder: Path, doing: str = "training", option: str = "--trainer.default_root_dir"):
+    """Inside, this process is the only one that writes to the folder. The system frees the lock of a process that ends,
+    however it ends. Raises ValueError if another process has it; the sentence says what that is `doing`, and names the
+    option by which the folder is given."""
     file = folder / ".lock"
     made = [part for part in (folder, *folder.parents) if not part.exists()]
     while True:
@@ -144,7 +145,7 @@ def locked(folder: Path):
             who = lock.read().strip() or "another process"
             lock.close()
             raise ValueError(
-                f"{who} is training in {folder}: wait for it, stop it, or give another --trainer.default_root_dir."
+                f"{who} is {doing} in {folder}: wait for it, stop it, or give another {option}."
             ) from None
         except OSError as error:
             rank_zero_info(f"{folder}: its file system has no locks ({error.strerror}); start no second fit in it")

@@ -285,8 +285,8 @@ def test_the_terminal_of_a_run_is_ours(tmp_path):
 def test_list_names_what_there_is(capsys):
     assert overview.answer(["list"]) and not overview.answer(["fit"])
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
-    assert {"DiffusionDPO", "DDPO", "FKSteering", "dpo_sdxl", "shapes/dpo", "with/smoke", "ShapesJudge", "CLIPScore", "PickAPic"} <= set(lines)
-    assert not {"Algorithm", "Preference", "OnlinePreference", "PolicyGradient", "Reward", "AlignData", "shapes/base/pairs"} & set(lines)
+    assert {"DiffusionDPO", "DDPO", "FKSteering", "dpo_sdxl", "shapes/dpo", "with/smoke", "ShapesJudge", "CLIPScore", "PickAPic", "StableDiffusionXL", "VendiScore"} <= set(lines)
+    assert not {"Algorithm", "Preference", "OnlinePreference", "PolicyGradient", "Reward", "AlignData", "Policy", "shapes/base/pairs"} & set(lines)
     assert all(len(line.split()) > 2 for name, line in lines.items() if line.startswith("  "))  # each says something
     with pytest.raises(SystemExit, match="no list of recipe; there are methods, steering, recipes"):
         overview.answer(["list", "recipe"])

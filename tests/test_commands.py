@@ -77,6 +77,7 @@ def test_the_commands_of_the_readme_run_in_their_order(tmp_path, monkeypatch, ca
     assert len(ran) == 12
     for words in ran:
         last = len(words) - words[::-1].index("--config") + 1
+        words = ["last" if word == "best" else word for word in words]  # two steps are too few for a best checkpoint
         main(words[:last] + ["--config", "smoke.yaml"] * ("smoke.yaml" not in words) + words[last:])
     made = tmp_path / "checkpoints"
     assert list((made / "shapes/dpo+smoke/export").glob("*/model_index.json")) and (made / "shapes/dpo+smoke/comparison.png").is_file()

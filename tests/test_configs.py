@@ -21,7 +21,7 @@ from lit_align.data.tables import read_prompts
 from lit_align.paths import ROOT
 from lit_align.studies import recipes
 
-NAMES = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml") if p.parent.name != "base")
+NAMES = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml") if p.parent.name not in ("base", "evaluate"))
 RECIPES = [name for name in NAMES if not name.startswith("with/")]
 PUBLISHED = [name for name in RECIPES if "/" not in name]
 import_all()

@@ -2,12 +2,13 @@
 
 import hashlib
 import os
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
 from lit_align.data.image_files import stems
 from lit_align.data.judged_pairs import JudgedPairs
-from lit_align.data.tables import as_text
+from lit_align.data.tables import as_text, write_parquet
 from lit_align.paths import find
 
 WEBDATASET = {"original_prompt.txt": "caption", "jpg_0.jpg": "jpg_0", "jpg_1.jpg": "jpg_1", "label_0.txt": "label_0"}
@@ -141,15 +142,9 @@ TYPES = {  # of the published card
 }
 
 
-def write_rows(rows: list[dict], scores: list[str], file: Path) -> None:
-    """Writes rows of `row` as a parquet file, whole or not at all. `scores` names further pairs of numbers,
-    `<name>_0` and `<name>_1`."""
-    from datasets import Dataset, Features, Value
-
+def write_rows(rows: Iterable[dict], scores: list[str], file: Path) -> int:
+    """Writes rows of `row` as a parquet file, whole or not at all, and returns how many they are. `scores` names
+    further pairs of numbers, `<name>_0` and `<name>_1`."""
     kinds = {name: kind for kind, names in TYPES.items() for name in names}
     kinds |= {f"{name}_{k}": "float64" for name in scores for k in (0, 1)}
-    columns = {name: [row[name] for row in rows] for name in kinds}
-    partial = file.with_suffix(".partial")
-    features = Features({name: Value(kind) for name, kind in kinds.items()})
-    Dataset.from_dict(columns, features=features).to_parquet(partial)
-    os.replace(partial, file)
+    return write_parquet(rows, kinds, file)

@@ -2,7 +2,9 @@
 
 import codecs
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -90,6 +92,30 @@ def split_files(path: str, folder: Path, split: str) -> list[str]:
         if named or (kind == "tar" and split == "train" and files):
             return named or [str(f) for f in files]
     raise FileNotFoundError(f"{path} has no {split}.parquet, {split}-*.parquet or {split}-*.tar; set --data.split.")
+
+
+def write_parquet(rows: Iterable[dict], kinds: dict[str, str | list[str]], file: Path) -> int:
+    """Writes rows as a parquet file, whole or not at all, 64 at a time, and returns how many they are. `kinds` names
+    the columns and their types, as `datasets.Value` does; a type in a list stands for a list of it."""
+    from datasets import Features, List, Value
+    from pyarrow import Table
+    from pyarrow.parquet import ParquetWriter
+
+    features = {k: List(Value(kind[0])) if isinstance(kind, list) else Value(kind) for k, kind in kinds.items()}
+    schema, partial, n = Features(features).arrow_schema, file.with_suffix(".partial"), 0
+    with ParquetWriter(partial, schema) as writer:
+        for batch in batched(rows, 64):
+            writer.write_table(Table.from_pylist([{name: row[name] for name in kinds} for row in batch], schema))
+            n += len(batch)
+    os.replace(partial, file)
+    return n
+
+
+def batched(rows: Iterable, size: int) -> Iterator[list]:
+    """The rows in lists of `size`, the last perhaps shorter."""
+    rows = iter(rows)
+    while batch := list(islice(rows, size)):
+        yield batch
 
 
 def columns_of(rows: Iterable[dict]) -> dict[str, list]:

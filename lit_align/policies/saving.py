@@ -21,6 +21,15 @@ if TYPE_CHECKING:
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 KOHYA_FILE = "lora.safetensors"
+READ_BY_COMFYUI = (  # under diffusers' names: model_lora_keys_unet of its comfy/lora.py
+    "ChromaPipeline",
+    "FluxPipeline",
+    "PixArtAlphaPipeline",
+    "PixArtSigmaPipeline",
+    "QwenImagePipeline",
+    "StableDiffusion3Pipeline",
+    "ZImagePipeline",
+)
 PEFT_FILE = "adapter_model.safetensors"
 
 
@@ -94,9 +103,10 @@ def kohya(policy: "Policy", layers: dict[str, Tensor]) -> dict[str, Tensor]:
     """A UNet's LoRA under the names of kohya's sd-scripts: `lora_unet_<layer>.lora_down.weight`, `.lora_up.weight` and
     `.alpha`. Takes peft's names, with alpha = rank."""
     if policy.denoiser_name != "unet":
+        loads = "loads" if policy.pipeline_class in READ_BY_COMFYUI else "is not known to load"
         raise ValueError(
-            f"format: kohya is for models with a UNet, and a {policy.pipeline_class} has none: use format: diffusers, "
-            "which ComfyUI loads for such models."
+            f"format: kohya names the layers of a UNet, and a {policy.pipeline_class} has none: use format: diffusers, "
+            f"which ComfyUI {loads} for this model."
         )
     out = {}
     for name, w in layers.items():

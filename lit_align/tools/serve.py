@@ -298,17 +298,9 @@ def serve(
     except ModuleNotFoundError as error:
         raise ValueError("serve needs FastAPI and uvicorn: pip install 'lit-align[serve]'.") from error
     token = os.environ.get(token_env)
-    if not token and not (host == "localhost" or is_loopback(host)):
-        raise ValueError(
-            f"other machines could reach a server at {host}: set the environment variable {token_env} to a token here "
-            "and where its clients run, or leave --host out."
-        )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     app = application(reward, batch_size, max_megabytes, token, device)
-    try:
-        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        raise ValueError(f"cannot listen at {host}, port {port}: {error.strerror or error}.") from error
+    listener = listen(host, port, token, token_env)
     print(f"{reward.name} at http://{host}:{listener.getsockname()[1]} on {device}; Ctrl-C ends it", flush=True)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
     try:
@@ -316,6 +308,20 @@ def serve(
     except KeyboardInterrupt:
         pass
     print("stopped")
+
+
+def listen(host: str, port: int, token: str | None, token_env: str) -> socket.socket:
+    """A socket that listens at an address. ValueError if it cannot, or if other machines could reach it and there is no
+    token."""
+    if not token and not (host == "localhost" or is_loopback(host)):
+        raise ValueError(
+            f"other machines could reach a server at {host}: set the environment variable {token_env} to a token here "
+            "and where its clients run, or leave --host out."
+        )
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise ValueError(f"cannot listen at {host}, port {port}: {error.strerror or error}.") from error
 
 
 def is_loopback(host: str) -> bool:

@@ -95,9 +95,9 @@ class Preference(Algorithm):
         return Errors(*d.error.chunk(2), *d.ref_error.chunk(2), t, d.prediction, d.target, d.reference, batch)
 
     def batch_loss(self, batch: dict) -> Tensor:
-        return self.measure(batch, "train")
+        return self.logged_loss(batch, "train")
 
-    def measure(self, batch: dict, stage: str) -> Tensor:
+    def logged_loss(self, batch: dict, stage: str) -> Tensor:
         """Mean loss of a batch; logs its errors under `<stage>/`."""
         e = self.errors(batch)
         with torch.no_grad():
@@ -118,4 +118,4 @@ class Preference(Algorithm):
     def validation_step(self, batch: dict, batch_idx: int, dataloader_idx: int = 0) -> dict | None:
         if "win" not in batch and "win_latents" not in batch:
             return super().validation_step(batch, batch_idx, dataloader_idx)
-        self.log_mean("val/loss", self.measure(batch, "val"), len(batch["prompt"]))
+        self.log_mean("val/loss", self.logged_loss(batch, "val"), len(batch["prompt"]))
