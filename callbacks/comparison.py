@@ -31,8 +31,8 @@ class Comparison(L.Callback):
 
     Prints a table of every score (overall and per skill, before -> after) and the first score's win rate, and writes
     `comparison.json` with all of it and `comparison.png`, a contact sheet of pairs, those first whose first score
-    changed; of a video it shows three frames, and `comparison.gif` plays before and after side by side. Without a reward there is the sheet alone; without a reference the sheet shows the samples alone. The last
-    line says so.
+    changed; of a video it shows three frames, and `comparison.gif` plays before and after side by side. Without a
+    reward there is the sheet alone; without a reference the sheet shows the samples alone. The last line says so.
 
     Args:
         pairs: how many pairs of pictures.

@@ -8,8 +8,9 @@ from lit_align.callbacks.grid import save_png, save_video, to_pictures, video_en
 
 
 class SampleWriter(L.Callback):
-    """`predict` writes `<folder>/<index>.png` (of a video .mp4, or .gif where PyAV is not installed) and one line of `metadata.jsonl` for each: file_name, prompt, seed,
-    scores and `cost`, the calls of network, decoder and steering reward per prompt (a mean over the batch).
+    """`predict` writes `<folder>/<index>.png` (of a video .mp4, or .gif where PyAV is not installed) and one line of
+    `metadata.jsonl` for each: file_name, prompt, seed, scores and `cost`, the calls of network, decoder and steering
+    reward per prompt (a mean over the batch).
 
     A line is written after its image, batch by batch: an interrupted run keeps what it has. Further ranks write
     `metadata_<rank>.jsonl`.

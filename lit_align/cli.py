@@ -60,7 +60,15 @@ class ConfigFile(ActionConfigFile):
         parser.reading = ""
 
 
-TINY = {"pretrained": "tiny", "dtype": "float32", "resolution": 32, "num_frames": 9, "cell": 2, "blend_cell": 2, "stop": 0.6}
+TINY = {
+    "pretrained": "tiny",
+    "dtype": "float32",
+    "resolution": 32,
+    "num_frames": 9,
+    "cell": 2,
+    "blend_cell": 2,
+    "stop": 0.6,
+}
 TINY |= dict.fromkeys(("vae", "lora", "quantize", "checkpoint"))
 FEW = {"samples_per_prompt": 2, "updates": 1, "accumulate": 1}
 FEW_SAMPLED = FEW | {"steps": 4, "n": 2}  # in a sampler, and in what it holds

@@ -6,7 +6,14 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE if (PACKAGE / "configs").is_dir() else PACKAGE.parent  # a wheel carries configs/ inside the package
-SHIPPED = ("shapes-sd", "shapes-flow", "shapes-reward", "shapes-latent-reward", "shapes-videos", "shapes-edits")  # in a clone's checkpoints/
+SHIPPED = (
+    "shapes-sd",
+    "shapes-flow",
+    "shapes-reward",
+    "shapes-latent-reward",
+    "shapes-videos",
+    "shapes-edits",
+)  # in a clone's checkpoints/
 
 
 def find(path: str) -> str:

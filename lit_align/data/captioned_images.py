@@ -19,8 +19,8 @@ class CaptionedImages(AlignData):
 
     A folder holds the images and either a text file with the caption beside each, of the same name (cat.png, cat.txt),
     or `metadata.csv` or `metadata.jsonl` with a column `file_name` and one of captions (the `imagefolder` format of
-    `datasets`). A .parquet, .csv or .jsonl file holds paths relative to it, encoded bytes, or datasets Images. With a policy that makes
-    videos, a cell is a video (see data/videos.py), of which the policy's frames are read.
+    `datasets`). A .parquet, .csv or .jsonl file holds paths relative to it, encoded bytes, or datasets Images. With a
+    policy that makes videos, a cell is a video (see data/videos.py), of which the policy's frames are read.
 
     Args:
         path: the folder or the file.
@@ -77,8 +77,9 @@ class CaptionedImages(AlignData):
 
 
 def read_captions(path: str, columns: dict[str, str], endings: tuple[str, ...]):
-    """A folder's images (files with these endings) with the captions of the text files beside them, as a datasets.Dataset with the names `columns`
-    {"image", "prompt"}; None if it has a metadata file, or no text file. Raises ValueError at an image without one."""
+    """A folder's images (files with these endings) with the captions of the text files beside them, as a
+    datasets.Dataset with the names `columns` {"image", "prompt"}; None if it has a metadata file, or no text file.
+    Raises ValueError at an image without one."""
     from datasets import Dataset
 
     folder = Path(find(path))

@@ -20,7 +20,6 @@ from lit_align.data.tables import read_prompts
 from lit_align.data.videos import check_lengths, decode_video
 from lit_align.paths import find
 
-
 SMOKE_VIDEOS = "checkpoints/shapes-videos/pairs.parquet"  # the rows for `smoke` of a policy that makes videos
 SMOKE_EDITS = "checkpoints/shapes-edits/pairs.parquet"  # and of one that edits images
 
@@ -193,7 +192,9 @@ class AlignData(L.LightningDataModule):
         kept, cut = check_lengths(rows, columns, self.num_frames, self.fps, on_corrupt)
         self.counts[split] = {}
         self.count(split, "kept", len(kept))
-        self.count(split, f"with a video longer than {self.num_frames} frames at {self.fps:g} a second, its end cut off", cut)
+        self.count(
+            split, f"with a video longer than {self.num_frames} frames at {self.fps:g} a second, its end cut off", cut
+        )
         return kept
 
     def with_sources(self, rows):

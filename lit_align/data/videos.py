@@ -53,8 +53,8 @@ def readable(where: str):
 def too_short(n: int, frames: int, fps: float, rate: float, where: str) -> str:
     """What is said of a video of n frames at `rate` a second from which `frames` at `fps` cannot be taken."""
     return (
-        f"{where} is a video of {n} frames at {rate:g} a second, and {frames} frames at {fps:g} a second are needed: set "
-        "model.policy.num_frames or model.policy.fps, or leave its row out (--data.on_corrupt skip)."
+        f"{where} is a video of {n} frames at {rate:g} a second, and {frames} frames at {fps:g} a second are needed: "
+        "set model.policy.num_frames or model.policy.fps, or leave its row out (--data.on_corrupt skip)."
     )
 
 

@@ -34,13 +34,17 @@ class LoRA(Adapter):
     Args:
         rank: r.
         alpha: numerator of the scale alpha / r (default: r).
-        target_modules: names of the linear layers that get one, matched at their end, or one regular expression of whole
-            names (default: the model family's).
+        target_modules: names of the linear layers that get one, matched at their end, or one regular expression of
+            whole names (default: the model family's).
         init: of the A matrices; B starts at zero, so that the policy starts as its reference.
     """
 
     def __init__(
-        self, rank: int = 8, alpha: float | None = None, target_modules: list[str] | str | None = None, init: str = "gaussian"
+        self,
+        rank: int = 8,
+        alpha: float | None = None,
+        target_modules: list[str] | str | None = None,
+        init: str = "gaussian",
     ):
         self.rank, self.alpha, self.init = rank, alpha or rank, init
         self.target_modules = target_modules

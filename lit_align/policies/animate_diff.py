@@ -6,9 +6,9 @@ from lit_align.policies.video import FrameByFrame
 
 
 class AnimateDiff(FrameByFrame, StableDiffusion):
-    """Stable Diffusion 1.x whose blocks attend over time; epsilon prediction, 16 frames at 8 a second. It was trained with
-    linear betas: with the pipeline of another base model set scheduler: {beta_schedule: linear, timestep_spacing: linspace,
-    steps_offset: 1}. LoRA with target_modules of motion_modules alone trains the motion.
+    """Stable Diffusion 1.x whose blocks attend over time; epsilon prediction, 16 frames at 8 a second. It was trained
+    with linear betas: with the pipeline of another base model set scheduler: {beta_schedule: linear,
+    timestep_spacing: linspace, steps_offset: 1}. LoRA with target_modules of motion_modules alone trains the motion.
 
     Args:
         motion_adapter: hub id or folder of a MotionAdapter, where `pretrained` is a pipeline of Stable Diffusion.

@@ -7,8 +7,8 @@ from lit_align.policies.video import Video
 
 
 class CogVideoX(Video):
-    """A transformer on the latents of a video VAE, with T5 tokens of a fixed number; v prediction with zero SNR at its end.
-    The 5B has rotary places."""
+    """A transformer on the latents of a video VAE, with T5 tokens of a fixed number; v prediction with zero SNR at its
+    end. The 5B has rotary places."""
 
     pipeline_class = "CogVideoXPipeline"
     denoiser_name = "transformer"

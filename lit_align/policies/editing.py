@@ -7,9 +7,9 @@ from lit_align.policies.policy import Policy
 
 
 class Editing(Policy):
-    """Base of the families that edit an image: the column `source` of a prompt's row, an image (3, H, W) in [0, 1] of the
-    policy's size. Its latents are the conditioning's `source`, beside the text. Stands before the family whose text and
-    denoiser it has."""
+    """Base of the families that edit an image: the column `source` of a prompt's row, an image (3, H, W) in [0, 1] of
+    the policy's size. Its latents are the conditioning's `source`, beside the text. Stands before the family whose text
+    and denoiser it has."""
 
     reads = ("source",)
 

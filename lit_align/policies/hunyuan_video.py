@@ -8,8 +8,8 @@ from lit_align.policies.video import Video
 
 
 class HunyuanVideo(Video):
-    """A flow transformer with the tokens of a Llama and CLIP's pooled embedding. It takes its guidance scale as an input,
-    which is not classifier-free guidance: set the sampler's guidance_scale to 1.
+    """A flow transformer with the tokens of a Llama and CLIP's pooled embedding. It takes its guidance scale as an
+    input, which is not classifier-free guidance: set the sampler's guidance_scale to 1.
 
     Args:
         distilled_guidance: the scale that it is given, in training and in sampling.
@@ -54,8 +54,8 @@ class HunyuanVideo(Video):
 
 
 class HunyuanVideo15(Video):
-    """A flow transformer with the tokens of a Qwen2.5-VL, and of a ByT5 for words in quotes. For text to video its inputs
-    for an image are zeros."""
+    """A flow transformer with the tokens of a Qwen2.5-VL, and of a ByT5 for words in quotes. For text to video its
+    inputs for an image are zeros."""
 
     pipeline_class = "HunyuanVideo15Pipeline"
     denoiser_name = "transformer"

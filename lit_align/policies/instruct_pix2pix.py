@@ -8,7 +8,8 @@ from lit_align.policies.stable_diffusion import StableDiffusion
 
 
 class InstructPix2Pix(Editing, StableDiffusion):
-    """Stable Diffusion with 8 channels: those of the image that is edited (unscaled) beside those of the image that is made.
+    """Stable Diffusion with 8 channels: those of the image that is edited (unscaled) beside those of the image that is
+    made.
 
     Guidance has two scales (eq. 3): the sampler's guidance_scale w for the text, and one for the image,
 
@@ -45,7 +46,8 @@ class InstructPix2Pix(Editing, StableDiffusion):
         return self.denoiser(torch.cat([x_t, cond["source"]], 1), t, cond["text"]).sample
 
     def branches(self, x_t, t, cond, null=None):
-        """Two predictions whose guidance by w is that by both scales: each with (s - 1) (e(image, 0) - e(0, 0)) added."""
+        """Two predictions whose guidance by w is guidance by both scales: (s - 1) (e(image, 0) - e(0, 0)) is added to
+        each."""
         null = self.null_of(cond) if null is None else cond | null
         blank = null | {"source": torch.zeros_like(cond["source"])}
         both = {name: torch.cat([blank[name], null[name], cond[name]]) for name in cond}

@@ -5,8 +5,8 @@ from lit_align.policies.video import FrameByFrame
 
 
 class ModelScopeT2V(FrameByFrame, StableDiffusion):
-    """Stable Diffusion with convolutions and attention over time; epsilon prediction, 16 frames of 256 x 256 pixels at 8 a
-    second. diffusers has no gradient checkpointing for it."""
+    """Stable Diffusion with convolutions and attention over time; epsilon prediction, 16 frames of 256 x 256 pixels at
+    8 a second. diffusers has no gradient checkpointing for it."""
 
     pipeline_class = "TextToVideoSDPipeline"
 

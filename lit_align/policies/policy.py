@@ -14,7 +14,6 @@ from lit_align.policies.attention import Record, Replace, attention
 from lit_align.policies.family import Family
 from lit_align.policies.versions import OLD, REFERENCE, Versions
 
-
 NULL = "null."  # prefix of a row's own conditioning that guidance leads away from
 
 

@@ -23,8 +23,8 @@ def qwen_processor(pictures, words):
 
 class QwenImageEdit(Editing, QwenImage):
     """Qwen-Image with the image that is edited, twice: Qwen2.5-VL reads it with the instruction, and its latents are
-    tokens after those of the image that is made. Guidance leads away from a blank with the same image. (diffusers resizes
-    the image to about 1024^2 pixels; here it has the policy's size.)"""
+    tokens after those of the image that is made. Guidance leads away from a blank with the same image. (diffusers
+    resizes the image to about 1024^2 pixels; here it has the policy's size.)"""
 
     pipeline_class = "QwenImageEditPipeline"
 

@@ -238,8 +238,8 @@ def HunyuanVideo15Pipeline():
 
 
 def shorten(pipe):
-    """HunyuanVideo-1.5's pipeline with fewer tokens than its 1000 of the text, 256 of words in quotes and 729 of an image.
-    (A saved pipeline does not keep these numbers.)"""
+    """HunyuanVideo-1.5's pipeline with fewer tokens than its 1000 of the text, 256 of words in quotes and 729 of an
+    image. (A saved pipeline does not keep these numbers.)"""
     pipe.system_message, pipe.prompt_template_encode_start_idx = "d", 3
     pipe.tokenizer_max_length, pipe.tokenizer_2_max_length, pipe.vision_num_semantic_tokens = 64, 16, 5
     return pipe

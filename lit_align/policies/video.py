@@ -6,7 +6,8 @@ from lit_align.policies.policy import Policy
 
 
 class Video(Policy):
-    """Base of the video families. Latents are (C, f, h, w), videos (F, 3, H, W) with F frames at `fps` of them a second.
+    """Base of the video families. Latents are (C, f, h, w), videos (F, 3, H, W) with F frames at `fps` of them a
+    second.
 
     Args:
         num_frames: F of a video; 1 more than a multiple of the VAE's factor where it compresses time.

@@ -11,8 +11,8 @@ from lit_align.rewards.reward import Reward
 
 
 class Frames(Reward):
-    """The mean, or the least, of a reward over chosen frames of a video: (N,) from videos (N, F, 3, H, W). It sees every
-    frame alone, and no motion.
+    """The mean, or the least, of a reward over chosen frames of a video: (N,) from videos (N, F, 3, H, W). It sees
+    every frame alone, and no motion.
 
     Args:
         reward: scores images.
@@ -43,7 +43,9 @@ class Frames(Reward):
         if isinstance(frames, int) and frames < 1:
             raise ValueError(f"frames of Frames is {frames}: give 1 or more.")
         if attenuation and over == "min":
-            raise ValueError("Frames weights a mean and not the least score: leave attenuation out, or set over to mean.")
+            raise ValueError(
+                "Frames weights a mean and not the least score: leave attenuation out, or set over to mean."
+            )
         if random and not isinstance(frames, int):
             raise ValueError("Frames draws one frame from each of a number of segments: give frames as that number.")
         if any(isinstance(part, Combination) and part.normalise for part in reward.modules()):

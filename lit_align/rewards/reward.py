@@ -22,8 +22,9 @@ class Reward(nn.Module):
     Attributes: `name` labels it in logs (`val/reward/<name>`); `differentiable` is True if gradients reach the images;
     `names` labels the R numbers of a reward that gives several; `masks` is True if a score can be NaN, which means that
     the image could not be scored, and that training leaves it out; `together` is True if an image's score depends on
-    the other images of the call; `videos` is True if it scores whole videos (N, F, 3, H, W); `truncated` counts the prompts so far whose end it did not read (None: it has scored
-    none, or does not count). The others say what a user must know of a reward, and `docs/rewards.md` lists them.
+    the other images of the call; `videos` is True if it scores whole videos (N, F, 3, H, W); `truncated` counts the
+    prompts so far whose end it did not read (None: it has scored none, or does not count). The others say what a user
+    must know of a reward, and `docs/rewards.md` lists them.
     """
 
     name: str
@@ -133,9 +134,10 @@ def refuse_masks(module: nn.Module, who: str) -> None:
 def refuse_videos(rewards, videos: bool) -> None:
     """Raises ValueError if the samples are videos and one of the rewards scores images."""
     if blind := [reward for reward in rewards if videos and not reward.videos]:
+        part = f"{{class_path: {type(blind[0]).__name__}}}"
         raise ValueError(
             f"the reward {blind[0].name} scores images, and the policy makes videos: put it into Frames, which scores "
-            f"frames of them ({{class_path: Frames, init_args: {{reward: {{class_path: {type(blind[0]).__name__}}}}}}})."
+            f"frames of them ({{class_path: Frames, init_args: {{reward: {part}}}}})."
         )
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from parts import T, Darkness, Level
+from parts import Darkness, Level, T
 
 from lit_align.policies.adapters import Frozen
 from lit_align.policies.wan import Wan

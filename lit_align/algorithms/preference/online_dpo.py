@@ -11,6 +11,7 @@ from torch import Tensor
 from lit_align.algorithms.online import repeat_rows
 from lit_align.algorithms.preference.online_preference import OnlinePreference
 from lit_align.algorithms.preference.preference import Errors
+from lit_align.diffusion.state import select_rows
 from lit_align.ranges import COUNT
 from lit_align.rewards.reward import Reward
 

@@ -8,8 +8,8 @@ from lit_align.diffusion.state import State
 
 
 class InstructVideo(RewardGradient):
-    """Yuan et al. 2023, arXiv 2312.12490: reward fine-tuning as editing. A clip of the data with its caption is noised to
-    the time that lies `share` of the rollout before its end, and only those steps are sampled, the last one with
+    """Yuan et al. 2023, arXiv 2312.12490: reward fine-tuning as editing. A clip of the data with its caption is noised
+    to the time that lies `share` of the rollout before its end, and only those steps are sampled, the last one with
     gradient. Its rewards are Frames of an image reward with random frames and an attenuation of 1.
 
     The noise has a part that is the same in all pixels of a frame and channel: eps + offset eps_f (the released code).

@@ -1,7 +1,7 @@
 """Makes preference pairs of edits: an image, the instruction to recolour its shape, the edited image and a wrong one.
 
-`python -m lit_align.shapes.make.edits --out checkpoints/shapes-edits` writes `pairs.parquet` and `prompts.parquet`, with other
-instructions and without the results.
+`python -m lit_align.shapes.make.edits --out checkpoints/shapes-edits` writes `pairs.parquet` and `prompts.parquet`,
+with other instructions and without the results.
 """
 
 import argparse
@@ -29,7 +29,9 @@ def make_pair(rng: random.Random) -> dict:
     old, new = rng.sample(list(COLORS), 2)
     shape, r = rng.choice(SHAPES), rng.uniform(6, 12)
     (x, y), elsewhere = [(rng.uniform(r + 2, SIZE - r - 2), rng.uniform(r + 2, SIZE - r - 2)) for _ in range(2)]
-    source, good, moved = (png([Object(c, shape, *at, r)]) for c, at in ((old, (x, y)), (new, (x, y)), (new, elsewhere)))
+    source, good, moved = (
+        png([Object(c, shape, *at, r)]) for c, at in ((old, (x, y)), (new, (x, y)), (new, elsewhere))
+    )
     row = {"caption": f"make the {shape} {new}", "source": source, "target": f"a {new} {shape}", "skill": "recolour"}
     return row | {"jpg_0": good, "jpg_1": rng.choice([source, moved]), "label_0": 1.0}
 
