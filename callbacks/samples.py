@@ -9,8 +9,8 @@ from lit_align.callbacks.grid import save_png, save_video, to_pictures, video_en
 
 class SampleWriter(L.Callback):
     """`predict` writes `<folder>/<index>.png` (of a video .mp4, or .gif where PyAV is not installed) and one line of
-    `metadata.jsonl` for each: file_name, prompt, seed, scores and `cost`, the calls of network, decoder and steering
-    reward per prompt (a mean over the batch).
+    `metadata.jsonl` for each: file_name, prompt, seed, scores, `cost`, the calls of network, decoder and steering
+    reward per prompt (a mean over the batch), and `rewritten`, what was drawn in place of the prompt.
 
     A line is written after its image, batch by batch: an interrupted run keeps what it has. Further ranks write
     `metadata_<rank>.jsonl`.
@@ -40,6 +40,7 @@ class SampleWriter(L.Callback):
                 save_video(pictures, path, outputs["fps"]) if image.ndim == 4 else save_png(pictures[0], path)
                 scores = {key: float(score[i]) for key, score in outputs["scores"].items()}
                 line = {"file_name": name, "prompt": prompt, "seed": seed, **scores}
+                line |= {"rewritten": outputs["rewritten"][i]} if "rewritten" in outputs else {}
                 file.write(json.dumps(line | ({"cost": outputs["cost"]} if "cost" in outputs else {})) + "\n")
 
     def on_predict_end(self, trainer, module) -> None:

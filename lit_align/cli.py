@@ -60,20 +60,13 @@ class ConfigFile(ActionConfigFile):
         parser.reading = ""
 
 
-TINY = {
-    "pretrained": "tiny",
-    "dtype": "float32",
-    "resolution": 32,
-    "num_frames": 9,
-    "cell": 2,
-    "blend_cell": 2,
-    "stop": 0.6,
-}
-TINY |= dict.fromkeys(("vae", "lora", "quantize", "checkpoint"))
-FEW = {"samples_per_prompt": 2, "updates": 1, "accumulate": 1}
+TINY = {"pretrained": "tiny", "dtype": "float32", "resolution": 32, "num_frames": 9}
+TINY |= {"cell": 2, "blend_cell": 2, "stop": 0.6}
+TINY |= dict.fromkeys(("vae", "lora", "quantize", "checkpoint", "route"))
+FEW = {"samples_per_prompt": 2, "updates": 1, "accumulate": 1, "branches": 2, "branching": 2}
 FEW_SAMPLED = FEW | {"steps": 4, "n": 2}  # in a sampler, and in what it holds
 FEW_SAMPLED |= {"populations": 2, "noises": 2, "candidates": 2, "ode_steps": 2, "starts": 4, "budget": 12}
-FEW_SAMPLED |= {"branches": 2, "iterations": 2, "rounds": 1, "final_updates": 1, "refinements": 1, "perturbed": 2}
+FEW_SAMPLED |= {"iterations": 2, "rounds": 1, "final_updates": 1, "refinements": 1, "perturbed": 2}
 FEW_SAMPLED["skip_layers"] = 1
 
 
@@ -82,6 +75,8 @@ def shrink(config, few: dict = FEW) -> None:
     for key, value in vars(config).items():
         if key in TINY:
             config[key] = TINY[key]
+        elif key == "teachers":
+            config[key] = dict.fromkeys(value, "tiny")
         elif key in few and isinstance(value, int):
             config[key] = min(value, few[key])
         elif key in few and isinstance(value, list):
@@ -299,7 +294,8 @@ def run_tool(name: str, args: list[str]) -> None:
     if args and not args[0].startswith("-"):
         args = [f"--{next(iter(signature(function).parameters))}", *args]
     given = parser.parse_args(args)
-    if given.pop("config", None) and given.get("smoke"):
+    given.pop("config")
+    if given.get("smoke"):
         shrink(given)
     try:
         given = parser.instantiate(given)
@@ -323,6 +319,7 @@ def main(args: list[str] | None = None, model_class=None, data_class=None) -> CL
     from lit_align.policies.policy import Policy
     from lit_align.rewards.reward import Reward
     from lit_align.rewards.step_reward import StepReward
+    from lit_align.steering.language_model import LanguageModel
     from lit_align.tools.export import Trainer
 
     typed = sys.argv[1:] if args is None else list(args)
@@ -331,7 +328,7 @@ def main(args: list[str] | None = None, model_class=None, data_class=None) -> CL
     CLI.typed = Parser.typed = typed = [word for word in typed if word != "--debug"]
     model_class, data_class = model_class or Sampling, data_class or AlignData
     own = (model_class, data_class, Policy, Adapter, Reward, StepReward, Sampler, Hook, Transition)
-    own += (ImageMetric, Features)
+    own += (ImageMetric, Features, LanguageModel)
     Parser.bases, Parser.debug = (*own, L.Callback, L.Trainer, Optimizer, LRScheduler), debug
     try:
         if typed and typed[0] in tools():

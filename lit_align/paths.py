@@ -6,14 +6,16 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE if (PACKAGE / "configs").is_dir() else PACKAGE.parent  # a wheel carries configs/ inside the package
-SHIPPED = (
+SHIPPED = (  # in a clone's checkpoints/
     "shapes-sd",
     "shapes-flow",
     "shapes-reward",
     "shapes-latent-reward",
+    "shapes-writer",
+    "shapes-noise",
     "shapes-videos",
     "shapes-edits",
-)  # in a clone's checkpoints/
+)
 
 
 def find(path: str) -> str:

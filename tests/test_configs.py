@@ -21,13 +21,14 @@ from lit_align.data.tables import read_prompts
 from lit_align.paths import ROOT
 from lit_align.studies import recipes
 
-NAMES = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml") if p.parent.name not in ("base", "evaluate"))
+NAMES = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml") if p.parent.name not in ("base", "evaluate"))  # tests/tools/test_evaluate.py runs those
 RECIPES = [name for name in NAMES if not name.startswith("with/")]
 PUBLISHED = [name for name in RECIPES if "/" not in name]
 import_all()
 MODELS = {cls.__name__ for cls in subclasses(RewardModeling)}
 REWARD_MODELS = [name for name in PUBLISHED if load_config(name)["model"]["class_path"] in MODELS]
-VALUES = [name for name in PUBLISHED if load_config(name)["model"]["class_path"] == "ValueRegression"]  # they sample nothing to see
+OTHERS = {"ValueRegression", "PromptSFT", "PromptistPPO", "PAEPPO", "NoisePromptLearning", "NoiseHypernetwork"}  # what they train is no policy
+VALUES = [name for name in PUBLISHED if load_config(name)["model"]["class_path"] in OTHERS]  # they sample nothing to see
 UNVALIDATED = [name for name in PUBLISHED if load_config(name)["trainer"].get("limit_val_batches") == 0]
 STEERED = [name for name in RECIPES if load_config(name)["model"]["class_path"] == "Steered"]  # they train nothing
 TRAINED = [name for name in RECIPES if name not in STEERED]
@@ -46,7 +47,7 @@ def test_recipe_runs_two_steps_under_smoke(recipe, tmp_path, monkeypatch):
     assert cli.trainer.callback_metrics["train/loss"].isfinite() if "train/loss" in cli.trainer.callback_metrics else True
     run = tmp_path / "checkpoints" / (recipe.removesuffix(".yaml") + "+smoke")
     assert (run / "config.yaml").exists() and any(run.glob("events*"))
-    assert any(any((run / made).glob("*")) for made in ("policy", "reward", "value"))
+    assert any(any((run / made).glob("*")) for made in ("policy", "reward", "value", "writer", "noise"))
     if recipe in PUBLISHED and recipe not in REWARD_MODELS + VALUES:
         assert any((run / "samples").glob("step_*.png"))
 

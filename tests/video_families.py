@@ -28,6 +28,7 @@ EDITS = {
 }  # fmt: skip
 BLOCKS = {LTXVideo: 2, CogVideoX: 2, ModelScopeT2V: 5, AnimateDiff: 5, HunyuanVideo: 3, HunyuanVideo15: 2}
 BLOCKS |= {FluxKontext: 3, QwenImageEdit: 2, QwenImageEditPlus: 2, InstructPix2Pix: 5}
+DIFFUSION = {CogVideoX, ModelScopeT2V, AnimateDiff, InstructPix2Pix}  # the others are flows
 SMALL_VIDEOS = {  # of text and frames
     LTXVideo: {"resolution": 32, "num_frames": 5, "max_sequence_length": 16},
     CogVideoX: {"num_frames": 1},

@@ -4,6 +4,7 @@ import warnings
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lit_align.algorithms import hyperparameters
@@ -42,6 +43,7 @@ class Sampling(L.LightningModule):
         self.rewards = torch.nn.ModuleList(rewards or []).eval().requires_grad_(False)
         self.metrics = torch.nn.ModuleList(metrics or []).eval().requires_grad_(False)
         self._measured = -1  # the last row that this rank gave to the metrics
+        self._told = False  # whether a rewritten prompt has been shown
         self._logged: dict[str, tuple] = {}  # name -> (sum, rows) in this optimizer step's batches
 
     @classmethod
@@ -90,7 +92,8 @@ class Sampling(L.LightningModule):
     @torch.no_grad()
     def sample(self, batch: dict, sampler: Sampler | None = None) -> dict:
         """Draws one image per prompt: {"image" (B, 3, H, W), "scores": {name: (B,)}, "latents", "cost": {name: calls
-        per prompt, see Budget}, "truncated": {name: share of the prompts whose end the reward did not read}}."""
+        per prompt, see Budget}, "truncated": {name: share of the prompts whose end the reward did not read}}, and "texts"
+        where hooks have rewritten the prompts."""
         state, before = self.draw(batch, sampler), self.truncated()
         image, scores = self.policy.decode(state.x).float(), {}
         for reward in self.rewards:
@@ -99,7 +102,16 @@ class Sampling(L.LightningModule):
             scores |= dict(zip(names, score.view(len(image), -1).unbind(1), strict=True))
         cut = {name: (count - before.get(name, 0)) / len(image) for name, count in self.truncated().items()}
         cost = dict(state.calls)
-        return {"image": image, "scores": scores, "latents": state.x, "cost": cost, "truncated": cut}
+        sample = {"image": image, "scores": scores, "latents": state.x, "cost": cost, "truncated": cut}
+        return sample | (self.rewritten(state) if state.texts != state.prompts else {})
+
+    def rewritten(self, state: State) -> dict:
+        """{"texts", "rewritten": share of the prompts that hooks have rewritten}; says so of the first one."""
+        pairs = [(prompt, text) for prompt, text in zip(state.prompts, state.texts) if text != prompt]
+        if not self._told:
+            rank_zero_info(f"prompts are rewritten: {pairs[0][0]!r} is drawn as {pairs[0][1]!r}")
+        self._told = True
+        return {"texts": state.texts, "rewritten": len(pairs) / len(state.texts)}
 
     def truncated(self) -> dict[str, int]:
         """Reward, or part of one, that cuts prompts -> number of prompts that it has cut."""
@@ -125,6 +137,7 @@ class Sampling(L.LightningModule):
         """What callbacks receive for a prompt batch."""
         rows = {k: batch[k] for k in ("prompt", "index", "seed", "columns") if k in batch}
         rows |= {"fps": self.policy.fps} if sample["image"].ndim == 5 else {}
+        rows |= {"rewritten": sample["texts"]} if "texts" in sample else {}
         return rows | {"image": sample["image"].cpu(), "scores": sample["scores"], "cost": sample["cost"]}
 
     def validation_step(self, batch: dict, batch_idx: int, dataloader_idx: int = 0) -> dict:
@@ -177,13 +190,15 @@ class Sampling(L.LightningModule):
     # Logs
 
     def log_sample(self, stage: str, sample: dict) -> None:
-        """Logs each score's mean, the share of prompts that each reward cut, the diversity: mean distance between two
-        samples over sqrt(latent dimensions), and what steered sampling cost per prompt."""
+        """Logs each score's mean, the share of prompts that each reward cut and that hooks rewrote, the diversity: mean
+        distance between two samples over sqrt(latent dimensions), and what steered sampling cost per prompt."""
         for name, score in sample["scores"].items():
             self.log_mean(f"{stage}/reward/{name}", score.mean(), len(score))
         x = sample["latents"].float().flatten(1)
         for name, share in sample["truncated"].items():
             self.log_mean(f"{stage}/truncated/{name}", x.new_tensor(share), len(x))
+        if "rewritten" in sample:
+            self.log_mean(f"{stage}/rewritten", x.new_tensor(sample["rewritten"]), len(x))
         if len(x) > 1:
             self.log_mean(f"{stage}/diversity", torch.pdist(x).mean() / x.shape[1] ** 0.5, len(x))
         for name in COSTS if self.sampler.is_steered else ():

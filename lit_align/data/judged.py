@@ -13,6 +13,7 @@ from lit_align.data.datamodule import AlignData
 from lit_align.data.feedback import even_weights, good_images, scaled
 from lit_align.data.image_files import drop_unreadable
 from lit_align.data.images import decode
+from lit_align.data.order import Curriculum
 from lit_align.data.tables import check_captions
 
 
@@ -33,6 +34,8 @@ class Judged(AlignData):
         ties: drop them, or keep them with `label` 0.5 and the first image as `win`, for methods that model ties.
         weight_by: `prompt` gives every prompt the same weight, however many pairs it has; `gap` weights a pair by the
             difference of its scores. Weights have mean 1.
+        curriculum: (K, n): pairs from easy to hard (Curriculum-DPO, arXiv 2405.13637): a pair is the easier the larger
+            the difference of its scores; of K stages of n batches, the k-th takes the easiest k / K of the pairs.
         binary: single images with a label in place of pairs.
         mixed: with `binary`, what an image is that won in one pair and lost in another.
         on_corrupt: stop at an unreadable image, or look for them before training and leave those rows out.
@@ -53,6 +56,7 @@ class Judged(AlignData):
         val_share: float = 0.0,
         ties: Literal["drop", "keep"] = "drop",
         weight_by: Literal["prompt", "gap"] | None = None,
+        curriculum: tuple[int, int] | None = None,
         binary: bool = False,
         mixed: Literal["good", "bad", "drop"] = "good",
         on_corrupt: Literal["error", "skip"] = "error",
@@ -66,12 +70,18 @@ class Judged(AlignData):
                 "binary labels are counted over all training rows: set val_split: null, val_share: 0, ties: drop and "
                 "weight_by: null."
             )
+        if curriculum and (binary or self.buckets or min(curriculum) < 1):
+            raise ValueError(
+                f"data.curriculum is {[*curriculum]}: give the number of stages and the batches of each, with binary: "
+                "false and buckets: false."
+            )
         if ties == "keep" and not self.has_ties:
             raise ValueError(f"{type(self).__name__} has no ties: set --data.ties drop.")
         self.path, self.revision = self.training_path(path), revision
         self.splits = {"train": split, "val": None if self.smoke else val_split or (split if val_share else None)}
         self.val_share = val_share
         self.ties, self.weight_by, self.binary, self.mixed = ties, weight_by, binary, mixed
+        self.curriculum, self.gaps = curriculum, []
         self.kept = (0.0, 1.0) if ties == "drop" else (0.0, 0.5, 1.0)
         self.image_keys, self.on_corrupt = ("image",) if binary else ("win", "lose"), on_corrupt
         if binary:
@@ -88,7 +98,20 @@ class Judged(AlignData):
         if self.splits[split] is None:
             return None
         self.counts[split] = dict.fromkeys(self.counted, 0)
-        return self.checked(split, self.chosen(split, self.compared(split)))
+        rows = self.checked(split, self.chosen(split, self.compared(split)))
+        if self.curriculum and split == "train":
+            if "gap" not in rows.column_names:
+                raise ValueError(f"{type(self).__name__} has no scores to order pairs by: set --data.curriculum null.")
+            self.gaps = rows["gap"][:]
+        return rows
+
+    def training_order(self, seen, num_replicas, rank):
+        dataset, order = super().training_order(seen, num_replicas, rank)
+        if not self.curriculum:
+            return dataset, order
+        ranks = {"num_replicas": num_replicas, "rank": rank, "seed": self.seed}
+        gaps = self.gaps[: len(self.train)]  # `smoke` takes the first rows
+        return dataset, Curriculum(gaps, *self.curriculum, self.batch_size, order.per_pass, seen, **ranks)
 
     def chosen(self, split: str, rows):
         """The rows that are used. Columns are added before rows are selected: `datasets` then copies no image."""

@@ -50,10 +50,10 @@ class JudgedLists(Judged):
             )
         if list_size:
             self.image_keys, self.image_columns = ("images",), ("images",)
-            if self.binary or self.weight_by or self.ties == "keep" or self.splits["val"]:
+            if self.binary or self.weight_by or self.curriculum or self.ties == "keep" or self.splits["val"]:
                 raise ValueError(
-                    "lists have no pairs: set binary: false, ties: drop, weight_by: null, val_split: null and "
-                    "val_share: 0."
+                    "lists have no pairs: set binary: false, ties: drop, weight_by: null, curriculum: null, val_split: "
+                    "null and val_share: 0."
                 )
 
     @abstractmethod

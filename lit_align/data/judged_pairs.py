@@ -30,10 +30,10 @@ class JudgedPairs(Judged):
         self.streaming, self.buffer_size = streaming, buffer_size
         if streaming and self.on_corrupt == "skip":
             raise ValueError("a stream cannot be searched for corrupt images before training: set on_corrupt: error.")
-        if streaming and (self.binary or self.weight_by or self.val_share):
+        if streaming and (self.binary or self.weight_by or self.curriculum or self.val_share):
             raise ValueError(
                 "the rows of a stream cannot be counted before training: set streaming: false, or binary: false, "
-                "weight_by: null and val_share: 0."
+                "weight_by: null, curriculum: null and val_share: 0."
             )
 
     def label(self, row: dict) -> float:

@@ -1,8 +1,10 @@
 """Which rows a training run sees, and in what order, also when it is resumed."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
+import torch
+from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
 
@@ -37,6 +39,39 @@ class ResumableSampler(DistributedSampler):
     def shuffled(self) -> Iterable[int]:
         """This rank's row numbers of one pass."""
         return super().__iter__()
+
+
+class Curriculum(ResumableSampler):
+    """Row numbers from easy to hard, of this rank (Curriculum-DPO, arXiv 2405.13637): in stage k of K the batches come
+    from the k / K rows that are easiest, in random order; the last stage, on all rows, has no end.
+
+    Args:
+        ease: how easy each row is.
+        stages: K.
+        stage_batches: batches of a stage on each rank.
+    """
+
+    def __init__(self, ease: Sequence[float], stages: int, stage_batches: int, *args, **kwargs):
+        super().__init__(ease, *args, **kwargs)
+        self.easiest = torch.tensor(ease, dtype=torch.float64).argsort(descending=True, stable=True)
+        self.stages, self.stage_batches = stages, stage_batches
+
+    def __iter__(self):
+        seen, order = self.seen(), {}
+        for batch in range(seen, (seen // self.per_pass + 1) * self.per_pass):
+            stage = min(batch // self.stage_batches, self.stages - 1)
+            pool = self.easiest[: max(1, len(self.easiest) * (stage + 1) // self.stages)]
+            first = (batch - stage * self.stage_batches) * self.batch_size * self.num_replicas
+            for place in range(first + self.rank, first + self.batch_size * self.num_replicas, self.num_replicas):
+                which = (stage, place // len(pool))
+                if which not in order:
+                    order = {which: self.permutation(len(pool), *which)}
+                yield int(pool[order[which][place % len(pool)]])
+
+    def permutation(self, n: int, stage: int, turn: int) -> Tensor:
+        """The order of a stage's n rows, at its turn-th pass over them."""
+        seed = (self.seed * 1_000_003 + stage) * 1_000_003 + turn
+        return torch.randperm(n, generator=torch.Generator().manual_seed(seed % 2**32))
 
 
 class Stream(DistributedSampler):  # the base class tells Lightning that the ranks are split already

@@ -48,5 +48,5 @@ class Consistency(VP):
         x_0 = super().to_x0(pred, x_t, t)
         if self.timestep_scaling is None:
             return x_0
-        k = append_dims(2 * self.timestep_scaling * t.float(), x_t)
+        k = append_dims(2 * self.timestep_scaling * t.float().clamp(min=0), x_t)  # -1 is clean data, as it is
         return x_t.float() / (1 + k.square()) + x_0 * k / (1 + k.square()).sqrt()

@@ -32,6 +32,15 @@ class Hook:
         It is compared with `max_nfe` before the first step."""
         return inside
 
+    def rewrite(self, texts: list[str], columns: dict[str, list]) -> list[str]:
+        """What is drawn in place of these prompts, before they are encoded. Rewards, logs and further columns keep the
+        user's prompts; the outermost hook rewrites first."""
+        return texts
+
+    def spoken(self, texts: list[str]) -> list[str]:
+        """What of the rewritten texts the policy encodes, where they hold more than words."""
+        return texts
+
     def on_init(self, policy, state: State) -> None:
         """Before the first step: state.x is the initial noise."""
         state.inside(self).on_init(policy, state)

@@ -142,7 +142,7 @@ class Sampler:
         """Runs the loop and returns its last state; x_0 (latents) is `state.x`.
 
         Args:
-            prompts, cond: what to draw: one prompt per sample, or the policy's conditioning.
+            prompts, cond: what to draw: one prompt per sample, which hooks may rewrite, or the policy's conditioning.
             columns: further columns of the prompts' rows, for hooks with a reward, and for a policy that edits images.
             x: initial noise (P, ...); drawn if absent.
             seeds: one per sample; its noise then does not depend on what else is in the batch.
@@ -152,13 +152,35 @@ class Sampler:
             record: store a Trajectory in `state.trajectory`.
         """
         with torch.set_grad_enabled(grad is not None):
-            cond = policy.condition(prompts, columns) if cond is None else cond
+            columns = columns or {}
+            texts = self.rewritten(prompts, columns, hooks, cond is None)
+            cond = self.encode(policy, texts, hooks, columns) if cond is None else cond
             n = len(next(iter(cond.values())))
             generators = None if seeds is None else [torch.Generator().manual_seed(seed) for seed in seeds]
             if x is None or generators:  # with seeds, the noise of the steps is the same whether x is given or not
                 noise = randn_like(torch.empty(n, *policy.latent_shape, device=policy.device), generators)
                 x = noise if x is None else x
-            return self.run(policy, State(x.float(), cond, prompts, columns or {}, generators), hooks, grad, record)
+            state = State(x.float(), cond, prompts, columns, generators, texts=texts)
+            return self.run(policy, state, hooks, grad, record)
+
+    def rewritten(self, prompts: list[str] | None, columns: dict, hooks: Sequence[Hook], encodes: bool) -> list | None:
+        """The prompts as hooks rewrite them. Raises ValueError if a hook would rewrite what is encoded already."""
+        texts = prompts
+        for hook in (*hooks, *self.steering):
+            if encodes:
+                texts = hook.rewrite(texts, columns)
+            elif type(hook).rewrite is not Hook.rewrite:
+                name = type(hook).__name__
+                raise ValueError(f"{name} rewrites prompts, and this method encodes them itself: leave {name} out.")
+        return texts
+
+    def encode(
+        self, policy, texts: list[str], hooks: Sequence[Hook] = (), columns: dict[str, list] | None = None
+    ) -> dict[str, Tensor]:
+        """The policy's conditioning of texts that hooks may have written, and of further columns of their rows."""
+        for hook in (*hooks, *self.steering):
+            texts = hook.spoken(texts)
+        return policy.condition(texts, columns)
 
     def run(
         self,

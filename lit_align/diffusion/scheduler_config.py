@@ -69,7 +69,7 @@ def is_flow(config: dict) -> bool:
             f"the scheduler {name(config)}Scheduler is not read: its steps would be wrong; if the model can be sampled "
             f"by {ours}, say so with policy.scheduler: {{_class_name: ...}}."
         )
-    clips = name(config).startswith(("DDIM", "DDPM", *CONSISTENCY))  # in other schedulers' configs the option does nothing
+    clips = name(config).startswith(("DDIM", "DDPM", *CONSISTENCY))  # in other schedulers the option does nothing
     for key, idle in UNREAD.items():
         if config.get(key) not in idle and (key != "clip_sample" or clips):
             neutral = {False: "false", None: "null"}.get(idle[0], idle[0])

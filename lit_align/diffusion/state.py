@@ -109,6 +109,10 @@ class State:
     history: list[dict] = field(default_factory=list)  # recorded steps
     calls: Counter = field(default_factory=Counter)  # what the run cost per prompt, see Budget
     trajectory: Trajectory | None = None
+    texts: list[str] | None = None  # what is encoded: the prompts, or what hooks have made of them
+
+    def __post_init__(self):
+        self.texts = self.prompts if self.texts is None else self.texts
 
     @property
     def rows(self) -> dict:
@@ -130,7 +134,7 @@ class State:
             seeds = [derived_seed(g.initial_seed(), k, depth) for g in streams]
             streams = [torch.Generator().manual_seed(seed) for seed in seeds]
         noise = randn_like(self.x, streams) if k or streams else self.x
-        start = State(noise if k else self.x, self.cond, self.prompts, self.columns, streams)
+        start = State(noise if k else self.x, self.cond, self.prompts, self.columns, streams, texts=self.texts)
         start.minibatch = self.minibatch
         return start
 
@@ -144,7 +148,7 @@ class State:
     def join(self, parts: list["State"]) -> None:
         """Takes over what was estimated in `parts`, which hold this state's particles in their order."""
         for f in fields(self):
-            if f.name not in ("x", "cond", "prompts", "columns", "generators", "history", "calls", "hooks"):
+            if f.name not in ("x", "cond", "prompts", "texts", "columns", "generators", "history", "calls", "hooks"):
                 setattr(self, f.name, concatenate([getattr(part, f.name) for part in parts]))
 
     def reindex(self, rows: Tensor) -> None:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from lit_align.metrics.metric import ImageMetric, Z, cat, group_means, ids_of
-from lit_align.rewards.reward import Reward, components
+from lit_align.rewards.reward import Reward, components, refuse_masks
 
 
 class MeanReward(ImageMetric):
@@ -20,6 +20,11 @@ class MeanReward(ImageMetric):
 
     def __init__(self, reward: Reward, median: bool = False):
         super().__init__()
+        refuse_masks(reward, "MeanReward")
+        if reward.together:
+            raise ValueError(
+                f"{reward.name} compares the images of a batch: their mean says nothing; name another reward."
+            )
         self.reward, self.median = reward.requires_grad_(False).eval(), median
         self.name, self.artefact, self.blind_to = reward.name, reward.artefact, reward.blind_to
         self.add_rows("ids", dtype=torch.int64)

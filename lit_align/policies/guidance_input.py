@@ -20,8 +20,8 @@ def resolve(unet: nn.Module, scale: float | None) -> float | None:
 
 
 def embedding(unet: nn.Module, scale: float | None, x_t: Tensor) -> Tensor | None:
-    """The embedding (B, time_cond_proj_dim) of the scale: sines, then cosines, of 1000 (scale - 1) at frequencies from 1
-    down to 1/10000; None without a scale."""
+    """The embedding (B, time_cond_proj_dim) of the scale: sines, then cosines, of 1000 (scale - 1) at frequencies from
+    1 down to 1/10000; None without a scale."""
     if scale is None:
         return None
     half = unet.config.time_cond_proj_dim // 2

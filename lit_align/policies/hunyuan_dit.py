@@ -7,8 +7,8 @@ from lit_align.policies.policy import Policy
 
 
 class HunyuanDiT(Policy):
-    """A transformer with 77 tokens of a bilingual CLIP (a BERT) and 256 of mT5, English or Chinese. It predicts v, and a
-    variance that is not read; size conditioning is diffusers', 1024 x 1024 pixels before cropping."""
+    """A transformer with 77 tokens of a bilingual CLIP (a BERT) and 256 of mT5, English or Chinese. It predicts v, and
+    a variance that is not read; size conditioning is diffusers', 1024 x 1024 pixels before cropping."""
 
     pipeline_class = "HunyuanDiTPipeline"
     denoiser_name = "transformer"

@@ -51,6 +51,19 @@ def load_pipeline(
     return pipe
 
 
+def denoiser_of(policy: "Policy", source: str) -> nn.Module:
+    """The denoiser of another pipeline of the same model, from its folder, in float32. ValueError if there is none, or
+    if it is of another model."""
+    folder = Path(find(source)) / policy.denoiser_name
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {source} with a {policy.denoiser_name}: give that of a pipeline.")
+    denoiser = type(policy.denoiser).from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True)
+    shapes = lambda model: {name: p.shape for name, p in model.named_parameters()}
+    if shapes(denoiser) != shapes(policy.denoiser):
+        raise ValueError(f"{source} has other sizes than this {policy.pipeline_class}: give one trained from the same.")
+    return denoiser.to(policy.device)
+
+
 def tiny_pipeline(policy: "Policy"):
     """A tiny pipeline of the family with random weights, the same every time."""
     from lit_align.policies import tiny, tiny_images, tiny_transformers, tiny_videos

@@ -1,4 +1,4 @@
-"""LoRA files of diffusers or kohya, from which a policy starts."""
+"""LoRA files of diffusers or kohya, from which a policy starts, or which it keeps beside its own adapter."""
 
 import re
 from pathlib import Path
@@ -40,6 +40,17 @@ def start_from(policy: "Policy", lora: str) -> None:
         keep = part is policy.denoiser and isinstance(policy.adapter, Full)  # which trains float32 weights
         part.to(torch.float32 if keep else policy.dtype).requires_grad_(False)
     policy.adapter.prepare(policy)
+
+
+def attach(policy: "Policy", lora: str, name: str) -> None:
+    """Keeps a LoRA file as a frozen adapter of that name beside the policy's own; ValueError as in `start_from`."""
+    where = locate(lora)
+    check_keys(policy, lora, where)
+    policy.pipe.load_lora_weights(str(where), adapter_name=name)
+    for key, p in policy.denoiser.named_parameters():
+        if f".{name}." in key:
+            p.data = p.data.float()
+    policy.adapter.use(policy.denoiser, "default")
 
 
 def locate(lora: str) -> Path:
@@ -112,6 +123,7 @@ def check_layer(policy: "Policy", lora: str, key: str, w: Tensor) -> None:
     """Checks one tensor, by peft's name `<layer>.lora_A.weight` or `<layer>.lora_B.weight`."""
     match = re.fullmatch(r"(.+)\.lora_([AB])\.weight", key)
     layer = dict(policy.denoiser.named_modules()).get(match[1]) if match else None
+    layer = getattr(layer, "base_layer", layer)  # under an adapter of the policy's own
     if not isinstance(layer, nn.Linear | nn.Conv2d):
         raise ValueError(f"lora: {lora} adapts {key}, which this {policy.pipeline_class} has not: another base model?")
     taken, given = (

@@ -7,8 +7,8 @@ from lit_align.policies.policy import Policy
 
 
 class PixArtSigma(Policy):
-    """A transformer with T5 tokens, which predicts eps and a variance that is not read. Prompts are lower-cased, and, as
-    in diffusers, cleaned where beautifulsoup4 and ftfy are installed.
+    """A transformer with T5 tokens, which predicts eps and a variance that is not read. Prompts are lower-cased, and,
+    as in diffusers, cleaned where beautifulsoup4 and ftfy are installed.
 
     Args:
         max_sequence_length: tokens of the text.

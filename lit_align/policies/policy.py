@@ -260,6 +260,11 @@ class Policy(Family):
             raise ValueError("a Frozen policy has no old one: choose adapter LoRA or Full.")
         self.versions.add(name)
 
+    def add_frozen(self, name: str, source: str) -> None:
+        """Keeps the weights of a file or folder under a name, for `old`: with LoRA those of a LoRA, else of a pipeline.
+        They are in no checkpoint."""
+        self.versions.load(name, source)
+
     def update_old(self, decay: float = 0.0, name: str = OLD) -> None:
         """old <- decay old + (1 - decay) theta, over the trained parameters."""
         self.versions.update(name, decay)
@@ -272,7 +277,8 @@ class Policy(Family):
 
     def state_names(self) -> set[str]:
         """The parameters that a checkpoint must hold: what is trained, what is old, and a reference that moves."""
-        kept = [f".{name}." for name in self.versions.names if name != REFERENCE or self.reference_moves]
+        names = self.versions.names - self.versions.loaded
+        kept = [f".{name}." for name in names if name != REFERENCE or self.reference_moves]
         return {n for n, p in self.named_parameters() if p.requires_grad or any(name in n for name in kept)}
 
     def shard(self, mesh) -> None:

@@ -7,8 +7,8 @@ from lit_align.policies.sana import Sana
 
 
 class SanaSprint(Sana):
-    """Sana distilled to 1 to 4 steps, with the guidance scale as an input: set the sampler's guidance_scale to 1 and its
-    transition to CPS with a: 1, the published step.
+    """Sana distilled to 1 to 4 steps, with the guidance scale as an input: set the sampler's guidance_scale to 1 and
+    its transition to CPS with a: 1, the published step.
 
     Its times are angles; here they are the straight path's t = sin / (sin + cos), at which the network predicts the
     path's velocity.

@@ -16,7 +16,7 @@ class StableDiffusionXL(Policy):
     (force_zeros_for_empty_prompt).
 
     Args:
-        distilled_guidance: the scale that a UNet distilled with one (an LCM's) is given (default: 8, where it takes one).
+        distilled_guidance: the scale that a UNet distilled with one (an LCM's) is given (default: 8).
     """
 
     pipeline_class = "StableDiffusionXLPipeline"

@@ -12,7 +12,7 @@ class StableDiffusion(Policy):
     """A UNet with one CLIP text encoder (arXiv 2112.10752); epsilon or v prediction, as its scheduler says.
 
     Args:
-        distilled_guidance: the scale that a UNet distilled with one (an LCM's) is given (default: 8, where it takes one).
+        distilled_guidance: the scale that a UNet distilled with one (an LCM's) is given (default: 8).
     """
 
     pipeline_class = "StableDiffusionPipeline"

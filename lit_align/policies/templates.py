@@ -4,9 +4,9 @@ from torch import Tensor
 
 
 def encode(pipe, prompts: list[str], **options) -> tuple[Tensor, Tensor]:
-    """Embeddings (B, L, D) and mask (B, L), bool, of a diffusers pipeline whose `encode_prompt` puts a template before a
-    prompt, and none before the negative one. The empty prompt is encoded as diffusers' negative prompt is: guidance
-    leads away from it, and the models' trainings drop captions to it."""
+    """Embeddings (B, L, D) and mask (B, L), bool, of a diffusers pipeline whose `encode_prompt` puts a template before
+    a prompt, and none before the negative one. The empty prompt, to which dropped captions are set, is encoded as
+    diffusers' negative prompt is, so that guidance leads away from it."""
     dropped = "" in prompts
     text, mask, null, null_mask = pipe.encode_prompt(prompts, dropped, negative_prompt="", **options)
     if dropped:

@@ -1,11 +1,13 @@
-"""What a policy was: its reference, an old policy, further named ones."""
+"""Other weights of a policy: its reference, an old policy, further named ones, and frozen ones from files."""
 
 import copy
+import zlib
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 
+from lit_align.policies import loading, lora_files
 from lit_align.policies.adapters import LoRA
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ class Versions:
     def __init__(self, policy: "Policy"):
         self.policy = policy
         self.names: set[str] = set()
+        self.loaded: set[str] = set()  # of them those that came from files, and are in no checkpoint
         self.active: str | None = None  # None: the policy itself
 
     @property
@@ -46,6 +49,30 @@ class Versions:
         policy._frozen[name] = copy.deepcopy(policy.denoiser).requires_grad_(False)
         if policy.compiles:
             policy._frozen[name].compile()
+
+    def load(self, name: str, source: str) -> None:
+        """Keeps weights of a file under a name: with LoRA a LoRA file or its folder, of any rank; else the denoiser of
+        a pipeline's folder. Where the name exists, nothing happens. "tiny": random weights near the policy's own."""
+        policy = self.policy
+        if name in self.names:
+            return
+        if source == "tiny":
+            self.add(name)
+            self.perturb(name)
+        elif self._lora:
+            lora_files.attach(policy, source, name)
+        else:
+            policy._frozen[name] = loading.denoiser_of(policy, source).requires_grad_(False).eval()
+        self.names.add(name)
+        self.loaded.add(name)
+
+    @torch.no_grad()
+    def perturb(self, name: str, scale: float = 0.02) -> None:
+        """Adds noise to a version, the same for the same name."""
+        noise = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        lora = [p for key, p in self.policy.denoiser.named_parameters() if f".{name}." in key]
+        for p in lora if self._lora else self.policy._frozen[name].parameters():
+            p.add_(scale * torch.randn(p.shape, generator=noise).to(p))
 
     @torch.no_grad()
     def update(self, name: str, decay: float = 0.0) -> None:

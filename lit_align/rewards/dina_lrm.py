@@ -91,6 +91,10 @@ class DiNaLRM(StepReward):
     """
 
     needs_x0 = False
+    artefact = "`liuhuohuo/DiNa-LRM-SD35M-12layers`"
+    licence = "not known"
+    scale = "the model's own; the paper uses (score + 10) / 10"
+    blind_to = "what the encoder loses"
 
     def __init__(self, backbone: Policy, checkpoint: str | None = "liuhuohuo/DiNa-LRM-SD35M-12layers"):
         super().__init__()

@@ -24,6 +24,9 @@ class LatentReward(StepReward):
     """
 
     needs_x0 = False
+    artefact = "none is known to us; what `lrm_sd15`, `lrm_sdxl` and `shapes/train_latent_reward` train"
+    scale = "logit_scale x cosine, the model's own"
+    blind_to = "what the encoder loses; detail, at high noise"
 
     def __init__(
         self, backbone: Policy, guidance_scale: float = 7.5, projection_dim: int = 768, checkpoint: str | None = None

@@ -24,6 +24,9 @@ class LatentValue(StepReward):
     """
 
     needs_x0 = False
+    artefact = "none; what `ValueRegression` trains"
+    scale = "that of the reward it was trained on"
+    blind_to = "what its samples did not show"
 
     def __init__(self, width: int = 64, checkpoint: str | None = None):
         from safetensors.torch import load_file

@@ -18,8 +18,24 @@ from lit_align.rewards.weights import build, fill, part, read
 SCORES = ("plausibility", "alignment", "aesthetics", "overall")
 HEATMAPS = ("implausibility", "misalignment")
 DELIMITERS = r"[,.?!\":; ]+"  # between the words of a prompt
+VIT_NAMES = (  # of transformers' ViTModel -> of version 4, with which the file was written
+    (r"^vit\.layers\.", "vit.encoder.layer."),
+    (r"\.attention\.q_proj\.", ".attention.attention.query."),
+    (r"\.attention\.k_proj\.", ".attention.attention.key."),
+    (r"\.attention\.v_proj\.", ".attention.attention.value."),
+    (r"\.attention\.o_proj\.", ".attention.output.dense."),
+    (r"\.mlp\.fc1\.", ".intermediate.dense."),
+    (r"\.mlp\.fc2\.", ".output.dense."),
+)
 TINY = {"d_model": 64, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": 0}
 TINY_VIT = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1}
+
+
+def published_name(name: str) -> str:
+    """A tensor's name in the released file."""
+    for pattern, replacement in VIT_NAMES if name.startswith("vit.") else ():
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 class RAHF(Reward):
@@ -142,7 +158,7 @@ class RAHF(Reward):
         """Writes `rahf_model.pt` under its published names, and T5's configuration and tokenizer."""
         os.makedirs(folder, exist_ok=True)
         file = os.path.join(folder, "rahf_model.pt")
-        torch.save(self.state_dict(), file)
+        torch.save({published_name(name): value for name, value in self.state_dict().items()}, file)
         self.t5.config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         return {"checkpoint": file, "pretrained": folder}

@@ -84,13 +84,13 @@ class HTTPClient:
             except (HTTPError, ValueError) as error:
                 failure = " ".join(str(error).split())[:200].rstrip(".")
             if status and 400 <= status < 500 and status not in AGAIN:
-                raise ValueError(f"{url} refuses a request for scores: {failure}.")
+                raise ValueError(f"{url} refuses a request: {failure}.")
             if not self.warned and self.retries:
                 self.warned = True
                 warnings.warn(f"{url}: {failure}; such requests are repeated, {self.retries} times at most")
             if attempt < self.retries and stop.wait(self.backoff * 2**attempt * random.uniform(0.5, 1.5)):
                 break
-        raise ConnectionError(f"{url} gave no score, at the last of {attempt + 1} attempts: {failure}.")
+        raise ConnectionError(f"{url} gave no answer, at the last of {attempt + 1} attempts: {failure}.")
 
 
 def error_in(body: bytes) -> str:

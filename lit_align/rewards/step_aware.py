@@ -34,6 +34,11 @@ class StepAwarePreference(StepReward):
     """
 
     needs_x0 = True
+    text_limit = 77
+    artefact = "`SPO-Diffusion-Models/Step-Aware_Preference_Models`, or what `spm_sd15` and `spm_sdxl` train"
+    licence = "not known; Apache-2.0 on the cards of the owner's SPO models"
+    scale = "logit_scale x cosine, as PickScore's"
+    blind_to = "what lies outside the central square; counts, positions, which object has which attribute"
 
     def __init__(
         self,

@@ -11,11 +11,14 @@ from lit_align.rewards.reward import Reward
 class StepReward(nn.Module):
     """r(c, x_t, t): the reward of a noisy sample during sampling; higher is better.
 
-    Attributes: `needs_x0` is True if it scores the policy's estimate of x_0, False if it scores the noisy latents;
+    Attributes: those of Reward that `docs/rewards.md` lists; `needs_x0` is True if it scores the policy's estimate of x_0, False if it scores the noisy latents;
     `truncated` counts the prompts so far whose end it did not read.
     """
 
     needs_x0: bool
+    differentiable = True
+    text_limit: int | None = None
+    artefact = licence = scale = blind_to = ""  # see Reward
     masks = False  # every sample is scored
     truncated: int | None = None
 
@@ -35,6 +38,8 @@ class OneStep(StepReward):
     """
 
     needs_x0 = True
+    artefact = licence = scale = "its reward's"
+    blind_to = "what its reward is blind to; the noise that is left"
 
     def __init__(self, reward: Reward):
         super().__init__()

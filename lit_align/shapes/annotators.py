@@ -55,12 +55,17 @@ class Annotator:
         """Utilities u(c, x) (B,) of images from their `qualities`."""
         return torch.tensor([sum(w * q[name] for name, w in self.weights.items()) for q in found])
 
-    def prefer(self, u_0: Tensor, u_1: Tensor) -> Tensor:
-        """`label_0` of each pair, as in Pick-a-Pic: 1 if image 0 is preferred, 0 if image 1 is, 0.5 for a tie."""
+    def probability(self, u_0: Tensor, u_1: Tensor) -> Tensor:
+        """P(image 0 preferred) of each pair; 0.5 in a tie."""
         gap = u_0 - u_1
         p = torch.sigmoid(gap / self.temperature) if self.temperature else (gap > 0).float()
-        label = (torch.rand(gap.shape, generator=self.generator) < p).float()
-        return torch.where(gap.abs() < self.tie, 0.5, label)
+        return torch.where(gap.abs() < self.tie, 0.5, p)
+
+    def prefer(self, u_0: Tensor, u_1: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """`label_0` of each pair, as in Pick-a-Pic: 1 if image 0 is preferred, 0 if image 1 is, 0.5 for a tie. The
+        choices are drawn by `generator`, or the annotator's own."""
+        label = (torch.rand(u_0.shape, generator=generator or self.generator) < self.probability(u_0, u_1)).float()
+        return torch.where((u_0 - u_1).abs() < self.tie, 0.5, label)
 
 
 class ShapesUtility(Reward):

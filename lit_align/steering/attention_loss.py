@@ -108,7 +108,7 @@ class AttentionLoss(PhraseHook):
 
     def judged(self, policy, state: State, maps: Tensor, p: int) -> tuple[Tensor, ...]:
         """Loss and score of a particle from its maps (h, w, L)."""
-        maps = self.softmaxed(policy, maps, state.prompts[p])
+        maps = self.softmaxed(policy, maps, state.texts[p])
         return self.judge_maps(maps, state.extras[self]["phrases"][p], state.i / state.steps)
 
     def threshold(self, i: int, steps: int) -> float | None:

@@ -112,7 +112,7 @@ class InitNO(AttentionLoss):
 
     def terms(self, policy, state: State, maps: tuple[Tensor, Tensor], p: int) -> tuple[Tensor, ...]:
         """L_cross, L_self, L_clean, and the objects' maps (n, h, w)."""
-        words = self.softmaxed(policy, maps[0], state.prompts[p])
+        words = self.softmaxed(policy, maps[0], state.texts[p])
         phrases = state.extras[self]["phrases"][p]
         shown = torch.stack([smoothed(words[..., phrase.object].mean(-1)) for phrase in phrases])
         cross = (1 - shown.amax((1, 2)).amin()).clamp(min=0)

@@ -65,7 +65,7 @@ class LayoutGuidance(PhraseHook):
     def on_init(self, policy, state):
         super().on_init(policy, state)
         own, given = state.extras[self], state.columns.get("boxes", [None] * len(state.prompts))
-        own["boxes"] = [self.boxes(*row) for row in zip(state.prompts, given, own["characters"], strict=True)]
+        own["boxes"] = [self.boxes(*row) for row in zip(state.texts, given, own["characters"], strict=True)]
         if missing := [prompt for prompt, boxes in zip(state.prompts, own["boxes"]) if not boxes]:
             warnings.warn(
                 f"LayoutGuidance: {len(missing)} of {len(state.prompts)} prompts, such as {missing[0]!r}, have no "

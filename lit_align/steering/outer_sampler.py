@@ -104,7 +104,8 @@ class OuterSampler(Sampler):
 
     def result(self, start: State, x: Tensor, reward: Tensor) -> State:
         """A finished search's state: x_0 (P, ...) and its rewards."""
-        done = State(x, start.cond, start.prompts, start.columns, start.generators, self.steps, start.minibatch)
+        rows = {"prompts": start.prompts, "columns": start.columns, "texts": start.texts}
+        done = State(x, start.cond, generators=start.generators, steps=self.steps, minibatch=start.minibatch, **rows)
         done.extras[self] = {"reward": reward}
         return done
 

@@ -69,11 +69,11 @@ class PhraseHook(Hook):
         policy.spans("a")
 
     def on_init(self, policy, state) -> None:
-        if state.prompts is None:
+        if state.texts is None:
             raise ValueError(f"{type(self).__name__} reads the prompts' words, and was given conditioning alone.")
-        given = state.columns.get("phrases", [None] * len(state.prompts))
-        found = [self.find(*row) for row in zip(state.prompts, given, strict=True)]
-        tokens = [self.tokens(policy, *row) for row in zip(state.prompts, found)]
+        given = state.columns.get("phrases", [None] * len(state.texts))
+        found = [self.find(*row) for row in zip(state.texts, given, strict=True)]
+        tokens = [self.tokens(policy, *row) for row in zip(state.texts, found)]
         state.extras[self] = {"characters": found, "phrases": tokens}
         super().on_init(policy, state)
 

@@ -100,7 +100,7 @@ class PromptToPrompt(Hook):
             raise ValueError("PromptToPrompt edits an original: give the file of prompts a column source.")
         super().on_init(policy, state)
         sources = list(state.columns["source"])
-        pairs = list(zip(sources, state.prompts))
+        pairs = list(zip(sources, state.texts))
         aligned = [alignment(policy, source, target, self.swap) for source, target in pairs]
         matrix, own = (torch.stack(part).to(state.x.device) for part in zip(*aligned))
         state.extras[self] = {
@@ -109,7 +109,7 @@ class PromptToPrompt(Hook):
             "prompts": sources,
             "matrix": matrix,  # (P, L, L)
             "own": own,  # (P, L)
-            "scale": torch.stack([self.scales(policy, target) for target in state.prompts]).to(state.x.device),
+            "scale": torch.stack([self.scales(policy, target) for target in state.texts]).to(state.x.device),
             "blend": [[self.blended(policy, prompt) for prompt in pair] for pair in pairs],
             "seen": torch.zeros(len(pairs), 2, *state.x.shape[-2:], device=state.x.device),  # words' maps so far
         }
@@ -132,7 +132,7 @@ class PromptToPrompt(Hook):
     def predict(self, policy, state, sampler):
         own, n, maps = state.extras[self], len(state.x), {}
         original = copy.copy(state)
-        original.x, original.cond, original.prompts = own["x"], own["cond"], own["prompts"]
+        original.x, original.cond, original.prompts, original.texts = own["x"], own["cond"], *[own["prompts"]] * 2
 
         def record(call):
             if call.kind == "cross" or call.query.shape[2] <= self.self_cells:

@@ -11,9 +11,9 @@ from lit_align.diffusion.process import append_dims
 
 
 class SkipLayerGuidance(Hook):
-    """The guidance of Stable Diffusion 3.5 medium (github.com/Stability-AI/sd3.5; diffusers' skip_guidance_layers): adds
-    s (e(x, c) - e^(x, c)), where e^ leaves out some blocks of the denoiser, to what lies inside. One evaluation more in
-    each step i of n with start n < i < stop n, counted from 0.
+    """The guidance of Stable Diffusion 3.5 medium (github.com/Stability-AI/sd3.5; diffusers' skip_guidance_layers):
+    adds s (e(x, c) - e^(x, c)), where e^ leaves out some blocks of the denoiser, to what lies inside. One evaluation more
+    in each step i of n with start n < i < stop n, counted from 0.
 
     Args:
         skip_layers: numbers of the blocks that are left out.
@@ -21,7 +21,9 @@ class SkipLayerGuidance(Hook):
         start, stop: shares of the steps.
     """
 
-    def __init__(self, skip_layers: list[int] | None = None, scale: float = 2.8, start: float = 0.01, stop: float = 0.2):
+    def __init__(
+        self, skip_layers: list[int] | None = None, scale: float = 2.8, start: float = 0.01, stop: float = 0.2
+    ):
         self.skip_layers, self.scale = [7, 8, 9] if skip_layers is None else skip_layers, scale
         self.start, self.stop = start, stop
 
@@ -38,8 +40,8 @@ class SkipLayerGuidance(Hook):
             raise ValueError(f"SkipLayerGuidance: there is no block {unknown[0]}; the denoiser has 0 to {count - 1}.")
         if not self.skip_layers or not self.evaluations(sampler.steps):
             raise ValueError(
-                f"SkipLayerGuidance does nothing: no step i of {sampler.steps} has {self.start} x {sampler.steps} < i < "
-                f"{self.stop} x {sampler.steps}, or skip_layers is empty; use more steps or a higher stop."
+                f"SkipLayerGuidance does nothing: no step i of {sampler.steps} has {self.start} x {sampler.steps} < i "
+                f"< {self.stop} x {sampler.steps}, or skip_layers is empty; use more steps or a higher stop."
             )
 
     def inside(self, i, n: int):

@@ -31,7 +31,7 @@ class StructureDiffusion(PhraseHook):
 
     def on_init(self, policy, state: State) -> None:
         super().on_init(policy, state)
-        rows = zip(state.prompts, state.extras[self]["characters"], state.cond["text"].float(), strict=True)
+        rows = zip(state.texts, state.extras[self]["characters"], state.cond["text"].float(), strict=True)
         state.extras[self]["text"] = torch.stack([self.mean_text(policy, *row) for row in rows])
 
     def mean_text(self, policy, prompt: str, found: list[Phrase], text: torch.Tensor) -> torch.Tensor:

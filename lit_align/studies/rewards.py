@@ -48,23 +48,30 @@ on the same tensors. No published weights were at hand, so published numbers rem
 - Of a wide or a high image, rewards that see "the central square" do not see the rest. HPS v2 sees the whole image.
 - Every CLIP cuts a prompt of more than about 50 words, and `ImageReward` one of more than about 25.
 - Several rewards: `WeightedSum` adds them, each standardised; `MultiReward` keeps them apart, for methods that can.
+- To train one, take a recipe of reward modelling (`pickscore`, `hpsv2`, `image_reward`, `mps`, `richhf`, `social_reward`,
+  or `BradleyTerry` with any reward that has weights). It writes `<run>/reward` in the format that its class loads, and
+  says with which arguments. `docs/reward_training.md` measures the objectives on simulated annotators.
+- A reward that is named twice, as what a method trains on and in `rewards`, is loaded twice: name another one there, or
+  serve it (`docs/served_rewards.md`), which also leaves one copy for all ranks of a node.
 - Official code rounds images to 8 bits before it scores them; here gradients go through, and nothing is rounded. That
   changes scores in the third decimal.
 
 """
-ROOMS = {"rewards": "Published rewards and rules", "shapes": "Shapes"}
+ROOMS = {"rewards": "Published rewards and rules", "steps": "Rewards of noisy samples", "shapes": "Shapes"}
 
 
 def rewards() -> dict[str, list[type]]:
-    """Folder under lit_align -> the rewards in it that can be used as they are."""
+    """Room of ROOMS -> the rewards in it that can be used as they are: by their folder under lit_align, and those of
+    noisy samples apart."""
     import_all()
     from lit_align.rewards.reward import Reward
+    from lit_align.rewards.step_reward import StepReward
 
-    found: dict[str, list[type]] = {}
-    for cls in sorted(subclasses(Reward), key=lambda c: c.__name__.lower()):
+    found: dict[str, list[type]] = {room: [] for room in ROOMS}
+    for cls in sorted(subclasses(Reward) | subclasses(StepReward), key=lambda c: c.__name__.lower()):
         package, room = f"{cls.__module__}.".split(".")[:2]  # a class may come from a script
         if package == "lit_align" and room != "algorithms" and not is_base(cls):
-            found.setdefault(room, []).append(cls)
+            found["steps" if issubclass(cls, StepReward) else room].append(cls)
     return found
 
 
@@ -75,11 +82,13 @@ def differentiable(cls: type) -> str:
 
 
 def test_file(cls: type) -> str:
-    """A link to the test that mirrors the class's file, else to the first in its folder that names the class."""
+    """A link to the test that mirrors the class's file, else to the first that names the class, in its folder or
+    elsewhere."""
     inside = Path(inspect.getfile(cls)).relative_to(PACKAGE)
     folder = ROOT / "tests" / inside.parent
     mirror = folder / f"test_{inside.name}"
-    naming = (p for p in sorted(folder.glob("test_*.py")) if re.search(rf"\b{cls.__name__}\b", p.read_text()))
+    every = [*sorted(folder.glob("test_*.py")), *sorted((ROOT / "tests").rglob("test_*.py"))]
+    naming = (path for path in every if re.search(rf"\b{cls.__name__}\b", path.read_text()))
     test = mirror if mirror.exists() else next(naming, None)
     return f"[`{test.name}`](../{test.relative_to(ROOT).as_posix()})" if test else "-"
 

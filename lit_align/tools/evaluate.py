@@ -15,12 +15,13 @@ from tqdm import tqdm
 from lit_align.callbacks import SampleWriter
 from lit_align.callbacks.grid import grid, save_png, to_pil
 from lit_align.data.batch import batch_of
-from lit_align.data.tables import read_prompts
+from lit_align.data.tables import READERS, read_prompts
 from lit_align.metrics.mean_reward import MeanReward
 from lit_align.metrics.metric import ImageMetric, given
 from lit_align.metrics.reference import read_image
 from lit_align.metrics.win_rate import WinRate
-from lit_align.paths import fetch
+from lit_align.paths import fetch, find
+from lit_align.rewards.reward import Reward
 from lit_align.tools.compare_page import page
 
 SHEET = 24  # prompts on the contact sheet
@@ -102,7 +103,8 @@ def read_table(prompts: str | None, column: str, split: str, limit: int | None, 
     """The rows of a file of prompts, each `per_prompt` times, with the number of their image as `index`."""
     if not prompts:
         return None
-    rows = list(read_prompts(fetch(prompts) if prompts.startswith("https://") else prompts, column, split))[:limit]
+    is_file = Path(prompts).suffix in READERS and not Path(find(prompts)).exists()
+    rows = list(read_prompts(fetch(prompts) if is_file else prompts, column, split))[:limit]
     own = lambda row: {k: v for k, v in row.items() if k != "file"}
     if per_prompt == 1:
         return [own(row) for row in rows]
@@ -205,7 +207,13 @@ def measured(metrics: list[ImageMetric], rows: list[dict], batch_size: int, devi
             record |= own
         named = [{"filename": row["file"].name, "prompt": row["prompt"]} for row in rows]
         files |= metric.files([row | own for row, own in zip(named, metric.records())])
-    return {"metrics": numbers, "records": records, "files": files}
+    return {"metrics": numbers, "records": records, "files": files, "truncated": truncated(metrics)}
+
+
+def truncated(metrics: list[ImageMetric]) -> dict[str, int]:
+    """Reward -> the number of prompts whose end it has not read so far."""
+    found = [part for metric in metrics for part in metric.modules() if isinstance(part, Reward)]
+    return {part.name: part.truncated for part in found if part.truncated}
 
 
 def runs(values: list) -> list[tuple[int, int]]:
@@ -245,7 +253,7 @@ def write(out: Path, sides: list[dict], metrics: list[ImageMetric]) -> None:
     rates = win_rates(sides, metrics) if len(sides) == 2 else {}
     counts = {"images": len(sides[0]["rows"]), "prompts": len({row["prompt"] for row in sides[0]["rows"]})}
     numbers = [{"name": side["name"], "metrics": side["metrics"]} for side in sides]
-    content = counts | {"sides": numbers, "win_rate": rates}
+    content = counts | {"sides": numbers, "win_rate": rates, "truncated": sides[-1]["truncated"]}
     (out / "results.json").write_text(json.dumps(content, indent=1))
     text = markdown(counts, sides, rates)
     (out / "results.md").write_text(text)
@@ -259,6 +267,8 @@ def write(out: Path, sides: list[dict], metrics: list[ImageMetric]) -> None:
     sheet(out / "sheet.png", sides)
     (out / "index.html").write_text(page(sides, text))
     print(text)
+    for name, count in sides[-1]["truncated"].items():
+        print(f"{name} did not read the end of {count} of {counts['images'] * len(sides)} prompts: they are too long")
     print(f"results.json, results.md, results.jsonl, sheet.png and index.html are in {out}")
 
 

@@ -186,6 +186,15 @@ def test_a_mean_counts_prompts_once():
     assert [row["darkness"] for row in metric.records()] == pytest.approx(dark.tolist(), rel=1e-5)
 
 
+def test_a_reward_that_has_no_mean_is_refused():
+    from lit_align.rewards.vlm_judge import VLMJudge, VLMPairs
+
+    with pytest.raises(ValueError, match="compares the images of a batch"):
+        MeanReward(VLMPairs("tiny", dtype="float32"))
+    with pytest.raises(ValueError, match="set its on_failure to stop"):
+        MeanReward(VLMJudge("tiny", "number", dtype="float32", on_failure="mask"))
+
+
 def test_any_reward_gives_features():
     x = images(3)
     assert torch.equal(RewardFeatures(JPEGCompressibility())(x), F.adaptive_avg_pool2d(x, 16).flatten(1))

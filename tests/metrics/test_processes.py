@@ -27,7 +27,7 @@ def ranks(tmp_path_factory):
     env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     env["PYTHONPATH"] = os.pathsep.join([str(TESTS), str(TESTS.parent)])
     started = [subprocess.Popen([sys.executable, "-m", "metric_ranks", str(folder)], env=env | {"RANK": str(r)}) for r in range(2)]
-    assert [process.wait(120) for process in started] == [0, 0]
+    assert [process.wait(900) for process in started] == [0, 0]
     return [json.loads((folder / f"{r}.json").read_text()) for r in range(2)]
 
 

@@ -3,8 +3,9 @@
 import diffusers
 import pytest
 import torch
-from image_families import BLOCKS, IMAGES
+from image_families import BLOCKS, IMAGES, STEPS
 from peft import PeftModel
+from sharded_families import SMALL
 
 from lit_align.diffusion.sampler import Sampler
 from lit_align.policies.adapters import Frozen, LoRA
@@ -13,8 +14,12 @@ from lit_align.policies.flux2 import Flux2, Flux2Klein
 from lit_align.policies.hunyuan_dit import HunyuanDiT
 from lit_align.policies.packing import pack
 from lit_align.policies.qwen_image import QwenImage
+from lit_align.policies.sdxl import StableDiffusionXL
+from lit_align.policies.stable_diffusion import StableDiffusion
+from lit_align.policies.stable_diffusion3 import StableDiffusion3
 from lit_align.policies.wan import Wan
 from lit_align.policies.z_image import ZImage
+from lit_align.studies.models import families, lora_loader
 
 PROMPTS = ["a red circle", "two blue squares, and a star"]  # of different length
 EULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}  # Wan's own, UniPC, is of second order
@@ -49,27 +54,28 @@ def by_pipeline(pipe, policy, w, steps=3):
     size = {"height": policy.height, "width": policy.width}
     if hasattr(policy, "max_sequence_length"):
         size["max_sequence_length"] = policy.max_sequence_length
+    torch.manual_seed(7)
     out = pipe(prompt=list(PROMPTS), num_inference_steps=steps, output_type="pt", **size, **arguments)
     return out.frames if isinstance(policy, Wan) else out.images
 
 
 def by_us(policy, w, steps=3):
+    torch.manual_seed(7)
     with torch.no_grad():
-        return policy.decode(Sampler(steps, w)(policy, PROMPTS, x=noise(policy)).x)
+        return policy.decode(Sampler(steps, w, STEPS.get(type(policy)))(policy, PROMPTS, x=noise(policy)).x)
 
 
 def same(ours, theirs):
     torch.testing.assert_close(ours, theirs.float(), atol=1e-4, rtol=0)
 
 
-def load_lora(pipe, folder):
-    """By diffusers where it can, else by peft."""
-    if hasattr(pipe, "load_lora_weights"):
-        pipe.load_lora_weights(str(folder))
-    elif hasattr(pipe.transformer, "load_lora_adapter"):
-        pipe.transformer.load_lora_adapter(str(folder), prefix=None, use_safetensors=True)
-    else:
-        pipe.transformer = PeftModel.from_pretrained(pipe.transformer, str(folder))
+def load_lora(loader, pipe, folder):
+    """As docs/models.md says."""
+    {
+        "pipe.load_lora_weights": lambda: pipe.load_lora_weights(str(folder)),
+        "pipe.transformer.load_lora_adapter": lambda: pipe.transformer.load_lora_adapter(str(folder), prefix=None, use_safetensors=True),
+        "peft.PeftModel.from_pretrained": lambda: setattr(pipe, "transformer", PeftModel.from_pretrained(pipe.transformer, str(folder))),
+    }[loader]()
 
 
 def perturb(policy):
@@ -79,12 +85,17 @@ def perturb(policy):
             p.data += 0.3 * torch.randn_like(p)
 
 
+def test_every_family_is_tested():
+    """Here or, the first three, in test_policies; and in test_families_train and sharded_families."""
+    assert set(families()) == {StableDiffusion, StableDiffusionXL, StableDiffusion3, *FAMILIES} == set(SMALL)
+
+
 def test_our_loop_draws_what_the_pipeline_draws(family):
     policy = make(family)
     plain = by_us(policy, 1.0)
     same(plain, by_pipeline(policy.pipe, policy, 1.0))
     assert (plain[0] - plain[1]).abs().max() > 1e-2  # the images depend on the latents
-    if family is not Flux2:  # which has no classifier-free guidance
+    if family is not Flux2 and family not in STEPS:  # which have no classifier-free guidance
         guided = by_us(policy, 4.0)
         same(guided, by_pipeline(policy.pipe, policy, 4.0))
         assert (guided - plain).abs().max() > 1e-3
@@ -117,7 +128,7 @@ def test_lora_trains_and_plain_diffusers_loads_it(family, tmp_path):
     policy.save(str(tmp_path))
     plain = make(family)
     before = by_pipeline(plain.pipe, policy, 1.0)
-    load_lora(plain.pipe, tmp_path)
+    load_lora(lora_loader(policy), plain.pipe, tmp_path)
     theirs = by_pipeline(plain.pipe, policy, 1.0)
     same(by_us(policy, 1.0), theirs)
     assert (theirs - before).abs().max() > 1e-3  # the adapter matters

@@ -8,21 +8,29 @@ from pathlib import Path
 
 import pytest
 import torch
+import image_families
 from parts import Level, prompts, trainer
 from sharded_families import SMALL, columns
+from video_families import DIFFUSION as DIFFUSION_VIDEOS
 
 from lit_align.algorithms.forward_process.nft import DiffusionNFT
 from lit_align.algorithms.policy_gradient.ddpo import DDPO
 from lit_align.algorithms.policy_gradient.flow_grpo import FlowGRPO
 from lit_align.algorithms.preference.dpo import DiffusionDPO
+from lit_align.algorithms.preference.flow_dpo import FlowDPO
 from lit_align.algorithms.reward_gradient.draft import DRaFT
 from lit_align.diffusion.sampler import Sampler
 from lit_align.diffusion.transition import DDIM, FlowSDE
 from lit_align.policies.adapters import LoRA
+from lit_align.policies.hunyuan_video import HunyuanVideo15
+from lit_align.policies.tiny_videos import shorten
+from lit_align.studies import models
 
+DIFFUSION = image_families.DIFFUSION | DIFFUSION_VIDEOS
 ROOT = Path(__file__).parents[2]
 METHODS = {
     DiffusionDPO: lambda: {"beta": 500.0},
+    FlowDPO: lambda: {"beta": 250.0},
     FlowGRPO: lambda: {"reward": Level(), "rollout": Sampler(2, 1.0, FlowSDE()), "samples_per_prompt": 2, "minibatch": 4, "clip_range": 0.1},
     DDPO: lambda: {"reward": Level(), "rollout": Sampler(2, 1.0, DDIM(1.0)), "minibatch": 4, "clip_range": 0.1},
     DiffusionNFT: lambda: {"reward": Level(), "rollout": Sampler(2, 1.0), "samples_per_prompt": 2},
@@ -30,15 +38,16 @@ METHODS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("family", SMALL, ids=lambda c: c.__name__)
-@pytest.mark.parametrize("method", METHODS, ids=lambda c: c.__name__)
+NAMED = {True: models.METHODS[False], False: models.METHODS[True]}  # by whether the family is in DIFFUSION
+
+
+@pytest.mark.parametrize("method,family", [(m, f) for m in METHODS for f in SMALL if m.__name__ in NAMED[f in DIFFUSION]], ids=lambda c: c.__name__)
 def test_two_steps_move_the_adapter(method, family, tmp_path):
     torch.manual_seed(0)
     policy = family("tiny", LoRA(rank=2), **SMALL[family])
-    if method is (DDPO if policy.process.prediction == "flow" else FlowGRPO):
-        pytest.skip("the policy gradient of the other process")
+    assert (policy.process.prediction == "flow") == (family not in DIFFUSION)
     images = torch.rand(2, *policy.image_shape())
-    batch = {"win": images, "lose": 1 - images} if method is DiffusionDPO else {}
+    batch = {"win": images, "lose": 1 - images} if method in (DiffusionDPO, FlowDPO) else {}
     batch |= {"columns": columns(policy)}
     module = method(policy=policy, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2), **METHODS[method]())
     before = {name: p.detach().clone() for name, p in policy.named_parameters()}
@@ -46,6 +55,27 @@ def test_two_steps_move_the_adapter(method, family, tmp_path):
     moved = {name for name, p in policy.named_parameters() if name in before and not torch.equal(before[name], p)}
     trained = {name for name, p in policy.named_parameters() if name in before and p.requires_grad}
     assert moved and moved <= trained and all(p.isfinite().all() for p in policy.parameters())
+
+
+def test_the_methods_are_those_of_the_page():
+    assert {m.__name__ for m in METHODS} == {*models.METHODS[True], *models.METHODS[False]}
+
+
+@pytest.mark.parametrize("family", SMALL, ids=lambda c: c.__name__)
+def test_full_training_saves_a_pipeline(family, tmp_path):
+    torch.manual_seed(0)
+    policy = family("tiny", **SMALL[family])
+    images = torch.rand(2, *policy.image_shape())
+    module = DiffusionDPO(policy=policy, beta=500.0, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3))
+    trainer(tmp_path).fit(module, prompts(2, batches=2, win=images, lose=1 - images, columns=columns(policy)))
+    x, t = torch.randn(1, *policy.latent_shape), torch.tensor([500 if family in DIFFUSION else 0.5])
+    draw = lambda p: p.denoise(x, t, p.condition(["a"], columns(policy, 1))).detach()
+    again = family(str(tmp_path / "policy"), **SMALL[family])
+    if family is HunyuanVideo15:
+        shorten(again.pipe)
+    torch.testing.assert_close(draw(again), draw(policy), atol=1e-5, rtol=1e-4)
+    with policy.reference():
+        assert (draw(policy) - draw(again)).abs().max() > 1e-4
 
 
 @pytest.fixture(scope="module")

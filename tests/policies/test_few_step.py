@@ -1,9 +1,16 @@
 """Distilled models in their own steps: the grids, transitions and guidance of their diffusers pipelines."""
 
+import json
+
 import diffusers
 import pytest
 import torch
+from parts import Level, prompts, trained, trainer
 
+from lit_align.algorithms.policy_gradient.ddpo import DDPO
+from lit_align.algorithms.policy_gradient.sdpo import SDPO
+from lit_align.algorithms.reward_gradient.lasro import LaSRO
+from lit_align.algorithms.trajectory_preference.pso import PSO
 from lit_align.cli import main
 from lit_align.diffusion.process import Process
 from lit_align.diffusion.sampler import Sampler
@@ -13,12 +20,13 @@ from lit_align.policies.latent_consistency import LatentConsistency
 from lit_align.policies.sana_sprint import SanaSprint
 from lit_align.policies.sdxl import StableDiffusionXL
 from lit_align.policies.stable_diffusion import StableDiffusion
+from lit_align.rewards.latent import LatentReward
+from lit_align.steering.reno import ReNO
 
 PROMPTS = ["a red circle", "two blue squares, and a star"]  # of different length
 ANCESTRAL = {"_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "trailing"}
 EULER = {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "trailing"}
 LCM, TRAJECTORY = {"_class_name": "LCMScheduler", "clip_sample": False}, {"_class_name": "TCDScheduler", "clip_sample": False}
-TURBO = {"sdxl_turbo": ANCESTRAL, "sdturbo": EULER}
 
 
 def noise(policy):
@@ -101,10 +109,11 @@ def test_the_boundary_condition_is_the_schedulers():
     scheduler = diffusers.LCMScheduler(clip_sample=False)
     process = Process.from_scheduler({**scheduler.config, "_class_name": "LCMScheduler"})
     x, eps = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    scheduler.set_timesteps(timesteps=[999, 59, 1])
+    scheduler.set_timesteps(timesteps=[999, 59, 1, 0])
     for t in scheduler.timesteps:
         theirs = scheduler.step(eps, t, x).denoised
         torch.testing.assert_close(process.to_x0(eps, x, t.expand(3)), theirs, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(process.to_x0(eps, x, torch.full((3,), -1)), x)  # clean data
 
 
 def test_the_initial_noise_matters_to_a_consistency_model():
@@ -132,15 +141,57 @@ def test_sdxl_reads_the_input_too(tmp_path):
     same(by_us(policy, 2, CPS(1.0)), by_pipeline(policy, 2, guidance_scale=8.0))
 
 
-def test_lora_of_an_lcm_is_what_plain_diffusers_loads(tmp_path):
-    policy = LatentConsistency("tiny", LoRA(rank=4, alpha=8))
-    torch.manual_seed(1)
-    for p in policy.parameters():
-        p.data += 0.3 * torch.randn_like(p) if p.requires_grad else 0
-    policy.save(str(tmp_path))
-    plain = LatentConsistency("tiny", Frozen())
-    before = by_pipeline(plain, 3, guidance_scale=8.0)
-    plain.pipe.load_lora_weights(str(tmp_path))
-    theirs = by_pipeline(plain, 3, guidance_scale=8.0)
-    same(by_us(policy, 3, CPS(1.0)), theirs)
-    assert (theirs - before).abs().max() > 1e-3
+METHODS = {
+    PSO: lambda rollout: {"reward": Level(), "rollout": rollout, "beta": 10.0, "clip_range": 0.1, "samples_per_prompt": 2},
+    SDPO: lambda rollout: {"reward": Level(), "rollout": rollout, "clip_range": 0.1},
+    DDPO: lambda rollout: {"reward": Level(), "rollout": rollout, "clip_range": 0.1},
+    LaSRO: lambda rollout: {"reward": Level(), "rollout": rollout, "surrogate": LatentReward(StableDiffusion("tiny", Frozen()), guidance_scale=1.0), "pretrain": 1, "weights": (1.0, 0.0, 1.0), "samples_per_prompt": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family,transition,options", [
+    (LatentConsistency, CPS(1.0), {}),
+    (StableDiffusion, TCD(0.3), {"scheduler": TRAJECTORY}),
+    (SanaSprint, CPS(1.0), {"resolution": 32, "max_sequence_length": 16}),
+], ids=["LCM", "TCD", "SCM"])  # fmt: skip
+@pytest.mark.parametrize("method", METHODS, ids=lambda c: c.__name__)
+def test_methods_for_few_steps_train_in_them(method, family, transition, options, tmp_path):
+    torch.manual_seed(0)
+    if method is LaSRO and family is SanaSprint:
+        pytest.skip("LaSRO's surrogate reads the latents of a UNet")
+    module = method(policy=family("tiny", LoRA(rank=2), **options), optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2), **METHODS[method](Sampler(3, 1.0, transition)))
+    before = [p.detach().clone() for p in trained(module.policy)]
+    trainer(tmp_path).fit(module, prompts(2, batches=3))
+    assert all(p.isfinite().all() for p in module.policy.parameters())
+    assert any(not torch.equal(a, b) for a, b in zip(before, trained(module.policy), strict=True))
+
+
+@pytest.mark.parametrize("family,options", [(LatentConsistency, {}), (SanaSprint, {"resolution": 32, "max_sequence_length": 16})], ids=["LCM", "SCM"])
+@pytest.mark.parametrize("n", [1, 2])
+def test_reno_raises_the_reward_in_a_distilled_models_steps(family, options, n):
+    policy = family("tiny", Frozen(), **options)
+    inner = Sampler(n, 1.0, CPS(1.0))
+    reward = lambda x: Level()(policy.decode(x), PROMPTS).mean()
+    with torch.no_grad():
+        before = reward(inner(policy, PROMPTS, seeds=[0, 1]).x)
+    after = reward(ReNO(Level(), iterations=8, sampler=inner)(policy, PROMPTS, seeds=[0, 1]).x.detach())
+    assert after > before
+
+
+RECIPES = {"pso_sdxl_turbo": ANCESTRAL, "lasro_sdxl_turbo": ANCESTRAL, "sdpo_sdturbo": ANCESTRAL, "reno_sdxl_turbo": ANCESTRAL, "reno_sdturbo": EULER}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipes_of_distilled_models_take_the_models_own_steps(recipe, tmp_path, monkeypatch):
+    """Under smoke, with the scheduler of the published checkpoint."""
+    monkeypatch.chdir(tmp_path)
+    scheduler, steered = json.dumps(RECIPES[recipe]), recipe.startswith("reno")
+    quiet = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
+    files = ["--config", recipe, "--config", "smoke", "--model.policy.scheduler", scheduler]
+    module = main(["test" if steered else "fit", *files, *quiet]).model
+    policy, sampler = module.policy, module.sampler.sampler if steered else module.rollout
+    theirs = by_pipeline(policy, sampler.steps, guidance_scale=0.0)
+    grid = policy.process.timesteps(sampler.steps)
+    assert grid.tolist() == [*policy.pipe.scheduler.timesteps.long().tolist(), -1] and sampler.guidance_scale == 1
+    same(by_us(policy, sampler.steps, sampler.transition, policy.process.sigma(grid[0])), theirs)

@@ -134,7 +134,7 @@ def test_a_failed_attempt_is_repeated_and_is_never_a_score(case):
 @pytest.mark.parametrize("status", [400, 401, 413, 422])
 def test_a_refused_request_is_not_repeated(status, on_failure):
     with scripted_server((status, {"error": "look at row 7."})) as (url, seen):
-        with pytest.raises(ValueError, match=f"{url} refuses a request for scores: HTTP {status}, look at row 7"):
+        with pytest.raises(ValueError, match=f"{url} refuses a request: HTTP {status}, look at row 7"):
             score(url, on_failure=on_failure)
         assert len(seen) == 1
 

@@ -5,10 +5,11 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
-from metric_parts import folder_of, images
+from metric_parts import CSV, folder_of, images, written
 from PIL import Image
 
 from lit_align.cli import main
+from lit_align.paths import ROOT
 
 EVIL = '<script>alert("x")</script> & a "red" circle'
 DARK = """
@@ -78,6 +79,13 @@ def test_a_folder_is_measured_alone(place, capsys):
     assert not any("http" in str(attrs) and tag != "meta" for tag, attrs in page.tags)
 
 
+def test_prompts_that_a_reward_cuts_are_counted(place, capsys):
+    predicted(place / "a", images(2), ["short", "long " * 90])
+    evaluate("a", "--metrics", "[{class_path: MeanReward, init_args: {reward: {class_path: CLIPScore, init_args: {pretrained: tiny}}}}]")
+    assert json.loads((place / "a/evaluate/results.json").read_text())["truncated"] == {"clip_score": 1}
+    assert "clip_score did not read the end of 1 of 2 prompts" in capsys.readouterr().out
+
+
 def test_two_folders_side_by_side(place):
     x, prompts = images(6), ["one", "one", "two", "two", "three", "three"]
     flat = x.mean((2, 3), keepdim=True).expand_as(x)  # easier to compress
@@ -128,3 +136,41 @@ def test_a_config_is_sampled_first_with_seeds_of_its_own_for_each_image(place, c
     assert found["win_rate"]["exact"]["win_rate"] == 0.5  # both are the same base model on the same seeds
     assert found["sides"][0]["metrics"] == found["sides"][1]["metrics"]
     assert (out / "images/00000.png").read_bytes() == (out / "against/00000.png").read_bytes() != (out / "images/00001.png").read_bytes()
+
+
+RECIPES = sorted(path.stem for path in (ROOT / "configs/evaluate").glob("*.yaml") if path.stem != "shapes")  # that one is run above
+
+
+def published(place, name):
+    """The files of a recipe's benchmark, two prompts each, in the formats of their owners; the file of prompts."""
+    rows = [{"prompt": "a red dog next to a cat"}, {"prompt": "a blue bike in front of a car"}]
+    more = {"include": [{"class": "dog", "count": 1, "color": "red"}], "tag": "colors", "phrases": ["a red dog"], "kind": "both", "id": "coco_1", "file_name": "p0"}
+    more["objects"] = [{"shape": "dog", "relation": "left_0"}, {"shape": "bike", "relation": "left_0"}] if "paintskills" in name else ["one dog", "two cat"] if "numeracy" in name else ["dog", "cat"]
+    file = written(place, "p.jsonl", "".join(json.dumps(row | more) + "\n" for row in rows))
+    written(place / "ELLA/dpg_bench", "dpg_bench.csv", CSV)
+    written(place / "GenAI-Bench-1600", "genai_image.json", json.dumps({f"{i:05d}": {"prompt": row["prompt"], "models": {}} for i, row in enumerate(rows)}))
+    written(place / "GenAI-Bench-1600", "genai_skills.json", '{"counting": [0]}')
+    written(place / "VPEval/data/open_ended", "all_evaluation_programs.json", json.dumps({"coco_1": "objectEval(image, 'dog')"}))
+    folder_of(images(3), place / "coco/val2014")
+    return file, [row["prompt"] for row in rows for _ in range(2)]
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "coco" else n for n in RECIPES])
+def test_every_recipe_runs_with_tiny_weights(place, name):
+    file, prompts = published(place, name)
+    if name == "t2i_compbench_3d_spatial":  # both prompts must name a place in depth
+        written(place, "p.jsonl", (place / "p.jsonl").read_text().replace("next to", "behind"))
+        prompts = [p.replace("next to", "behind") for p in prompts]
+    elif "spatial" in name or "complex" in name:
+        written(place, "p.jsonl", (place / "p.jsonl").read_text().replace("in front of", "near"))
+        prompts = [p.replace("in front of", "near") for p in prompts]
+    predicted(place / "a", torch.rand(4, 3, 48, 48), prompts)
+    evaluate("a", "--config", f"evaluate/{name}", "--prompts", file, "--per_prompt", "2", "--smoke", "true", "--split", "train")
+    found = json.loads((place / "a/evaluate/results.json").read_text())
+    assert found["images"] == 4 and found["prompts"] == 2 and found["sides"][0]["metrics"]
+    header = [line for line in (ROOT / f"configs/evaluate/{name}.yaml").read_text().splitlines() if line.startswith("#")]
+    assert any("How to run: python -m lit_align evaluate" in line and f"evaluate/{name}" in line for line in header)
+    assert any("Expected:" in line or "Published:" in line for line in header)
+    if name == "geneval":
+        lines = [json.loads(line) for line in (place / "a/evaluate/geneval.jsonl").read_text().splitlines()]
+        assert [line["filename"] for line in lines] == [f"{i:05d}.png" for i in range(4)]

@@ -12,14 +12,14 @@ from lit_align.diffusion.state import Trajectory
 
 
 class Tree(Hook):
-    """Splits every particle in two at the given steps; both draw their own noise, `noise` times as large."""
+    """Splits every particle in `branching` at the given steps; each draws its own noise, `noise` times as large."""
 
-    def __init__(self, splits: tuple[int, ...], noise: float = 1.0):
-        self.splits, self.noise = splits, noise
+    def __init__(self, splits: tuple[int, ...], noise: float = 1.0, branching: int = 2):
+        self.splits, self.noise, self.branching = splits, noise, branching
 
     def transition(self, policy, state, sampler):
         if state.i in self.splits:
-            state.reindex(torch.arange(len(state.x)).repeat_interleave(2))
+            state.reindex(torch.arange(len(state.x)).repeat_interleave(self.branching))
         return super().transition(policy, state, sampler)
 
     def propose(self, policy, state, gaussian):
@@ -42,6 +42,7 @@ class BranchGRPO(DDPO):
     """
 
     uses_advantage = takes_masked_rewards = False
+    branching = 2  # children of a node at a split
 
     def __init__(
         self,
@@ -58,23 +59,30 @@ class BranchGRPO(DDPO):
             raise ValueError("BranchGRPO trains on whole trees: set samples_per_prompt and updates to 1, and splits.")
         self.splits = tuple(splits)
         self.split_noise, self.prune, self.skip, self.slide_every = split_noise, prune, tuple(skip), slide_every
-        self.leaves = 2 ** len(self.splits)
+        self.leaves = self.branching ** len(self.splits)
 
     def nodes(self, step: int) -> int:
         """Number of nodes of a prompt's tree at a step."""
-        return 2 ** sum(split <= step for split in self.splits)
+        return self.branching ** sum(split <= step for split in self.splits)
+
+    def tree(self) -> Tree:
+        """The hook that splits."""
+        return Tree(self.splits, self.split_noise, self.branching)
+
+    def node_advantages(self, reward: Tensor, nodes: int) -> Tensor:
+        """Advantages (prompts, nodes) of the nodes of one depth, from the rewards (prompts, leaves) of all leaves."""
+        node = reward.unflatten(1, (nodes, -1)).mean(2)
+        mean, std = node.mean(1, keepdim=True), node.std(1, keepdim=True)  # std is nan for one node: advantage 0
+        return torch.where(std > 1e-6, (node - mean) / std.clamp(min=1e-6), 0.0)
 
     @torch.no_grad()
     def collect(self, batch: dict) -> tuple[Trajectory, Tensor]:
-        tree = Tree(self.splits, self.split_noise)
-        trajectory, states = self.draw_trajectories(repeat_rows(batch, 1), (tree,), self.leaves)
+        trajectory, states = self.draw_trajectories(repeat_rows(batch, 1), (self.tree(),), self.leaves)
         k = self.leaves
         reward = self.rewards_of(states, repeat_rows(batch, k)).view(-1, k)  # (prompts, leaves)
         advantages = []
         for i in range(self.rollout.steps):
-            node = reward.unflatten(1, (self.nodes(i), -1)).mean(2)  # (prompts, nodes)
-            mean, std = node.mean(1, keepdim=True), node.std(1, keepdim=True)  # std is nan for one node: advantage 0
-            advantage = torch.where(std > 1e-6, (node - mean) / std.clamp(min=1e-6), 0.0)
+            advantage = self.node_advantages(reward, self.nodes(i))
             advantages.append(advantage.repeat_interleave(k // self.nodes(i), 1).flatten())
         self.kept = torch.ones(len(reward), k, dtype=torch.bool)  # leaves that are trained
         if self.prune:

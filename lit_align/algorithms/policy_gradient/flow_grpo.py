@@ -1,4 +1,4 @@
-"""Flow-GRPO; with other windows, transitions and numbers Flow-GRPO-Fast, DanceGRPO, MixGRPO and GRPO-Guard."""
+"""Flow-GRPO; with other windows, transitions and numbers Flow-GRPO-Fast, Flow-CPS, DanceGRPO, MixGRPO, GRPO-Guard."""
 
 import copy
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from lit_align.algorithms.parts.advantages import Advantage, Group
 from lit_align.algorithms.parts.clipping import clipped_surrogate
 from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient, StepBatch
-from lit_align.diffusion.state import Trajectory
+from lit_align.diffusion.state import State, Trajectory
 from lit_align.diffusion.transition import FlowSDE, Windowed
 from lit_align.ranges import NOT_NEGATIVE
 
@@ -54,7 +54,8 @@ class FlowGRPO(PolicyGradient):
         advantage: Advantage | None = None,
         **kwargs,
     ):
-        super().__init__(advantage=advantage or Group(), samples_per_prompt=samples_per_prompt, **kwargs)
+        default = Group() if self.uses_advantage else None
+        super().__init__(advantage=advantage or default, samples_per_prompt=samples_per_prompt, **kwargs)
         self.beta, self.uses_reference, self.clip_range = beta, beta > 0, clip_range
         self.window, self.slide_every = window, slide_every
         self.fraction, self.guard = fraction, guard
@@ -76,14 +77,14 @@ class FlowGRPO(PolicyGradient):
             self.rollout = copy.copy(self.rollout)  # the given one may be shared
             self.rollout.transition = Windowed(self.rollout.transition)
 
-    def collect(self, batch: dict) -> tuple[Trajectory, Tensor]:
+    def draw_trajectories(self, *args, **kwargs) -> tuple[Trajectory, list[State]]:
         if self.window:
             first, end = self.window_range
             offsets = end - first - self.window + 1
             offset = self.batch_number // self.slide_every if self.slide_every else torch.randint(offsets, ()).item()
             times = self.rollout.timesteps(self.policy)[first + offset % offsets :][: self.window]
             self.rollout.transition.low, self.rollout.transition.high = times[-1].item(), times[0].item()
-        return super().collect(batch)
+        return super().draw_trajectories(*args, **kwargs)
 
     def trained_steps(self, trajectory: Trajectory) -> Tensor:
         steps = super().trained_steps(trajectory)
@@ -118,4 +119,8 @@ class FlowGRPO(PolicyGradient):
         self.log_mean("train/kl_step", kl.detach().mean(), len(kl))
         if self.kl_times_dt:
             kl = kl * (step.t - step.s)
-        return loss + self.beta * kl * (step.advantage != 0)
+        return loss + self.beta * kl * self.regularised(step)
+
+    def regularised(self, step: StepBatch) -> Tensor:
+        """(M,) bool: the steps that the KL holds back."""
+        return step.advantage != 0

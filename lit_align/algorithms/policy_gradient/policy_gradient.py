@@ -31,6 +31,7 @@ class StepBatch(NamedTuple):
     cond: dict[str, Tensor]
     reference: Gaussian | None = None  # p_ref(x_s | x_t, c), without gradient; None without a reference
     old_mean: Tensor | None = None  # (M, ...) mean of the behaviour policy's Gaussian
+    rows: Tensor | None = None  # (M,) numbers of the steps' trajectories in this rank's rollout
 
     @property
     def log_ref_ratio(self) -> Tensor:
@@ -220,6 +221,7 @@ class PolicyGradient(Online):
             advantage=advantage[rows, steps],
             **{k: m[k] for k in ("x_t", "x_s", "t", "s", "cond")},
             reference=ref,
+            rows=rows,
         )
         with torch.no_grad():
             self.log_mean("train/ratio", step.ratio.mean(), len(rows))

@@ -7,8 +7,8 @@ from lit_align.algorithms.preference.preference import Errors, Preference
 
 
 class CDPO(Preference):
-    """Conservative DPO (Mitchell 2023, a note; label smoothing): -(1 - e) log sigmoid(x) - e log sigmoid(-x), x = beta
-    D.
+    """Conservative DPO (Mitchell 2023, a note on DPO, arXiv 2305.18290): label smoothing, -(1 - e) log sigmoid(x) - e
+    log sigmoid(-x), x = beta D.
 
     The minimum is at x = ln((1 - e) / e), so a pair's gradient vanishes there. The port to diffusion is ours.
 

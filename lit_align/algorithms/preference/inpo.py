@@ -36,29 +36,36 @@ class InPO(Preference):
 
     @torch.no_grad()
     def noise(self, x_0: Tensor, cond: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        grid = self.policy.process.timesteps(self.inversion_steps).flip(0).to(x_0.device)  # clean end first
-        stop = torch.randint(1, len(grid), (len(x_0) // 2,), device=x_0.device).repeat(2)
-        x_t = x_0.clone()
-        for i in range(1, int(stop.max()) + 1):
-            rows = (stop >= i).nonzero().flatten()
-            own = {k: v[rows] for k, v in cond.items()}
-            x_t[rows] = self.inversion_step(x_t[rows], grid[i - 1], grid[i], own)
-            if i + 1 < len(grid):
-                x_t[rows] += self.fresh_noise(x_t[rows], grid[i], grid[i + 1])
-        t = grid[stop]
+        x_t, t, _, _ = self.inverted(x_0, cond)
         alpha, sigma = self.policy.process.coefficients(t, x_0)
         return t, (x_t - alpha * x_0) / sigma
 
-    def inversion_step(self, x_s: Tensor, s: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        """One step from x_s (N, ...) up to the noisier time t, both times ()."""
+    def inverted(self, x_0: Tensor, cond: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x_t (2B, ...) of images x_0 (2B, ...), winners first, at times t (2B,), one of the grid for each pair; and
+        the x_0 and eps of which the last step up made x_t, without fresh noise."""
+        grid = self.policy.process.timesteps(self.inversion_steps).flip(0).to(x_0.device)  # clean end first
+        stop = torch.randint(1, len(grid), (len(x_0) // 2,), device=x_0.device).repeat(2)
+        x_t, clean, eps = x_0.clone(), torch.zeros_like(x_0), torch.zeros_like(x_0)
+        for i in range(1, int(stop.max()) + 1):
+            rows = (stop >= i).nonzero().flatten()
+            own, t = {k: v[rows] for k, v in cond.items()}, grid[i].expand(len(rows))
+            clean[rows], eps[rows] = self.inversion_step(x_t[rows], grid[i - 1], grid[i], own)
+            x_t[rows] = self.policy.process.add_noise(clean[rows], eps[rows], t)
+            if i + 1 < len(grid):
+                x_t[rows] += self.fresh_noise(x_t[rows], grid[i], grid[i + 1])
+        return x_t, grid[stop], clean, eps
+
+    def inversion_step(self, x_s: Tensor, s: Tensor, t: Tensor, cond: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The x_0 and eps (N, ...) with which x_s goes up to the noisier time t, both times ()."""
         process, s, t = self.policy.process, s.expand(len(x_s)), t.expand(len(x_s))
-        (a_s, s_s), (a_t, s_t) = process.coefficients(s, x_s), process.coefficients(t, x_s)
+        a_s, s_s = process.coefficients(s, x_s)
         x, level, predictions = x_s, s, []
         for _ in range(1 + self.refinements):
             predictions.append(process.to_eps(self.policy.denoise(x, t, cond), x, level))
             eps = torch.stack(predictions).mean(0)
-            x, level = a_t * (x_s - s_s * eps) / a_s + s_t * eps, t
-        return x
+            clean, level = (x_s - s_s * eps) / a_s, t
+            x = process.add_noise(clean, eps, t)
+        return clean, eps
 
     def fresh_noise(self, x_t: Tensor, t: Tensor, above: Tensor) -> Tensor:
         """Noise in the shape of x_t (N, ...) at time t; `above` is the grid's next noisier time."""

@@ -86,10 +86,15 @@ class Preference(Algorithm):
         eps = torch.randn_like(x_0[:n])
         return torch.cat([t, t]), torch.cat([eps, eps])
 
+    def noised(self, x_0: Tensor, cond: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """x_0, t and eps whose x_t the networks see and whose target they are compared with: the images x_0 (2B, ...)
+        themselves, with `noise`."""
+        return x_0, *self.noise(x_0, cond)
+
     def errors(self, batch: dict) -> Errors:
         x_0 = torch.cat([self.latents(batch, "win"), self.latents(batch, "lose")])  # (2B, C, h, w)
         cond = {k: torch.cat([v, v]) for k, v in self.cond(batch).items()}
-        t, eps = self.noise(x_0, cond)
+        x_0, t, eps = self.noised(x_0, cond)
         d = denoised(self.policy, x_0, t, eps, cond, self.uses_reference)
         t = t[: len(t) // 2]
         return Errors(*d.error.chunk(2), *d.ref_error.chunk(2), t, d.prediction, d.target, d.reference, batch)

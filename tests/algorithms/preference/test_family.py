@@ -28,6 +28,7 @@ from lit_align.algorithms.preference.pro import PRO
 from lit_align.algorithms.preference.rankdpo import RankDPO
 from lit_align.algorithms.preference.ranking import Ranking
 from lit_align.algorithms.preference.rrhf import RRHF
+from lit_align.algorithms.preference.self_dpo import SelfDPO
 from lit_align.algorithms.preference.simpo import DiffusionSimPO
 from lit_align.algorithms.preference.smpo import SmPO
 from lit_align.diffusion.sampler import Sampler
@@ -64,6 +65,7 @@ RANKED_STARTS = {
 OPTIONS = {InPO: {"eta": 0.0}, SmPO: {"eta": 0.0, "reward_range": (0.0, 1.0), "gamma": 1.0}}  # no noise of each image's own
 BACKWARDS = {DiffusionNPO}  # learns the opposite on purpose
 REWARD_DECIDES = {SmPO}  # its label, not the batch, says which image is better
+OWN_LOSERS = {SelfDPO}  # other images of the batch
 
 
 @cache
@@ -150,7 +152,7 @@ def test_gradient_reaches_what_is_trained_and_nothing_else(cls, family):
     assert all(g.abs().sum() > 0 for n, g in got.items() if "lora_B" in n)
 
 
-@pytest.mark.parametrize("cls", [c for c in PAIRS if c not in REWARD_DECIDES], **by_name)
+@pytest.mark.parametrize("cls", [c for c in PAIRS if c not in REWARD_DECIDES | OWN_LOSERS], **by_name)
 def test_exchanging_winner_and_loser_turns_the_gradient(cls):
     """By exactly the direction that lowers the winner's error and raises the loser's."""
     method = build(cls)
