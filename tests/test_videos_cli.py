@@ -46,6 +46,6 @@ def test_a_recipe_of_edits_fits_tests_and_predicts(tmp_path, monkeypatch, capsys
     assert (run / "comparison.png").is_file() and len((run / "predict/metadata.jsonl").read_text().splitlines()) == 2
     capsys.readouterr()
     with pytest.raises(SystemExit):
-        main(["predict", *files, "--ckpt_path", "last", "--data.test_prompts", "configs/prompts/small.jsonl"])
+        main(["predict", *files, "--ckpt_path", "last", "--data.test_prompts", "configs/prompts/small.jsonl", "--model.rewards", "[]"])
     said = capsys.readouterr().err.splitlines()[-1]
     assert "the policy edits images, and configs/prompts/small.jsonl has no column `source` with them (further columns: skill)" in said

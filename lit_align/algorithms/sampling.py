@@ -143,7 +143,7 @@ class Sampling(L.LightningModule):
     def validation_step(self, batch: dict, batch_idx: int, dataloader_idx: int = 0) -> dict:
         sample = self.sample(batch)
         self.log_sample("val", sample)
-        self.update_metrics(batch, sample["image"])
+        self.measure(batch, sample["image"])
         return self.outputs(batch, sample)
 
     def test_step(self, batch: dict, batch_idx: int, dataloader_idx: int = 0) -> dict:
@@ -151,7 +151,7 @@ class Sampling(L.LightningModule):
         sample = self.sample(batch)
         out = self.outputs(batch, sample)
         self.log_sample("test", sample)
-        self.update_metrics(batch, sample["image"])
+        self.measure(batch, sample["image"])
         if reference := self.reference_sample(batch):
             drift = self.policy.error(sample["latents"], reference["latents"]).sqrt()  # (B,)
             self.log_mean("test/drift", drift.mean(), len(drift))
@@ -163,7 +163,7 @@ class Sampling(L.LightningModule):
 
     # Metrics
 
-    def update_metrics(self, batch: dict, images: Tensor) -> None:
+    def measure(self, batch: dict, images: Tensor) -> None:
         """Gives samples to the metrics, each once: rows come in their order, and those that a distributed sampler adds
         to fill the last batch stand before those that this rank has had."""
         new = [i for i, index in enumerate(batch["index"]) if self.trainer.world_size == 1 or index > self._measured]

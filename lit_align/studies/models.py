@@ -72,9 +72,9 @@ def lora_loader(policy: Policy) -> str:
     from diffusers.loaders import PeftAdapterMixin
     from diffusers.loaders.lora_base import LoraBaseMixin
 
-    if isinstance(policy.pipe, LoraBaseMixin):
-        return "pipe.load_lora_weights"
     adapted = isinstance(policy.denoiser, PeftAdapterMixin)
+    if adapted and isinstance(policy.pipe, LoraBaseMixin):
+        return "pipe.load_lora_weights"
     return f"pipe.{policy.denoiser_name}.load_lora_adapter" if adapted else "peft.PeftModel.from_pretrained"
 
 

@@ -39,8 +39,8 @@ def test_rows_that_a_distributed_sampler_repeats_do_not_count():
     method = module()
     images = torch.rand(4, 3, 8, 8)
     with mock.patch.object(type(method), "trainer", SimpleNamespace(world_size=2)):  # rank 1 of 7 rows: 1, 3, 5, then 0
-        method.update_metrics({"prompt": ["b", "d"], "index": [1, 3]}, images[:2])
-        method.update_metrics({"prompt": ["f", "a"], "index": [5, 0]}, images[2:])
+        method.measure({"prompt": ["b", "d"], "index": [1, 3]}, images[:2])
+        method.measure({"prompt": ["f", "a"], "index": [5, 0]}, images[2:])
     assert method.metrics[0].compute()["darkness"].item() == pytest.approx(1 - images[:3].mean((1, 2, 3)).mean().item(), rel=1e-5)
 
 

@@ -51,7 +51,7 @@ def test_samples_are_drawn_from_the_policy_or_from_the_reference(samples_from):
 
 def test_an_optimizer_step_is_the_mean_over_draws_of_timestep_and_noise(tmp_path):
     method = OnlineDPO(policy=tiny(), reward=Darkness(), rollout=Sampler(2, 1.0), optimizer=sgd(0.0), draws=5, updates=2)
-    with spy(method, "measure") as measure, spy(method, "noise") as noise:
+    with spy(method, "logged_loss") as measure, spy(method, "noise") as noise:
         t = trainer(tmp_path)
         t.fit(method, prompts(2))
     assert t.global_step == 2 and len(measure.results) == 10

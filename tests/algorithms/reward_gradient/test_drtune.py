@@ -82,5 +82,5 @@ def test_the_last_step_alone_is_draft_1():
     torch.manual_seed(3)
     got = gradient(method, method.batch_loss(BATCH))
     draft = make(DRaFT, K=1)
-    draft.generate = lambda prompts: draft.rollout(draft.policy, prompts, x=x, grad=draft.grad_steps(4)).x
+    draft.generate = lambda batch: draft.rollout(draft.policy, batch["prompt"], x=x, grad=draft.grad_steps(4)).x
     close(got, gradient(draft, draft.batch_loss(BATCH)))
