@@ -8,5 +8,5 @@ beside = ["callbacks", *find_namespace_packages(include=["configs*"])]
 setup(
     packages=[*find_packages(include=["lit_align*"]), *(f"lit_align.{name}" for name in beside)],
     package_dir={f"lit_align.{name}": name.replace(".", "/") for name in beside},
-    package_data={"": ["*.yaml", "*.jsonl", "pages/*"]},
+    package_data={"": ["*.yaml", "*.json", "*.jsonl", "pages/*"]},
 )

@@ -96,7 +96,8 @@ class CLI(LightningCLI):
 
     def subcommands(self) -> dict:
         """The one that was typed: a parser of each takes seconds to build."""
-        every = LightningCLI.subcommands() | {"export": {"model", "datamodule"}}
+        own = {"model", "datamodule"}
+        every = LightningCLI.subcommands() | {"export": own, "estimate": own}
         return {name: skip for name, skip in every.items() if name in self.typed[:1]} or every
 
     def init_parser(self, **kwargs):
@@ -159,6 +160,9 @@ class CLI(LightningCLI):
         config, fits = self.config[self.subcommand], self.subcommand == "fit"
         self.parser.check_makers(config)
         shrink_if_asked(config)
+        if self.subcommand == "estimate":
+            self.trainer_class.without_weights(config)
+            return
         self.training = training(self.plain(config))
         if self.subcommand == "export":
             self.trainer_class.without_gpu(config)
@@ -222,6 +226,8 @@ class CLI(LightningCLI):
         """Refuses what the Trainer cannot do for the method, and makes a path of `--ckpt_path last|best`: a checkpoint
         of the run that `fit` with the same --config left."""
         config, t, who = self.config_init[self.subcommand], self.trainer, type(self.model).__name__
+        if self.subcommand == "estimate":
+            return
         if self.subcommand == "fit" and not is_overridden("training_step", self.model):
             self.parser.error(f"{who} trains nothing: use validate, test or predict.")
         if self.subcommand == "fit" and not self.model.automatic_optimization:
@@ -320,7 +326,7 @@ def main(args: list[str] | None = None, model_class=None, data_class=None) -> CL
     from lit_align.rewards.reward import Reward
     from lit_align.rewards.step_reward import StepReward
     from lit_align.steering.language_model import LanguageModel
-    from lit_align.tools.export import Trainer
+    from lit_align.tools.estimate import Trainer
 
     typed = sys.argv[1:] if args is None else list(args)
     if debug := "--debug" in typed:

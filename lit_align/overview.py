@@ -24,6 +24,7 @@ Commands
   test        score samples of the test prompts before and after training, and write pictures
   predict     write samples to disk
   export      write a checkpoint as LoRA weights or a pipeline, for diffusers or (--format kohya) ComfyUI
+  estimate    say what a recipe needs of a GPU, without weights or a GPU: memory, operations, hours
   list        what there is: methods, steering, recipes, policies, rewards, metrics, datasets (list NAME: one of these)
 {TOOLS}
 

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from torch import nn
 
 from lit_align.paths import fetch, find
+from lit_align.policies import published
 from lit_align.policies.adapters import LoRA
 from lit_align.policies.refusals import UNUSED, refuse_family, refuse_file, refuse_meta, why
 
@@ -33,6 +34,8 @@ def load_pipeline(
     """The pipeline of a policy's family, with weights in the policy's dtype; the arguments are Policy's."""
     if pretrained == "tiny":
         return tiny_pipeline(policy)
+    if pretrained.startswith(published.WEIGHTLESS):
+        return published.weightless_pipeline(policy, pretrained.removeprefix(published.WEIGHTLESS), vae)
     source = {"variant": variant, "revision": revision, "dtype": policy.dtype, "use_safetensors": not allow_pickle}
     where = find(pretrained)
     if Path(where).is_file() or pretrained.endswith(SINGLE_FILES):
@@ -91,7 +94,8 @@ def from_pretrained(policy: "Policy", pretrained: str, where: str, source: dict,
 
 def from_single_file(policy: "Policy", pretrained: str, where: str, config: str | None, source: dict, vae: str | None):
     """Loads one file with the weights of a denoiser and perhaps of encoders and VAE; configs, tokenizers and whatever
-    the file lacks come from `config`, a folder or hub id of a diffusers pipeline of the family."""
+    the file lacks come from `config`, a folder or hub id of a diffusers pipeline of the family. Without it, or with a
+    folder of tokenizers alone, configs are those that ship."""
     import diffusers
     from diffusers.loaders import FromSingleFileMixin
     from diffusers.loaders.single_file_utils import SingleFileComponentError
@@ -99,16 +103,16 @@ def from_single_file(policy: "Policy", pretrained: str, where: str, config: str 
     pipeline = getattr(diffusers, policy.pipeline_class)
     if not issubclass(pipeline, FromSingleFileMixin):
         raise ValueError(f"{pretrained} is one file; diffusers loads a {policy.pipeline_class} from folders only.")
-    if config is None:
-        raise ValueError(
-            f"{pretrained} is one file, with weights alone: give single_file_config, a folder or hub id of a "
-            f"{policy.pipeline_class} from which configs and tokenizers are taken."
-        )
     try:
+        tokens = config and find(config)
+        if config is None or (Path(tokens).is_dir() and not Path(tokens, "model_index.json").exists()):
+            config, tokens = published.configs_of_file(policy, pretrained, where, tokens)
         index = pipeline.load_config(find(config))
         refuse_family(policy, config, index)
         parts = given_parts(policy, index, source, vae)
         parts |= lacking_parts(policy, where, find(config), index, parts, source)
+        if tokens != find(config):
+            parts |= published.tokenizers(policy, pretrained, index, tokens)
         return pipeline.from_single_file(where, config=find(config), dtype=source["dtype"], **parts)
     except SingleFileComponentError as error:
         raise ValueError(f"{pretrained} lacks a part: {error.message.splitlines()[0]}") from error

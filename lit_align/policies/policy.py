@@ -39,7 +39,8 @@ class Policy(Family):
         scheduler: options that replace those of the checkpoint's scheduler_config.json, for instance
             {prediction_type: v_prediction}.
         single_file_config: for a single file: hub id or folder of a diffusers pipeline of the family, from which
-            configs and tokenizers are taken, and whatever weights the file lacks.
+            configs and tokenizers are taken, and whatever weights the file lacks; or a folder with its tokenizers
+            alone (default: configs that ship, and the hub's tokenizers).
     """
 
     def __init__(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_align.paths import fetch, find
+from lit_align.policies import published
 from lit_align.rewards.preprocess import crop, normalise
 from lit_align.rewards.reward import Reward
 from lit_align.rewards.tokens import tokenize
@@ -83,6 +84,8 @@ class BLIPReward(Reward):
         self.file, config = file, f"{pretrained}/med_config.json"
         if pretrained == "tiny":
             self._random(head)
+        elif pretrained.startswith(published.WEIGHTLESS):
+            self._weightless(head)
         elif blip:
             self._load(blip, {f"blip.{name}": value for name, value in read(blip).items()}, config, tokenizer, head)
             for name, p in self.mlp.named_parameters():  # as the official code does
@@ -112,6 +115,20 @@ class BLIPReward(Reward):
             torch.manual_seed(0)
             self.vision, self.text = BlipVisionModel(vision), BlipTextModel(text, add_pooling_layer=False)
             self.mlp = head(text.hidden_size)
+
+    def _weightless(self, head) -> None:
+        """ImageReward's sizes, without weights."""
+        from transformers import BlipVisionModel
+        from transformers.models.blip.modeling_blip_text import BlipTextModel
+
+        from lit_align.policies import tiny
+
+        sizes = json.loads((published.configs_of("THUDM/ImageReward") / "config.json").read_text())
+        vision, text = self.configs(sizes["vision_config"], sizes["text_config"])
+        self.tokenizer = tiny.CLIPModel()[1]
+        self.vision = published.stand_in(published.built(BlipVisionModel, vision), "reward")
+        self.text = published.stand_in(published.built(BlipTextModel, text, add_pooling_layer=False), "reward")
+        self.mlp = head(text.hidden_size)
 
     def _load(self, weights: str, state: dict[str, Tensor], config: str, tokenizer: str, head) -> None:
         from transformers import BertTokenizer, BlipVisionModel

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_align.paths import find
+from lit_align.policies import published
 from lit_align.rewards.preprocess import crop, normalise
 from lit_align.rewards.reward import Reward
 from lit_align.rewards.tokens import tokenize
@@ -61,6 +62,8 @@ def load_clip(pretrained: str, tokenizer: str | None = None) -> tuple[nn.Module,
         from lit_align.policies import tiny
 
         return tiny.CLIPModel()
+    if pretrained.startswith(published.WEIGHTLESS):
+        return published.weightless_clip(pretrained.removeprefix(published.WEIGHTLESS))
     from transformers import CLIPModel, CLIPTokenizer
 
     model = CLIPModel.from_pretrained(find(pretrained), dtype=torch.float32)
