@@ -6,9 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import image_families
 import pytest
 import torch
-import image_families
 from parts import Level, prompts, trainer
 from sharded_families import SMALL, columns
 from video_families import DIFFUSION as DIFFUSION_VIDEOS
