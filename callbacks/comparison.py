@@ -7,7 +7,7 @@ import time
 
 import lightning as L
 import torch
-from lit_align.callbacks.grid import grid, save_png, to_pil
+from lit_align.callbacks.grid import animate, grid, save_png, strip, to_pictures
 from torch import Tensor
 
 NOTHING = "test sampled nothing: there was no batch of test prompts."  # Lightning calls no hook of an empty test
@@ -31,8 +31,8 @@ class Comparison(L.Callback):
 
     Prints a table of every score (overall and per skill, before -> after) and the first score's win rate, and writes
     `comparison.json` with all of it and `comparison.png`, a contact sheet of pairs, those first whose first score
-    changed. Without a reward there is the sheet alone; without a reference the sheet shows the samples alone. The last
-    line says so.
+    changed; of a video it shows three frames, and `comparison.gif` plays before and after side by side. Without a
+    reward there is the sheet alone; without a reference the sheet shows the samples alone. The last line says so.
 
     Args:
         pairs: how many pairs of pictures.
@@ -47,7 +47,7 @@ class Comparison(L.Callback):
     def on_test_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
         if not isinstance(outputs, dict) or "image" not in outputs:  # of a module that returns no samples
             return
-        compared = "reference_image" in outputs
+        compared, self.fps = "reference_image" in outputs, outputs.get("fps")
         skills = outputs.get("columns", {}).get("skill", [None] * len(outputs["prompt"]))
         for i, prompt in enumerate(outputs["prompt"]):
             images = [outputs[key][i] for key in (("reference_image", "image") if compared else ("image",))]
@@ -58,7 +58,7 @@ class Comparison(L.Callback):
                     "skill": "" if skills[i] is None else str(skills[i]),
                     "before": {k: float(v[i]) for k, v in outputs["reference_scores"].items()} if compared else None,
                     "after": {k: float(v[i]) for k, v in outputs["scores"].items()},
-                    "images": [to_pil(x, 128, 256) for x in images] if len(self.rows) < 8 * self.pairs else [],
+                    "images": [to_pictures(x, 128, 256) for x in images] if len(self.rows) < 8 * self.pairs else [],
                 }
             )
 
@@ -165,5 +165,10 @@ class Comparison(L.Callback):
         shown = shown[: self.pairs]
         score = lambda row: f" | {name} {row['before'][name]:.3g} -> {row['after'][name]:.3g}" if name else ""
         captions = [row["prompt"] + score(row) for row in shown]
-        heads = ["before", "after"] if len(shown[0]["images"]) == 2 else None
-        save_png(grid([row["images"] for row in shown], captions, colors, heads), path)
+        films = [row["images"] for row in shown]  # of each row the film before and after; an image is a film of one
+        heads = ["before", "after"] if len(films[0]) == 2 else None
+        if len(films[0][0]) > 1:
+            animate(films, captions, path.replace(".png", ".gif"), self.fps, colors, heads)
+        strips = [[strip(film, 3) for film in row] for row in films]
+        heads = heads and [head for head in heads for _ in strips[0][0]]
+        save_png(grid([sum(row, []) for row in strips], captions, colors, heads), path)

@@ -1,8 +1,10 @@
-"""Pictures of pictures."""
+"""Pictures of pictures, and videos."""
 
 import math
 import os
 import textwrap
+from fractions import Fraction
+from importlib.util import find_spec
 
 from PIL import Image, ImageDraw
 from torch import Tensor
@@ -20,6 +22,51 @@ def to_pil(image: Tensor, least: int = 1, most: int | None = None) -> Image.Imag
     if most:
         picture.thumbnail((most, most))
     return picture
+
+
+def to_pictures(sample: Tensor, least: int = 1, most: int | None = None) -> list[Image.Image]:
+    """An image (3, H, W), or all frames of a video (F, 3, H, W), as `to_pil` shows them."""
+    return [to_pil(image, least, most) for image in (sample if sample.ndim == 4 else sample[None])]
+
+
+def strip(pictures: list[Image.Image], shown: int = 4) -> list[Image.Image]:
+    """At most `shown` frames of a video, at equal distances from the first to the last; an image as it is."""
+    n = min(shown, len(pictures))
+    return pictures[:1] if n == 1 else [pictures[round(i * (len(pictures) - 1) / (n - 1))] for i in range(n)]
+
+
+def save_video(frames: list[Image.Image], path: str, fps: float) -> None:
+    """Writes a .gif (by PIL), or a .mp4 (H.264, by PyAV), whole or not at all. An odd last row or column of pixels is
+    left out of a .mp4."""
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    part = unfinished(path)
+    try:
+        if path.endswith(".gif"):
+            pace = {"duration": round(1000 / fps), "loop": 0}
+            frames[0].save(part, "GIF", save_all=True, append_images=frames[1:], **pace)
+        else:
+            write_mp4(frames, part, fps)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+    part.replace(path)
+
+
+def write_mp4(frames: list[Image.Image], path, fps: float) -> None:
+    import av
+
+    width, height = (side // 2 * 2 for side in frames[0].size)
+    with av.open(str(path), "w", format="mp4") as file:
+        stream = file.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        stream.width, stream.height, stream.pix_fmt, stream.options = width, height, "yuv420p", {"crf": "15"}
+        for frame in frames:
+            file.mux(stream.encode(av.VideoFrame.from_image(frame.crop((0, 0, width, height)))))
+        file.mux(stream.encode())
+
+
+def video_ending() -> str:
+    """.mp4 where PyAV is installed, else .gif."""
+    return ".mp4" if find_spec("av") else ".gif"
 
 
 def save_png(image: Image.Image, path: str) -> None:
@@ -67,3 +114,16 @@ def grid(
         if colors:
             draw.rectangle((x + 1, y + 1, x + cell_w - 2, y + cell_h - 2), outline=colors[i], width=2)
     return sheet
+
+
+def animate(
+    rows: list[list[list[Image.Image]]],
+    captions: list[str],
+    path: str,
+    fps: float,
+    colors: list[str] | None = None,
+    heads: list[str] | None = None,
+) -> None:
+    """Writes a sheet whose cells are rows of videos that play side by side: a .gif. See `grid`."""
+    frames = range(len(rows[0][0]))
+    save_video([grid([[film[i] for film in row] for row in rows], captions, colors, heads) for i in frames], path, fps)

@@ -1,16 +1,17 @@
-"""Predicted images on disk."""
+"""Predicted images and videos on disk."""
 
 import json
 import os
 
 import lightning as L
-from lit_align.callbacks.grid import save_png, to_pil
+from lit_align.callbacks.grid import save_png, save_video, to_pictures, video_ending
 
 
 class SampleWriter(L.Callback):
-    """`predict` writes `<folder>/<index>.png` and one line of `metadata.jsonl` for each: file_name, prompt, seed,
-    scores, `cost`, the calls of network, decoder and steering reward per prompt (a mean over the batch), and, where
-    hooks rewrite prompts, `rewritten`, what was drawn in place of the prompt.
+    """`predict` writes `<folder>/<index>.png` (of a video .mp4, or .gif where PyAV is not installed) and one line of
+    `metadata.jsonl` for each: file_name, prompt, seed, scores, `cost`, the calls of network, decoder and steering
+    reward per prompt (a mean over the batch), and, where hooks rewrite
+    prompts, `rewritten`, what was drawn in place of the prompt.
 
     A line is written after its image, batch by batch: an interrupted run keeps what it has. Further ranks write
     `metadata_<rank>.jsonl`.
@@ -35,8 +36,9 @@ class SampleWriter(L.Callback):
         with open(self.metadata, "a") as file:
             rows = zip(outputs["image"], outputs["prompt"], outputs["index"], outputs["seed"])
             for i, (image, prompt, index, seed) in enumerate(rows):
-                name = f"{index:05d}.png"
-                save_png(to_pil(image), os.path.join(self.path, name))
+                name = f"{index:05d}{video_ending() if image.ndim == 4 else '.png'}"
+                pictures, path = to_pictures(image), os.path.join(self.path, name)
+                save_video(pictures, path, outputs["fps"]) if image.ndim == 4 else save_png(pictures[0], path)
                 scores = {key: float(score[i]) for key, score in outputs["scores"].items()}
                 line = {"file_name": name, "prompt": prompt, "seed": seed, **scores}
                 line |= {"rewritten": outputs["rewritten"][i]} if "rewritten" in outputs else {}
@@ -44,7 +46,7 @@ class SampleWriter(L.Callback):
 
     def on_predict_end(self, trainer, module) -> None:
         if trainer.is_global_zero:
-            print(f"images and metadata.jsonl in {self.path}")
+            print(f"samples and metadata.jsonl in {self.path}")
 
     def teardown(self, trainer, module, stage: str) -> None:
         if stage == "predict" and trainer.is_global_zero and not self.path:  # Lightning calls no hook of an empty one

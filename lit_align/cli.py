@@ -60,7 +60,8 @@ class ConfigFile(ActionConfigFile):
         parser.reading = ""
 
 
-TINY = {"pretrained": "tiny", "dtype": "float32", "resolution": 32, "cell": 2, "blend_cell": 2, "stop": 0.6}
+TINY = {"pretrained": "tiny", "dtype": "float32", "resolution": 32, "num_frames": 9}
+TINY |= {"cell": 2, "blend_cell": 2, "stop": 0.6}
 TINY |= dict.fromkeys(("vae", "lora", "quantize", "checkpoint", "route"))
 FEW = {"samples_per_prompt": 2, "updates": 1, "accumulate": 1, "branches": 2, "branching": 2}
 FEW_SAMPLED = FEW | {"steps": 4, "n": 2}  # in a sampler, and in what it holds

@@ -13,6 +13,8 @@ SHIPPED = (  # in a clone's checkpoints/
     "shapes-latent-reward",
     "shapes-writer",
     "shapes-noise",
+    "shapes-videos",
+    "shapes-edits",
 )
 
 

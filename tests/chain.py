@@ -30,7 +30,7 @@ class Chain(nn.Module):
         self.k, self.a_t = k, a_t
         self.A, self.b, self.std2 = share + self.gain * k, self.gain * 0.5 * (1 - k * a_t), std2
 
-    def condition(self, texts):
+    def condition(self, texts, columns=None):
         return {"text": torch.zeros(len(texts), 1, 1)}
 
     def summary(self, cond):

@@ -72,9 +72,9 @@ class Encoding(Watcher):
             setattr(self.policy, name, self.counted(name, getattr(self.policy, name)))
 
     def counted(self, name, function):
-        def call(rows):
+        def call(rows, *columns):
             self.calls[name] += len(rows)
-            return function(rows)
+            return function(rows, *columns)
 
         return call
 

@@ -11,6 +11,7 @@ from lit_align.policies.stable_diffusion import StableDiffusion
 from lit_align.policies.stable_diffusion3 import StableDiffusion3
 
 BATCH = {"prompt": ["a red circle", "b"], "index": [0, 1], "seed": [0, 1]}
+BATCH |= {"image": torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(9))}  # read by InstructVideo
 
 
 def fresh(family=StableDiffusion):

@@ -56,7 +56,7 @@ class BlackBox(Reward):
 class Level(Reward):
     """The mean of the sample. It tilts a Gaussian N(m, d^2) in one dimension to N(m + lambda d^2, d^2)."""
 
-    name, differentiable = "level", True
+    name, differentiable, videos = "level", True, True
 
     def forward(self, images, prompts):
         return images.flatten(1).mean(1)
@@ -92,7 +92,10 @@ class Analytic(nn.Module):
         self.process, self.m, self.d, self.latent_shape = process or Flow(), m, d, shape
         self.bias, self.calls, self.device = nn.Parameter(torch.zeros(())), Counter(), torch.device("cpu")
 
-    def condition(self, prompts):
+    image_axes, reads = 3, ()
+    keys = Policy.keys
+
+    def condition(self, prompts, columns=None):
         return {"c": torch.zeros(len(prompts), 1)}
 
     count = Policy.count

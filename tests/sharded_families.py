@@ -11,6 +11,7 @@ import torch.distributed as dist
 from image_families import SMALL_IMAGES
 from safetensors.torch import load_file
 from torch.distributed.fsdp import FSDPModule
+from video_families import SMALL_EDITS, SMALL_VIDEOS
 
 from lit_align.policies.adapters import LoRA
 from lit_align.policies.flux import Flux
@@ -24,10 +25,19 @@ SMALL = {  # of text and images
     Flux2: {"max_sequence_length": 16},
     Flux2Klein: {"max_sequence_length": 16},
     QwenImage: {"resolution": 32},
-    Wan: {"max_sequence_length": 16, "frames": 5},
+    Wan: {"max_sequence_length": 16, "num_frames": 5},
     ZImage: {"max_sequence_length": 64},
     **SMALL_IMAGES,
 }
+
+
+SMALL |= SMALL_VIDEOS | SMALL_EDITS
+
+
+def columns(policy, n=2):
+    """The further columns that a policy reads: source images."""
+    images = torch.rand(n, 3, policy.height, policy.width, generator=torch.Generator().manual_seed(3))
+    return {name: list(images) for name in policy.reads}
 
 
 def step(policy, folder: Path) -> tuple[torch.Tensor, dict]:
@@ -37,7 +47,7 @@ def step(policy, folder: Path) -> tuple[torch.Tensor, dict]:
     trained = [p for p in policy.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=10.0)
     t = torch.tensor([0.3, 0.8] if policy.process.prediction == "flow" else [300, 800])
-    pred = policy.denoise(x, t, policy.condition(["a", "two b"]), 3.0)
+    pred = policy.denoise(x, t, policy.condition(["a", "two b"], columns(policy)), 3.0)
     pred.square().mean().backward()
     optimizer.step()
     policy.save(str(folder))

@@ -36,6 +36,6 @@ def alone(cls, **kwargs):
 def scored(method, score):
     """Lets the method draw latents 0, 1, 2 ... (constant images) in the order they are drawn, and score them so."""
     drawn = iter(range(10_000))
-    method.draw_latents = lambda p: torch.stack([torch.full(method.policy.latent_shape, float(next(drawn))) for _ in p])
+    method.draw_latents = lambda rows: torch.stack([torch.full(method.policy.latent_shape, float(next(drawn))) for _ in rows["prompt"]])
     method.policy.decode, method.reward.forward = lambda z: z, lambda z, p: score[z[:, 0, 0, 0].long()]
     return method

@@ -18,7 +18,7 @@ from lit_align.diffusion.conditioning import fill_conditioning
 from lit_align.diffusion.process import append_dims
 from lit_align.policies.adapters import LoRA
 from lit_align.policies.policy import Policy
-from lit_align.rewards.reward import Reward, refuse_masks
+from lit_align.rewards.reward import Reward, refuse_masks, refuse_videos
 
 
 class Algorithm(Sampling):
@@ -81,10 +81,12 @@ class Algorithm(Sampling):
         dropped."""
         keep = torch.rand(len(batch["prompt"])) >= (self.caption_dropout if self.trainer.training else 0.0)
         if "cond" not in batch:
-            return self.policy.condition([p if k else "" for p, k in zip(batch["prompt"], keep.tolist())])
+            prompts = [p if k else "" for p, k in zip(batch["prompt"], keep.tolist())]
+            return self.policy.condition(prompts, batch.get("columns"))
         if keep.all():
             return batch["cond"]
-        empty, cond = fill_conditioning([self.policy.condition([""]), batch["cond"]])
+        null = self.policy.null_of(batch["cond"]) if self.policy.reads else self.policy.condition([""])
+        empty, cond = fill_conditioning([batch["cond"] | null, batch["cond"]])
         return {k: torch.where(append_dims(keep.to(v.device), v), v, empty[k]) for k, v in cond.items()}
 
     # Training
@@ -98,7 +100,9 @@ class Algorithm(Sampling):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if stage == "fit":
-            self.check_columns([part for part in self.children() if isinstance(part, Reward)], "train")
+            rewards = [part for part in self.children() if isinstance(part, Reward)]
+            self.check_columns(rewards, "train")
+            refuse_videos(rewards, self.policy.image_axes == 4)
             if not self.takes_masked_rewards:
                 refuse_masks(self, type(self).__name__)
         self.initialise()

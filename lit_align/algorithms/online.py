@@ -72,10 +72,12 @@ class Online(Algorithm):
         return torch.randperm(n).tensor_split(self.updates)
 
     @torch.no_grad()
-    def draw_latents(self, prompts: list[str], hooks: Sequence[Hook] = ()) -> Tensor:
-        """Latents (N, ...) sampled with the active weights, `minibatch` prompts at a time."""
-        parts = [prompts[i : i + self.minibatch] for i in range(0, len(prompts), self.minibatch)]
-        return torch.cat([self.rollout(self.policy, part, hooks=hooks).x for part in parts])
+    def draw_latents(self, rows: dict, hooks: Sequence[Hook] = ()) -> Tensor:
+        """Latents (N, ...) of rows {"prompt", "columns"}, sampled with the active weights, `minibatch` at a time."""
+        rows, n = {"columns": rows.get("columns", {}), "prompt": rows["prompt"]}, len(rows["prompt"])
+        parts = [select_rows(rows, part.tolist()) for part in torch.arange(n).split(self.minibatch)]
+        draw = lambda part: self.rollout(self.policy, part["prompt"], columns=part["columns"], hooks=hooks).x
+        return torch.cat([draw(part) for part in parts])
 
     def gradient_sync(self, last: bool) -> AbstractContextManager:
         """Context for one backward of an accumulated optimizer step: under DDP, gradients are synchronised only when

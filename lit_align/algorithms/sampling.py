@@ -15,7 +15,7 @@ from lit_align.diffusion.state import State, select_rows
 from lit_align.metrics.metric import ImageMetric, given
 from lit_align.policies.policy import Policy
 from lit_align.ranges import check_ranges
-from lit_align.rewards.reward import Reward, components, judge, missing_column, refuse_masks
+from lit_align.rewards.reward import Reward, components, judge, missing_column, refuse_masks, refuse_videos
 
 
 class Sampling(L.LightningModule):
@@ -63,6 +63,10 @@ class Sampling(L.LightningModule):
         samplers = [v for v in vars(self).values() if isinstance(v, Sampler)]
         self._steering = torch.nn.ModuleList(m for s in samplers for m in s.modules())  # to the module's device
         self.check_columns(self.rewards, {"fit": "val", "validate": "val"}.get(stage, stage))
+        videos = self.policy.image_axes == 4
+        refuse_videos(self.rewards, videos)
+        if videos and len(self.metrics):
+            raise ValueError("model.metrics measure images, and the policy makes videos: leave metrics out.")
         refuse_masks(self.rewards, f"model.rewards of {type(self).__name__}")
 
     def check_columns(self, rewards, split: str) -> None:
@@ -132,6 +136,7 @@ class Sampling(L.LightningModule):
     def outputs(self, batch: dict, sample: dict) -> dict:
         """What callbacks receive for a prompt batch."""
         rows = {k: batch[k] for k in ("prompt", "index", "seed", "columns") if k in batch}
+        rows |= {"fps": self.policy.fps} if sample["image"].ndim == 5 else {}
         rows |= {"rewritten": sample["texts"]} if "texts" in sample else {}
         return rows | {"image": sample["image"].cpu(), "scores": sample["scores"], "cost": sample["cost"]}
 

@@ -94,7 +94,7 @@ class RankingBatch(Batch, total=False):
 
 def batch_of(rows: list[dict]) -> dict:
     """Rows of a table as lists, one per column: those named `columns.<name>` under the key `columns`."""
-    lists = {key: [row[key] for row in rows] for key in rows[0] if key != "file"}
+    lists = {key: [row[key] for row in rows] for key in rows[0] if key not in ("file", "stamp")}
     columns = {key.removeprefix(COLUMN): lists.pop(key) for key in list(lists) if key.startswith(COLUMN)}
     return lists | {"columns": columns}
 

@@ -1,24 +1,27 @@
 """The base of every dataset: loaders that resume exactly, and prompts to sample from."""
 
+import os
 from collections.abc import Callable
 from typing import Literal
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lit_align.data.batch import COLUMN, batch_of
 from lit_align.data.buckets import BucketSampler, add_buckets, count_batches
 from lit_align.data.encode_once import encode_rows, unpack
+from lit_align.data.image_files import in_folder, stamp_files
+from lit_align.data.images import decode
 from lit_align.data.order import ResumableSampler, RowDataset, Rows, Stream
 from lit_align.data.tables import read_prompts
+from lit_align.data.videos import check_lengths, decode_video
+from lit_align.paths import find
 
-
-def prompt_batch(rows: list[dict]) -> dict:
-    """A PromptBatch: the row numbers seed the noise."""
-    batch = batch_of(rows)
-    return batch | {"seed": list(batch["index"])}
+SMOKE_VIDEOS = "checkpoints/shapes-videos/pairs.parquet"  # the rows for `smoke` of a policy that makes videos
+SMOKE_EDITS = "checkpoints/shapes-edits/pairs.parquet"  # and of one that edits images
 
 
 class AlignData(L.LightningDataModule):
@@ -29,7 +32,7 @@ class AlignData(L.LightningDataModule):
         batch_size: rows per device and step.
         val_batch_size: prompts sampled at once in validation, test and predict.
         num_workers: loader processes.
-        resolution: height and width of images, pixels (default: the policy's).
+        resolution: side of square images, or height and width, pixels (default: the policy's).
         seed: of the order of rows.
         val_prompts, test_prompts, predict_prompts: files (.txt, .jsonl, .csv, .parquet) with a column `prompt`. Further
             columns are kept: rewards can ask for them, and `skill` groups the results of `test`. predict falls back on
@@ -44,13 +47,18 @@ class AlignData(L.LightningDataModule):
     image_keys: tuple[str, ...] = ()  # the batch keys that hold images
     image_columns: tuple[str, ...] = ()  # the table's columns that hold one image each
     smoke_file: str  # the rows for `smoke`
+    takes_videos = False  # whether its images can be videos
+    num_frames: int | None = None  # of a video, at `fps` a second: the policy's; None: images
+    fps = 0.0
+    sources: tuple[str, ...] = ()  # columns with images that the policy conditions on
+    source_size = (0, 0)  # height and width of these images, pixels: the policy's
 
     def __init__(
         self,
         batch_size: int = 1,
         val_batch_size: int = 16,
         num_workers: int = 0,
-        resolution: int | None = None,
+        resolution: int | tuple[int, int] | None = None,
         seed: int = 42,
         val_prompts: str | None = None,
         test_prompts: str | None = None,
@@ -62,7 +70,7 @@ class AlignData(L.LightningDataModule):
         super().__init__()
         counts = {"batch_size": batch_size, "val_batch_size": val_batch_size, "resolution": resolution}
         for name, value in counts.items():
-            if value is not None and value < 1:
+            if value is not None and min(value if isinstance(value, tuple) else (value,)) < 1:
                 raise ValueError(f"data.{name} is {value}: give 1 or more.")
         self.batch_size, self.val_batch_size, self.num_workers = batch_size, val_batch_size, num_workers
         self.resolution, self.seed, self.encode_once, self.smoke = resolution, seed, encode_once, smoke
@@ -108,26 +116,34 @@ class AlignData(L.LightningDataModule):
         names = (rows.column_names or []) if isinstance(rows, Dataset | IterableDataset) else []
         return [name.removeprefix(COLUMN) for name in names if name.startswith(COLUMN)]
 
-    def match_resolution(self) -> None:
-        """Images get the policy's resolution unless their own is given; ValueError if the two differ."""
+    def match_policy(self) -> None:
+        """Images get the policy's size, videos its frames; ValueError if the data's own resolution is another, or if
+        the policy makes videos and the data are images."""
         module = self.trainer and self.trainer.lightning_module
         policy = getattr(module, "policy", None)  # absent without a trainer, or from a module that is not ours
         if not getattr(module, "uses_policy", True):
             policy = None
+        if policy is not None:
+            self.sources, self.source_size = policy.reads, (policy.height, policy.width)
         if not self.image_keys:
             return
+        name = type(self).__name__
         if policy is None and self.resolution is None:
-            raise ValueError(f"{type(self).__name__} has no policy to take the images' size from: set data.resolution.")
+            raise ValueError(f"{name} has no policy to take the images' size from: set data.resolution.")
         if policy is not None and self.resolution not in (None, policy.resolution):
             raise ValueError(
                 f"data.resolution is {self.resolution} and the policy's resolution is {policy.resolution}: "
                 "set both to the same, or --data.resolution null, which follows the policy."
             )
         self.resolution = self.resolution or policy.resolution
+        if policy is not None and policy.image_axes == 4:
+            if not self.takes_videos or self.buckets:
+                mend = "set --data.buckets false" if self.takes_videos else "use PreferencePairs or CaptionedImages"
+                raise ValueError(f"{type(policy).__name__} makes videos, and {name} gives it images: {mend}.")
+            self.num_frames, self.fps = policy.num_frames, policy.fps
 
     def setup(self, stage: str) -> None:
-        if stage in ("fit", "validate"):
-            self.match_resolution()
+        self.match_policy()
         if stage == "fit" and self.train is None:
             self.train = self.prepare("train")
         if stage in ("fit", "validate") and self.val is None:
@@ -142,6 +158,8 @@ class AlignData(L.LightningDataModule):
         rows = self.load(split)
         if self.smoke and rows is not None:
             rows = rows.select(range(min(8, len(rows))))
+        if self.sources and rows is not None:
+            rows = self.with_sources(rows)
         if self.buckets and split == "train":
             rows = self.in_buckets(rows)
         return encode_rows(self, rows) if self.encode_once and rows is not None else rows
@@ -152,11 +170,58 @@ class AlignData(L.LightningDataModule):
 
         if not self.image_columns or not isinstance(rows, Dataset):
             raise ValueError(f"{type(self).__name__} has no table with one image per cell: set --data.buckets false.")
+        if isinstance(self.resolution, tuple):
+            raise ValueError("buckets have the area of a square: give one resolution, or set --data.buckets false.")
         return add_buckets(rows, self.image_columns, self.resolution, self.batch_size * self.trainer.world_size)
 
     def image_size(self, row: dict) -> tuple[int, int]:
         """(height, width) that the images of a row get."""
-        return tuple(row["bucket"]) if "bucket" in row else (self.resolution, self.resolution)
+        if "bucket" in row:
+            return tuple(row["bucket"])
+        return self.resolution if isinstance(self.resolution, tuple) else (self.resolution, self.resolution)
+
+    def picture(self, row: dict, key: str, where: str) -> Tensor:
+        """The image under a key of a row, (3, H, W), or the video, (F, 3, H, W)."""
+        if self.num_frames is None:
+            return decode(row[key], self.image_size(row), where)
+        return decode_video(row[key], self.num_frames, self.fps, self.image_size(row), where)
+
+    def long_enough(self, rows, columns: dict[str, str], split: str, on_corrupt: str):
+        """The rows whose videos, in `columns` {key: name in the file}, are long enough; those that are cut are counted
+        in `summary`."""
+        kept, cut = check_lengths(rows, columns, self.num_frames, self.fps, on_corrupt)
+        self.counts[split] = {}
+        self.count(split, "kept", len(kept))
+        self.count(
+            split, f"with a video longer than {self.num_frames} frames at {self.fps:g} a second, its end cut off", cut
+        )
+        return kept
+
+    def with_sources(self, rows):
+        """The rows of a table with the paths of source images relative to its file, and a stamp of these files."""
+        columns = {COLUMN + name: name for name in self.sources}
+        if missing := [name for key, name in columns.items() if key not in (rows.column_names or ())]:
+            known = ", ".join(n.removeprefix(COLUMN) for n in rows.column_names or () if n.startswith(COLUMN))
+            raise ValueError(
+                f"the policy edits images, and {rows[0].get('file', 'the data')} has no column `{missing[0]}` with them"
+                f" (further columns: {known or 'none'})."
+            )
+        rows = in_folder(rows, tuple(columns), os.path.dirname(find(rows[0]["file"])))
+        return stamp_files(rows, columns, "error")
+
+    def read_sources(self, batch: dict) -> dict:
+        """The batch with the images of its source columns as tensors (3, H, W), of the size of its other images."""
+        columns = dict(batch["columns"])
+        shapes = [batch[key].shape[-2:] for key in self.image_keys if key in batch]
+        for name in self.sources:
+            where = [f"row {i}, column {name}" for i in batch["index"]]
+            columns[name] = [decode(c, tuple((*shapes, self.source_size)[0]), w) for c, w in zip(columns[name], where)]
+        return batch | {"columns": columns}
+
+    def collate_prompts(self, rows: list[dict]) -> dict:
+        """A PromptBatch: the row numbers seed the noise."""
+        batch = self.read_sources(batch_of(rows))
+        return batch | {"seed": list(batch["index"])}
 
     def settings(self) -> dict:
         """What `collate` may depend on: resolution, seed, and the attributes that a subclass adds."""
@@ -212,7 +277,7 @@ class AlignData(L.LightningDataModule):
 
     def collate_rows(self, rows: list[dict]) -> dict:
         """A batch from rows as `load` gives them, or as `encode_once` stored them."""
-        return {"columns": {}} | (unpack(rows) if "encoded" in rows[0] else self.collate(rows))
+        return self.read_sources({"columns": {}} | (unpack(rows) if "encoded" in rows[0] else self.collate(rows)))
 
     def val_dataloader(self) -> list[DataLoader]:
         pairs = [self.row_loader(Rows(self.val))] if self.val is not None else []
@@ -236,5 +301,6 @@ class AlignData(L.LightningDataModule):
     def prompt_loader(self, split: str) -> DataLoader:
         if not self.prompt_files[split]:
             raise ValueError(f"nothing to sample from: set --data.{split}_prompts to a file with a column `prompt`.")
-        rows = Rows(self.read_prompt_rows(split))
-        return DataLoader(dataset=rows, batch_size=self.val_batch_size, collate_fn=prompt_batch)
+        rows = self.read_prompt_rows(split)
+        rows = Rows(self.with_sources(rows) if self.sources else rows)
+        return DataLoader(dataset=rows, batch_size=self.val_batch_size, collate_fn=self.collate_prompts)

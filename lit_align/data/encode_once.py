@@ -90,8 +90,10 @@ def encoder_fingerprint(policy) -> str:
 
 
 def encode_images(policy, images: torch.Tensor) -> torch.Tensor:
-    """Latents (..., C, h, w) of images (..., 3, H, W), through `policy.encode`, which takes (N, 3, H, W)."""
-    return policy.encode(images.flatten(0, -4)).unflatten(0, images.shape[:-3])
+    """Latents (..., C, h, w) of images (..., 3, H, W), through `policy.encode`, which takes (N, 3, H, W); of videos
+    likewise."""
+    axes = policy.image_axes
+    return policy.encode(images.flatten(0, -1 - axes)).unflatten(0, images.shape[:-axes])
 
 
 def pack_by_size(data, rows: list[dict], policy) -> dict[str, list]:
@@ -101,20 +103,22 @@ def pack_by_size(data, rows: list[dict], policy) -> dict[str, list]:
         groups.setdefault(tuple(row.get("bucket", ())), []).append(i)
     packed: list[dict] = [{}] * len(rows)
     for bucket, members in groups.items():
-        columns = pack(data.collate([rows[i] for i in members]), policy, data.image_keys)
+        batch = data.collate([rows[i] for i in members])
+        columns = pack(batch, policy, data.image_keys, data.read_sources({"columns": {}} | batch)["columns"])
         columns |= {"bucket": [list(bucket)] * len(members)} if bucket else {}
         for k, i in enumerate(members):
             packed[i] = {name: cells[k] for name, cells in columns.items()}
     return {name: [row[name] for row in packed] for name in packed[0]}
 
 
-def pack(batch: dict, policy, image_keys: tuple[str, ...]) -> dict[str, list]:
-    """A batch as columns of a table: its lists, and `encoded`, all tensors of a row as safetensors bytes."""
+def pack(batch: dict, policy, image_keys: tuple[str, ...], columns: dict[str, list]) -> dict[str, list]:
+    """A batch as columns of a table: its lists, and `encoded`, all tensors of a row as safetensors bytes. `columns` are
+    its further columns, source images as tensors."""
     from safetensors.torch import save
 
     tensors = {f"{k}_latents": encode_images(policy, batch[k]) for k in image_keys}
     if not policy.trains_text:
-        tensors |= {f"cond.{k}": v for k, v in policy.condition(batch["prompt"]).items()}
+        tensors |= {f"cond.{k}": v for k, v in policy.condition(batch["prompt"], columns).items()}
     tensors |= {k: v for k, v in batch.items() if torch.is_tensor(v) and k not in image_keys}
     tensors = {k: v.cpu().contiguous() for k, v in tensors.items()}
     lists = {k: v for k, v in batch.items() if isinstance(v, list)}

@@ -65,6 +65,9 @@ def stamp_files(rows, columns: dict[str, str], on_corrupt: str):
         more = f" ({len(missing)} files are missing)" if len(missing) > 1 else ""
         where = f"row {row['index']}, column {column} of {row['file']}"
         raise FileNotFoundError(f"{where}: there is no file {path or '(empty cell)'}{more}.")
+    if "stamp" in rows.column_names:
+        stamps = [known + new for known, new in zip(rows["stamp"][:], stamps)]
+        rows = rows.remove_columns("stamp")
     return rows.add_column("stamp", stamps)
 
 

@@ -7,9 +7,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_align.data.batch import text_batch
-from lit_align.data.datamodule import AlignData
+from lit_align.data.datamodule import SMOKE_EDITS, SMOKE_VIDEOS, AlignData
 from lit_align.data.image_files import drop_unreadable, in_folder, stamp_files
-from lit_align.data.images import decode
 from lit_align.data.label_studio import is_export, read_export
 from lit_align.data.tables import check_captions, named_columns, read_table
 from lit_align.paths import find
@@ -25,6 +24,7 @@ class PreferencePairs(AlignData):
     """Pairs from a .parquet, .csv or .jsonl file or a datasets folder: a PairBatch {"prompt", "win", "lose", ...}.
 
     An image cell is a path (relative to the file), encoded bytes, or a datasets Image. `index` is the row in the file.
+    With a policy that makes videos, a cell is a video (see data/videos.py), of which the policy's frames are read.
     A .json export of Label Studio's Pairwise tag is read, too (see data/label_studio.py).
 
     Args:
@@ -39,6 +39,7 @@ class PreferencePairs(AlignData):
     """
 
     image_keys = image_columns = ("win", "lose")
+    takes_videos = True
     smoke_file = "checkpoints/shapes-sd/pairs/train.parquet"
 
     def __init__(
@@ -65,6 +66,8 @@ class PreferencePairs(AlignData):
         path = self.paths[split]
         if path is None:
             return None
+        if self.smoke and (self.num_frames or self.sources):
+            path = SMOKE_VIDEOS if self.num_frames else SMOKE_EDITS
         exported = is_export(path)
         if any(self.sides) and not exported:
             raise ValueError(f"{path} is no Label Studio export: leave left_column and right_column out.")
@@ -78,17 +81,20 @@ class PreferencePairs(AlignData):
         rows = named_columns(table, path, columns)
         check_captions(rows, columns["prompt"])
         rows = in_folder(rows, self.image_keys, os.path.dirname(find(path)))
-        rows = stamp_files(rows, {key: columns[key] for key in self.image_keys}, self.on_corrupt)
+        images = {key: columns[key] for key in self.image_keys}
+        rows = stamp_files(rows, images, self.on_corrupt)
+        if self.num_frames:
+            return self.long_enough(rows, images, split, self.on_corrupt)
         return drop_unreadable(rows, self.image_keys, self.on_corrupt)
 
     def collate(self, rows: list[dict]) -> dict:
         return text_batch(rows) | {key: self.image_batch(rows, key) for key in self.image_keys}
 
     def image_batch(self, rows: list[dict], key: str) -> torch.Tensor:
-        """The images under a key, (B, 3, H, W)."""
+        """The images under a key, (B, 3, H, W), or the videos, (B, F, 3, H, W)."""
         column = self.columns[key] or key
         where = [f"row {row['index']}, column {column} of {row['file']}" for row in rows]
-        return torch.stack([decode(row[key], self.image_size(row), place) for row, place in zip(rows, where)])
+        return torch.stack([self.picture(row, key, place) for row, place in zip(rows, where)])
 
 
 def find_column(key: str, table, path: str) -> str:

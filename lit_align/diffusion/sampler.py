@@ -143,7 +143,7 @@ class Sampler:
 
         Args:
             prompts, cond: what to draw: one prompt per sample, which hooks may rewrite, or the policy's conditioning.
-            columns: further columns of the prompts' rows, for hooks with a reward.
+            columns: further columns of the prompts' rows, for hooks with a reward, and for a policy that edits images.
             x: initial noise (P, ...); drawn if absent.
             seeds: one per sample; its noise then does not depend on what else is in the batch.
             hooks: a method's own hooks, around those of `steering`.
@@ -154,7 +154,7 @@ class Sampler:
         with torch.set_grad_enabled(grad is not None):
             columns = columns or {}
             texts = self.rewritten(prompts, columns, hooks, cond is None)
-            cond = self.encode(policy, texts, hooks) if cond is None else cond
+            cond = self.encode(policy, texts, hooks, columns) if cond is None else cond
             n = len(next(iter(cond.values())))
             generators = None if seeds is None else [torch.Generator().manual_seed(seed) for seed in seeds]
             if x is None or generators:  # with seeds, the noise of the steps is the same whether x is given or not
@@ -174,11 +174,13 @@ class Sampler:
                 raise ValueError(f"{name} rewrites prompts, and this method encodes them itself: leave {name} out.")
         return texts
 
-    def encode(self, policy, texts: list[str], hooks: Sequence[Hook] = ()) -> dict[str, Tensor]:
-        """The policy's conditioning of texts that hooks may have written."""
+    def encode(
+        self, policy, texts: list[str], hooks: Sequence[Hook] = (), columns: dict[str, list] | None = None
+    ) -> dict[str, Tensor]:
+        """The policy's conditioning of texts that hooks may have written, and of further columns of their rows."""
         for hook in (*hooks, *self.steering):
             texts = hook.spoken(texts)
-        return policy.condition(texts)
+        return policy.condition(texts, columns)
 
     def run(
         self,

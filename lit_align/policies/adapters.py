@@ -11,6 +11,12 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")  # the linear maps of diffusers
 JOINT_ATTENTION = (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")  # and those of a text stream
 
 
+def joint_attention(blocks: int) -> tuple[str, ...]:
+    """JOINT_ATTENTION of a transformer of that many blocks; without the last block's to_add_out, whose output nothing
+    reads."""
+    return (*JOINT_ATTENTION[:-1], *(f"transformer_blocks.{i}.attn.to_add_out" for i in range(blocks - 1)))
+
+
 class Adapter:
     """What of a policy is trained."""
 
@@ -28,12 +34,17 @@ class LoRA(Adapter):
     Args:
         rank: r.
         alpha: numerator of the scale alpha / r (default: r).
-        target_modules: names of the linear layers that get one, matched at their end (default: the model family's).
+        target_modules: names of the linear layers that get one, matched at their end, or one regular expression of
+            whole names (default: the model family's).
         init: of the A matrices; B starts at zero, so that the policy starts as its reference.
     """
 
     def __init__(
-        self, rank: int = 8, alpha: float | None = None, target_modules: list[str] | None = None, init: str = "gaussian"
+        self,
+        rank: int = 8,
+        alpha: float | None = None,
+        target_modules: list[str] | str | None = None,
+        init: str = "gaussian",
     ):
         self.rank, self.alpha, self.init = rank, alpha or rank, init
         self.target_modules = target_modules

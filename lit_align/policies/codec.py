@@ -32,10 +32,13 @@ def decoder_parts(vae: nn.Module) -> list[nn.Module]:
     return [part for name, part in vae.named_children() if name not in ("encoder", "quant_conv")]
 
 
-def encode(vae: nn.Module, images: Tensor) -> Tensor:
-    """Latents z of images in [-1, 1], as the VAE gives them: a sample of the posterior, where it has one."""
+def encode(vae: nn.Module, images: Tensor, mode: bool = False) -> Tensor:
+    """Latents z of images in [-1, 1], as the VAE gives them: a sample of the posterior, where it has one, or its
+    mode."""
     out = vae.encode(images)
-    return out.latent_dist.sample() if "latent_dist" in out else out.latent
+    if "latent_dist" not in out:
+        return out.latent
+    return out.latent_dist.mode() if mode else out.latent_dist.sample()
 
 
 def normalize(z: Tensor, statistics: Statistics) -> Tensor:

@@ -20,6 +20,7 @@ class Family(nn.Module):
     """
 
     pipeline_class: str  # name in diffusers
+    made_from: tuple[str, ...] = ()  # other pipelines from which this one can be built
     denoiser_name: Literal["unet", "transformer"]
     encoder_names: tuple[str, ...]  # text encoders in the pipeline; any may be missing
     left_out: tuple[str, ...] = ()  # parts of the pipeline not to load
@@ -30,6 +31,13 @@ class Family(nn.Module):
     packs = False  # whether `predict` packs a square into channels
     text_first: bool | None = None  # text before image tokens in joint attention; None: not known (see attention.py)
     image_axes = 3  # of one sample before encoding: (3, H, W), or 4 for a video (F, 3, H, W)
+    num_frames: int | None = None  # F of a video; None: images
+    fps = 0.0  # of a video
+    reads: tuple[str, ...] = ()  # columns of the data that the conditioning needs: `source`, the image that is edited
+
+    def load_parts(self, where: str, revision: str | None) -> dict:
+        """Parts of the pipeline in the folder or hub repository `where` that diffusers is not to load itself."""
+        return {}
 
     def default_resolution(self) -> int | tuple[int, int]:
         """Side of a square image, or height and width, pixels; 1024 where the denoiser's config says nothing."""
@@ -40,6 +48,10 @@ class Family(nn.Module):
     def vae_scale_factor(self) -> int:
         """Pixels of a side per latent."""
         return self.pipe.vae_scale_factor
+
+    def image_shape(self) -> tuple[int, ...]:
+        """(3, H, W) of one sample, (F, 3, H, W) of a video."""
+        return (3, self.height, self.width)
 
     def latent_channels(self) -> int:
         return codec.channels(self.pipe.vae)
@@ -62,9 +74,9 @@ class Family(nn.Module):
         """Shift and scale of the VAE's latents z: latents are (z - shift) * scale."""
         return codec.statistics(self.pipe.vae, len(self.latent_shape))
 
-    def vae_encode(self, images: Tensor) -> Tensor:
-        """Latents z of images in [-1, 1], before they are scaled."""
-        return codec.encode(self.pipe.vae, images)
+    def vae_encode(self, images: Tensor, mode: bool = False) -> Tensor:
+        """Latents z of images in [-1, 1], before they are scaled: a sample of the posterior, or its mode."""
+        return codec.encode(self.pipe.vae, images, mode)
 
     def vae_decode(self, z: Tensor) -> Tensor:
         """Images in [-1, 1] of latents z."""
@@ -73,10 +85,14 @@ class Family(nn.Module):
     @abstractmethod
     def embed(self, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
         """The denoiser's conditioning, by text encoders that lie on `device`: tensors (B, ...). `text` (B, L, D) holds
-        token embeddings; `mask` (B, L), where there is one, says which are real."""
+        token embeddings; `mask` (B, L), where there is one, says which are real.
+
+        A family that `reads` columns gets each as a further argument, a list of B images (3, H, W) in [0, 1]. What
+        guidance leads away from then can depend on the row: an entry `null.<name>` replaces <name> there."""
 
     def unconditional(self) -> dict[str, Tensor]:
-        """The conditioning that guidance leads away from, one row: by default the empty prompt."""
+        """The conditioning that guidance leads away from, one row: by default the empty prompt. What it leaves out is
+        that of the row."""
         return self.condition([""])
 
     def summary(self, cond: dict[str, Tensor]) -> Tensor:

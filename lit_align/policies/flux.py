@@ -43,9 +43,11 @@ class Flux(Policy):
 
     def predict(self, x_t, t, cond):
         h, w = x_t.shape[2:]
-        places = grid_ids(h // 2, w // 2, 3, x_t.device)
-        text_places = torch.zeros(cond["text"].shape[1], 3, device=x_t.device)
+        return unpack(self.call(pack(x_t), grid_ids(h // 2, w // 2, 3, x_t.device), t, cond), h, w)
+
+    def call(self, tokens: Tensor, places: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        """The denoiser's output (B, N, D) for image tokens (B, N, D) at places (N, 3)."""
+        text_places = torch.zeros(cond["text"].shape[1], 3, device=tokens.device)
         embedded = self.denoiser.config.guidance_embeds
         guidance = torch.full_like(t, self.distilled_guidance, dtype=torch.float32) if embedded else None
-        out = self.denoiser(pack(x_t), cond["text"], cond["pooled"], t, places, text_places, guidance).sample
-        return unpack(out, h, w)
+        return self.denoiser(tokens, cond["text"], cond["pooled"], t, places, text_places, guidance).sample

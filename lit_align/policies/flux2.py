@@ -59,8 +59,8 @@ class Flux2(Policy):
     def make_process(self, config: dict) -> Process:
         return Process.from_scheduler(config, self.tokens(), self.grid, empirical_mu)
 
-    def vae_encode(self, images):
-        return torch.pixel_unshuffle(super().vae_encode(images), 2)
+    def vae_encode(self, images, mode=False):
+        return torch.pixel_unshuffle(super().vae_encode(images, mode), 2)
 
     def vae_decode(self, z):
         return super().vae_decode(torch.pixel_shuffle(z, 2))

@@ -70,9 +70,9 @@ def denoiser_of(policy: "Policy", source: str) -> nn.Module:
 
 def tiny_pipeline(policy: "Policy"):
     """A tiny pipeline of the family with random weights, the same every time."""
-    from lit_align.policies import tiny, tiny_images, tiny_transformers
+    from lit_align.policies import tiny, tiny_images, tiny_transformers, tiny_videos
 
-    builders = vars(tiny) | vars(tiny_transformers) | vars(tiny_images)
+    builders = vars(tiny) | vars(tiny_transformers) | vars(tiny_images) | vars(tiny_videos)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         pipe = builders[policy.pipeline_class]()
@@ -86,7 +86,7 @@ def from_pretrained(policy: "Policy", pretrained: str, where: str, source: dict,
     pipeline = getattr(diffusers, policy.pipeline_class)
     index = pipeline.load_config(where, revision=source["revision"])
     refuse_family(policy, pretrained, index)
-    parts = given_parts(policy, index, source, vae)
+    parts = given_parts(policy, index, source, vae) | policy.load_parts(where, source["revision"])
     if quantize:
         model = getattr(diffusers, index[policy.denoiser_name][1])
         parts[policy.denoiser_name] = load_quantized(policy, model, where, quantize, source)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from typing import Literal
+from zlib import crc32
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from lit_align.policies.adapters import Adapter, Frozen, Full, LoRA
 from lit_align.policies.attention import Record, Replace, attention
 from lit_align.policies.family import Family
 from lit_align.policies.versions import OLD, REFERENCE, Versions
+
+NULL = "null."  # prefix of a row's own conditioning that guidance leads away from
 
 
 class Policy(Family):
@@ -132,12 +135,26 @@ class Policy(Family):
             part.to(device)
         return device
 
-    def condition(self, prompts: list[str]) -> dict[str, Tensor]:
+    def condition(self, prompts: list[str], columns: dict[str, list] | None = None) -> dict[str, Tensor]:
         """Conditioning of prompts: a dict of tensors (B, ...). Text beyond the encoders' length is cut off, with a
-        warning."""
+        warning. Of the further columns of their rows, those that the family `reads` are taken."""
+        given = {name: (columns or {}).get(name) for name in self.reads}
+        if missing := [name for name, cells in given.items() if cells is None]:
+            raise ValueError(
+                f"{type(self).__name__} edits images and needs the column `{missing[0]}` with them beside each prompt; "
+                f"the rows have {', '.join(columns or {}) or 'no further columns'}."
+            )
         with torch.set_grad_enabled(self.trains_text and torch.is_grad_enabled()):
-            cond = self.embed(list(prompts), self._place(self._encoders(), encoder=not self.trains_text))
+            device = self._place(self._encoders(), encoder=not self.trains_text)
+            cond = self.embed(list(prompts), device, **given)
         return {k: v.to(self.device) for k, v in cond.items()}
+
+    def keys(self, prompts: list[str], columns: dict[str, list] | None = None) -> list[str]:
+        """What tells the rows' conditioning apart: the prompt, and a checksum of the images that are edited."""
+        marks = [""] * len(prompts)
+        for name in self.reads:
+            marks = [f"{m} {crc32(x.cpu().numpy().tobytes())}" for m, x in zip(marks, columns[name], strict=True)]
+        return [prompt + mark for prompt, mark in zip(prompts, marks)]
 
     def null(self, n: int) -> dict[str, Tensor]:
         """n rows of `unconditional`, computed once unless text encoders are trained."""
@@ -146,20 +163,27 @@ class Policy(Family):
         null, self._null = self._null, None if self.trains_text else self._null
         return {k: v.to(self.device).expand(n, *v.shape[1:]) for k, v in null.items()}
 
+    def null_of(self, cond: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What guidance leads away from in the rows of `cond`: `null`, with what of it is the row's own."""
+        own = {name.removeprefix(NULL): v for name, v in cond.items() if name.startswith(NULL)}
+        rest = {name: v for name, v in cond.items() if not name.startswith(NULL)}
+        return rest | (own or self.null(len(next(iter(rest.values())))))
+
     @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        """Scaled latents (N, C, h, w), sampled from the posterior, of images (N, 3, H, W) in [0, 1]."""
+    def encode(self, images: Tensor, mode: bool = False) -> Tensor:
+        """Scaled latents (N, C, h, w) of images (N, 3, H, W) in [0, 1], or (N, C, f, h, w) of videos (N, F, 3, H, W):
+        sampled from the posterior, or its mode."""
         if images.ndim != 1 + self.image_axes:
             one = "images (N, 3, H, W)" if self.image_axes == 3 else "videos (N, F, 3, H, W)"
             raise ValueError(f"encode takes {one}; it was given a tensor of shape {tuple(images.shape)}.")
         vae = self.pipe.vae
         device = self._place(codec.encoder_parts(vae))
         with torch.autocast(device.type, enabled=False):
-            z = self.vae_encode((images * 2 - 1).to(device, vae.dtype))
+            z = self.vae_encode((images * 2 - 1).to(device, vae.dtype), mode)
         return codec.normalize(z, self.statistics()).to(self.device)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] of scaled latents; differentiable."""
+        """Images (B, 3, H, W), or videos (B, F, 3, H, W), in [0, 1] of scaled latents; differentiable."""
         vae = self.pipe.vae
         device = self._place(codec.decoder_parts(vae), encoder=False)
         self.calls["decodes"] += len(latents)
@@ -181,7 +205,9 @@ class Policy(Family):
 
     def branches(self, x_t: Tensor, t: Tensor, cond: dict, null: dict | None = None) -> tuple[Tensor, Tensor]:
         """The predictions under `null` (default: the policy's own) and under `cond`, in one forward."""
-        both = cat_conditioning([self.null(len(x_t)) if null is None else null, cond])
+        null = self.null_of(cond) if null is None else null
+        cond = {k: v for k, v in cond.items() if not k.startswith(NULL)}
+        both = cat_conditioning([cond | null, cond])
         return self.denoise(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
 
     def count(self, pred: Tensor) -> None:

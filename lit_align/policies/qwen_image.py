@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lit_align.policies.adapters import JOINT_ATTENTION
+from lit_align.policies.adapters import joint_attention
 from lit_align.policies.packing import pack, unpack
 from lit_align.policies.policy import Policy
 
@@ -30,9 +30,8 @@ class QwenImage(Policy):
         self.fingerprint += f" {max_sequence_length}"
 
     @property
-    def lora_targets(self) -> tuple[str, ...]:  # but the last block's to_add_out, whose output nothing reads
-        blocks = range(self.denoiser.config.num_layers - 1)
-        return (*JOINT_ATTENTION[:-1], *(f"transformer_blocks.{i}.attn.to_add_out" for i in blocks))
+    def lora_targets(self) -> tuple[str, ...]:
+        return joint_attention(self.denoiser.config.num_layers)
 
     def embed(self, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
         length = self.max_sequence_length
@@ -53,8 +52,8 @@ class QwenImage(Policy):
         norm = pack(cond).norm(dim=-1, keepdim=True) / mixed.norm(dim=-1, keepdim=True)
         return unpack(mixed * norm, *cond.shape[2:])
 
-    def vae_encode(self, images):  # a video VAE: one frame
-        return super().vae_encode(images[:, :, None])[:, :, 0]
+    def vae_encode(self, images, mode=False):  # a video VAE: one frame
+        return super().vae_encode(images[:, :, None], mode)[:, :, 0]
 
     def vae_decode(self, z):
         return super().vae_decode(z[:, :, None])[:, :, 0]

@@ -35,7 +35,7 @@ def refuse_family(policy: "Policy", pretrained: str, index: dict) -> None:
     """Refuses a pipeline of another family."""
     found, wanted = index.get("_class_name"), policy.pipeline_class
     stem = wanted.removesuffix("Pipeline")
-    if found not in (wanted, f"{stem}Img2ImgPipeline", f"{stem}InpaintPipeline"):
+    if found not in (wanted, *policy.made_from, f"{stem}Img2ImgPipeline", f"{stem}InpaintPipeline"):
         raise ValueError(f"{pretrained} is a {found}; {type(policy).__name__} is for a {wanted}.")
     if index.get("requires_aesthetics_score"):
         raise ValueError(f"{pretrained} is SDXL's refiner, which does not start from noise; give the base model.")

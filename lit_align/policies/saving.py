@@ -84,7 +84,7 @@ def write_diffusers(policy: "Policy", layers: dict[str, Tensor], metadata: dict,
     from diffusers.loaders.lora_base import LoraBaseMixin
     from diffusers.utils import convert_state_dict_to_diffusers
 
-    if isinstance(policy.pipe, LoraBaseMixin):
+    if isinstance(policy.pipe, LoraBaseMixin) and isinstance(policy.denoiser, PeftAdapterMixin):
         name = f"{policy.denoiser_name}_lora"
         if policy.denoiser_name == "unet":  # of transformers, diffusers reads peft's names
             layers = convert_state_dict_to_diffusers(layers)

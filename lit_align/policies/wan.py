@@ -3,17 +3,16 @@
 import torch
 from torch import Tensor
 
-from lit_align.policies.policy import Policy
+from lit_align.policies.video import Video
 
 
-class Wan(Policy):
+class Wan(Video):
     """A flow transformer on the latents of a video VAE, with UMT5 tokens; text beyond the prompt's end is zeros.
 
-    Latents are (C, f, h, w), videos (F, 3, H, W) with F = 1 + 4 (f - 1) frames. The sampler's steps are Euler's, on the
-    grid of the checkpoint's scheduler; diffusers' default, UniPC, is of second order.
+    Latents have f = 1 + (F - 1) / 4 frames. The sampler's steps are Euler's, on the grid of the checkpoint's scheduler;
+    diffusers' default, UniPC, is of second order. Wan 2.1 makes 81 frames at 16 a second, the 5B 121 at 24.
 
     Args:
-        frames: F of a video, 1 more than a multiple of 4.
         max_sequence_length: tokens of the text.
     """
 
@@ -21,29 +20,22 @@ class Wan(Policy):
     denoiser_name = "transformer"
     encoder_names = ("text_encoder",)
     vae_class = "AutoencoderKLWan"
-    patch, image_axes = 2, 4
+    patch = 2
 
-    def __init__(self, *args, frames: int = 81, max_sequence_length: int = 512, **kwargs):
-        self.frames, self.max_sequence_length = frames, max_sequence_length
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args, num_frames: int = 81, max_sequence_length: int = 512, **kwargs):
+        self.max_sequence_length = max_sequence_length
+        super().__init__(*args, num_frames=num_frames, **kwargs)
         if self.pipe.config.boundary_ratio is not None:
             raise ValueError("this Wan has two denoisers (boundary_ratio); take Wan 2.1, or 2.2's 5B.")
-        self.fingerprint += f" {frames} {max_sequence_length}"
+        self.fingerprint += f" {max_sequence_length}"
+
+    def default_fps(self) -> float:
+        return 24 if self.pipe.config.expand_timesteps else 16
 
     def default_resolution(self) -> tuple[int, int]:
         size = self.denoiser.config.get("sample_size")
-        return (size * self.vae_scale_factor,) * 2 if size else (480, 832)
-
-    @property
-    def vae_scale_factor(self) -> int:
-        return self.pipe.vae_scale_factor_spatial
-
-    def shape(self) -> tuple[int, ...]:
-        channels, h, w = super().shape()
-        every = self.pipe.vae_scale_factor_temporal
-        if self.frames % every != 1:
-            raise ValueError(f"frames: {self.frames} is not 1 more than a multiple of {every}.")
-        return (channels, 1 + (self.frames - 1) // every, h, w)
+        whole = (704, 1280) if self.pipe.config.expand_timesteps else (480, 832)
+        return (size * self.vae_scale_factor,) * 2 if size else whole
 
     def embed(self, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
         length = self.max_sequence_length
@@ -52,9 +44,3 @@ class Wan(Policy):
 
     def predict(self, x_t, t, cond):
         return self.denoiser(x_t, t * self.process.num_train_timesteps, cond["text"]).sample
-
-    def vae_encode(self, images):
-        return super().vae_encode(images.transpose(1, 2))
-
-    def vae_decode(self, z):
-        return super().vae_decode(z).transpose(1, 2)

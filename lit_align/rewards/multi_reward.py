@@ -56,6 +56,7 @@ class MultiReward(Reward):
         self.differentiable = all(reward.differentiable for reward in rewards.values())
         self.masks = any(reward.masks for reward in rewards.values())
         self.together = any(reward.together for reward in rewards.values())
+        self.videos = all(reward.videos for reward in rewards.values())
 
     @property
     def columns(self) -> dict[str, bool]:
@@ -85,7 +86,7 @@ class Combination(Reward):
         super().__init__()
         self.multi, self.normalise, self.names = MultiReward(rewards), normalise, tuple(rewards)
         self.differentiable, self.masks = self.multi.differentiable, self.multi.masks
-        self.together = self.multi.together
+        self.together, self.videos = self.multi.together, self.multi.videos
         self.moments = torch.zeros(3, len(rewards), dtype=torch.double)  # count, sum, sum of squares of each
         self.latest: dict[str, Tensor] = {}  # name -> (N,), the scores of the last call
 

@@ -22,8 +22,9 @@ class Reward(nn.Module):
     Attributes: `name` labels it in logs (`val/reward/<name>`); `differentiable` is True if gradients reach the images;
     `names` labels the R numbers of a reward that gives several; `masks` is True if a score can be NaN, which means that
     the image could not be scored, and that training leaves it out; `together` is True if an image's score depends on
-    the other images of the call; `truncated` counts the prompts so far whose end it did not read (None: it has scored
-    none, or does not count). The others say what a user must know of a reward, and `docs/rewards.md` lists them.
+    the other images of the call; `videos` is True if it scores whole videos (N, F, 3, H, W); `truncated` counts the
+    prompts so far whose end it did not read (None: it has scored none, or does not count). The others say what a user
+    must know of a reward, and `docs/rewards.md` lists them.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Reward(nn.Module):
     names: tuple[str, ...] = ()
     masks = False
     together = False
+    videos = False
     truncated: int | None = None
     artefact = ""  # the published weights it loads: hub id or file
     licence = ""  # of the artefact
@@ -95,6 +97,7 @@ def components(reward: Reward, images: Tensor, rows: dict) -> Tensor:
 
     Raises ValueError if the rows lack a column, or if the reward does not give one number (or R numbers) per image.
     """
+    refuse_videos([reward], images.ndim == 5)
     available = rows.get("columns", {})
     if missing := [name for name, needed in reward.columns.items() if needed and name not in available]:
         raise ValueError(missing_column(reward, missing[0], available))
@@ -125,6 +128,16 @@ def refuse_masks(module: nn.Module, who: str) -> None:
         raise ValueError(
             f"{who} needs a score for every image, and {type(masked[-1]).__name__} leaves out those that could not be "
             "scored: set its on_failure to stop."
+        )
+
+
+def refuse_videos(rewards, videos: bool) -> None:
+    """Raises ValueError if the samples are videos and one of the rewards scores images."""
+    if blind := [reward for reward in rewards if videos and not reward.videos]:
+        part = f"{{class_path: {type(blind[0]).__name__}}}"
+        raise ValueError(
+            f"the reward {blind[0].name} scores images, and the policy makes videos: put it into Frames, which scores "
+            f"frames of them ({{class_path: Frames, init_args: {{reward: {part}}}}})."
         )
 
 

@@ -28,6 +28,7 @@ class Routed(Reward):
         self.differentiable = all(part.differentiable for part in rewards.values())
         self.masks = any(part.masks for part in rewards.values())
         self.together = any(part.together for part in rewards.values())
+        self.videos = all(part.videos for part in rewards.values())
         for name, part in rewards.items():
             if any(isinstance(m, Combination) and m.normalise for m in part.modules()):
                 raise ValueError(

@@ -75,13 +75,17 @@ class VLMJudge(Reward):
             tiny.speak(self.vlm, [f"Score: {k}" for k in range(low, high + 1)])
 
     def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
+        return self.ask(images[:, None], prompts)
+
+    def ask(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """The model's opinions (N,) of K images to a question, (N, K, 3, H, W)."""
         texts = [self.question.replace("{prompt}", prompt) for prompt in prompts]
         if self.answer == "yes_no":
-            return self.vlm.yes(images[:, None], texts)
+            return self.vlm.yes(images, texts)
         if self.answer == "expectation":
-            p = self.vlm.next_token(images[:, None], texts, self.ids).softmax(1)
+            p = self.vlm.next_token(images, texts, self.ids).softmax(1)
             return p @ torch.arange(self.low, self.high + 1, device=p.device, dtype=p.dtype)
-        said = self.vlm.answers(images[:, None], texts, self.max_tokens)
+        said = self.vlm.answers(images, texts, self.max_tokens)
         return read_all(lambda a: the_number(a, "Score:", self.low, self.high), said, self.on_failure).to(images.device)
 
 

@@ -27,6 +27,6 @@ class CFGPlusPlus(Hook):
     def predict(self, policy, state, sampler):
         super().predict(policy, state, sampler)
         if "null" not in state.branches:  # guidance_scale is 1
-            null = policy.null(len(state.x)) if state.null is None else state.null
+            null = policy.null_of(state.cond) if state.null is None else state.null
             state.branches["null"] = policy.denoise(state.x, state.t, null)
         state.eps = policy.process.to_eps(state.branches["null"], state.x, state.t)

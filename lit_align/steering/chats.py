@@ -32,7 +32,7 @@ class CHATS(Hook):
         return 2 * steps
 
     def predict(self, policy, state, sampler):
-        null = policy.null(len(state.x)) if state.null is None else state.null
+        null = policy.null_of(state.cond) if state.null is None else state.null
         null, cond = fill_conditioning([null, state.cond])
         # masks and ids are the prompt's
         beyond = {

@@ -49,7 +49,7 @@ class NegativeBranch(Hook):
         self.base = None
 
     def predict(self, policy, state, sampler):
-        null = policy.null(len(state.x)) if state.null is None else state.null
+        null = policy.null_of(state.cond) if state.null is None else state.null
         negative = (self.negative or policy).denoise(state.x, state.t, null)
         if self.negative is None:
             with policy.reference():

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lit_align.diffusion.process import append_dims
 from lit_align.diffusion.sampler import Sampler
-from lit_align.diffusion.state import State, derived_seed
+from lit_align.diffusion.state import State, derived_seed, select_rows
 from lit_align.rewards.reward import Reward
 from lit_align.steering.language_model import LanguageModel
 from lit_align.steering.outer_sampler import OuterSampler
@@ -108,7 +108,8 @@ class OPT2I(OuterSampler):
 
     def draw(self, policy, start: State, rows: Tensor, texts: list[str], noises: list[Tensor], hooks) -> tuple:
         """The first image's latents of one text for each of the rows, and the mean reward of its images (N,)."""
-        cond, rewards, first = self.encode(policy, texts, hooks), [], None
+        cond = self.encode(policy, texts, hooks, select_rows(start.columns, rows.tolist()))
+        rewards, first = [], None
         for k, noise in enumerate(noises):
             state = self.start(start, k)
             state.x = noise

@@ -54,7 +54,7 @@ class SAG(Hook):
         n, process = len(state.x), policy.process
         cond = state.cond
         if "null" in state.branches:
-            cond = policy.null(n) if state.null is None else state.null
+            cond = policy.null_of(state.cond) if state.null is None else state.null
         prediction = state.branches.get("null", state.branches["cond"])
         attended = torch.stack(maps).mean(0)[:n]  # with guidance, the null samples come first
         mask = F.interpolate((attended > self.threshold).float()[:, None], state.x.shape[-2:])

@@ -44,5 +44,7 @@ class ZSampling(Hook):
             if self.inversion_scale:
                 prediction = policy.denoise(x_s, state.t, state.cond, self.inversion_scale)
             else:
-                prediction = policy.denoise(x_s, state.t, policy.null(len(x_s)) if state.null is None else state.null)
+                prediction = policy.denoise(
+                    x_s, state.t, policy.null_of(state.cond) if state.null is None else state.null
+                )
             state.x = invert(policy.process, x_s, direction(policy.process, prediction, x_s, state.t), t, s)  # zag

@@ -60,7 +60,9 @@ def families() -> list[type[Policy]]:
     """The model families, by name."""
     import_all()
     found = [
-        cls for cls in subclasses(Policy) if cls.__module__.startswith("lit_align.policies.") and cls is not Policy
+        cls
+        for cls in subclasses(Policy)
+        if cls.__module__.startswith("lit_align.policies.") and hasattr(cls, "pipeline_class")  # bases have none
     ]
     return sorted(found, key=lambda cls: cls.__name__.lower())
 
@@ -70,9 +72,9 @@ def lora_loader(policy: Policy) -> str:
     from diffusers.loaders import PeftAdapterMixin
     from diffusers.loaders.lora_base import LoraBaseMixin
 
-    if isinstance(policy.pipe, LoraBaseMixin):
-        return "pipe.load_lora_weights"
     adapted = isinstance(policy.denoiser, PeftAdapterMixin)
+    if adapted and isinstance(policy.pipe, LoraBaseMixin):
+        return "pipe.load_lora_weights"
     return f"pipe.{policy.denoiser_name}.load_lora_adapter" if adapted else "peft.PeftModel.from_pretrained"
 
 

@@ -16,7 +16,17 @@ from lit_align.studies.runs import markdown
 
 PAGE = ROOT / "docs/recipes.md"
 HEADS = ["recipe", "method", "paper", "models and data of the hub", "pixels", "devices", "batch", "training"]
-SOURCES = ("pretrained", "clip", "vae", "path", "checkpoint", "val_path", "tokenizer", "vit")  # may name a hub repository
+SOURCES = (
+    "pretrained",
+    "clip",
+    "vae",
+    "path",
+    "checkpoint",
+    "val_path",
+    "tokenizer",
+    "motion_adapter",
+    "vit",
+)  # may name a hub repository
 INTRO = """# Recipes
 
 Written by `python -m lit_align.studies.recipes`. The header of each file under `configs/` says what was published, on
@@ -83,7 +93,7 @@ def row(name: str) -> list:
         config["model"]["class_path"],
         ", ".join(f"[{p}](https://arxiv.org/abs/{p})" for p in papers) or "-",
         ", ".join(f"`{i}`" for i in dict.fromkeys(hub_ids(config))),
-        data["resolution"],
+        " x ".join(map(str, data["resolution"])) if isinstance(data["resolution"], list) else data["resolution"],
         devices,
         f"{size} x {accumulate} x {devices} = {size * accumulate * devices}",
         "none" if steered else training,

@@ -31,7 +31,7 @@ FAMILIES = {  # arguments of the policy; of the pipeline, from noise and guidanc
     Flux2: ({"resolution": (16, 24), "max_sequence_length": 1024}, lambda x, w: {"latents": x, "guidance_scale": 4.0}),
     Flux2Klein: ({"resolution": (16, 24), "max_sequence_length": 48}, lambda x, w: {"latents": x, "guidance_scale": w}),
     QwenImage: ({"resolution": (32, 48), "max_sequence_length": 512}, lambda x, w: {"latents": pack(x), "true_cfg_scale": w, "negative_prompt": " "}),
-    Wan: ({"resolution": (32, 48), "max_sequence_length": 32, "frames": 5, "scheduler": EULER}, lambda x, w: {"latents": x, "guidance_scale": w, "num_frames": 5}),
+    Wan: ({"resolution": (32, 48), "max_sequence_length": 32, "num_frames": 5, "scheduler": EULER}, lambda x, w: {"latents": x, "guidance_scale": w, "num_frames": 5}),
     ZImage: ({"resolution": (16, 24), "max_sequence_length": 64}, lambda x, w: {"latents": x, "guidance_scale": w - 1}),
     **IMAGES,
 }  # fmt: skip
@@ -106,7 +106,7 @@ def test_our_loop_draws_what_the_pipeline_draws(family):
 
 def test_encode_then_decode_is_the_vaes(family):
     policy, vae = make(family), make(family).pipe.vae
-    images = torch.rand(2, *((5,) if family is Wan else ()), 3, policy.height, policy.width)
+    images = torch.rand(2, *policy.image_shape())
     torch.manual_seed(0)
     latents = policy.encode(images)
     assert latents.shape[1:] == policy.latent_shape
@@ -187,8 +187,8 @@ def test_wan_5b_draws_what_its_pipeline_draws_with_a_time_for_every_token(tmp_pa
     pipe.save_pretrained(tmp_path / "14b")
     with pytest.raises(ValueError, match="two denoisers"):
         make(Wan, pretrained=str(tmp_path / "14b"))
-    with pytest.raises(ValueError, match="frames: 6 is not 1 more than a multiple of 4"):
-        make(Wan, frames=6)
+    with pytest.raises(ValueError, match="num_frames: 6 is not 1 more than a multiple of 4"):
+        make(Wan, num_frames=6)
 
 
 def test_prompts_stay_as_they_were(family):

@@ -122,14 +122,14 @@ class ForwardProcess(Online):
         k = self.samples_per_prompt
         rows = repeat_rows(batch, k)
         with self.sampling_policy():
-            latents = [self.draw_latents(batch["prompt"]) for _ in range(k)]
+            latents = [self.draw_latents(batch) for _ in range(k)]
         x_0 = torch.stack(latents, 1).flatten(0, 1)
         reward = self.log_reward(self.judge(self.reward, x_0, rows, self.minibatch), rows["prompt"])
         known = scored(reward).to(x_0)
         return {
             "x_0": x_0,
             "t": self.times(len(x_0)),
-            "advantage": local_advantages(self, rows["prompt"], reward),
+            "advantage": local_advantages(self, self.policy.keys(rows["prompt"], rows["columns"]), reward),
             "weight": known / self.all_gather(known).mean(),
             "cond": self.cond(batch),
         }

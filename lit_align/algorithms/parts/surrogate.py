@@ -54,12 +54,13 @@ class Surrogate(Reward):
         batch_size: int = 512,
     ):
         super().__init__()
+        self.videos = reward.videos
         self.queried, self._policy = reward.eval().requires_grad_(False), (policy,)  # a tuple, so it is no submodule
         self.features = (features or reward).eval().requires_grad_(False)
         self.alpha, self.ridge, self.max_bonus = alpha, ridge, max_bonus
         self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
         with torch.no_grad():
-            size = self.describe(torch.zeros(1, 3, policy.height, policy.width), [""]).shape[1]
+            size = self.describe(torch.zeros(1, *policy.image_shape()), [""]).shape[1]
         self.heads = nn.ModuleList(head(size) for _ in range(4 if optimism == "bootstrap" else 1))
         self.heads.eval().requires_grad_(False)
         self.register_buffer("x", torch.empty(0, size), persistent=False)

@@ -108,7 +108,8 @@ class PolicyGradient(Online):
         """Trajectories, and the advantage of each trajectory (N,) or of each step (N, T)."""
         rows = repeat_rows(batch, self.samples_per_prompt)
         trajectory, states = self.draw_trajectories(rows)
-        return trajectory, self.advantages(rows["prompt"], self.rewards_of(states, rows))
+        keys = self.policy.keys(rows["prompt"], rows["columns"])
+        return trajectory, self.advantages(keys, self.rewards_of(states, rows))
 
     def draw_trajectories(
         self, rows: dict, hooks: Sequence[Hook] = (), leaves: int = 1

@@ -61,12 +61,12 @@ class SDPO(PolicyGradient):
         trajectory, states = self.draw_trajectories(rows, (hook,))
         x_0 = torch.cat([hook.x_0(state) for state in states])  # (N, T, ...)
         returns = interpolated(x_0, lambda x: self.judge(self.reward, x, tile_rows(rows, 3), self.minibatch))  # (N, T)
-        prompts = rows["prompt"]
+        prompts, keys = rows["prompt"], self.policy.keys(rows["prompt"], rows["columns"])
         self.log_reward(returns[:, -1], prompts)
         for k in reversed(range(returns.shape[1] - 1)):
             returns[:, k] += self.discount * returns[:, k + 1]
         steps = enumerate(returns.unbind(1))
-        return trajectory, torch.stack([local_advantages(self, [f"{p} {k}" for p in prompts], r) for k, r in steps], 1)
+        return trajectory, torch.stack([local_advantages(self, [f"{key} {k}" for key in keys], r) for k, r in steps], 1)
 
     def loss(self, step: StepBatch) -> Tensor:
         pairs = lambda x: x.view(-1, 2)[:, 0] - x.view(-1, 2)[:, 1]

@@ -56,11 +56,11 @@ class NashMD(OnlinePreference):
     @torch.no_grad()
     def collect(self, batch: dict) -> dict:
         rows, mixture = tile_rows(batch, 2), [Mixture(self.mixture)]
-        x = self.draw_latents(rows["prompt"], mixture)
+        x = self.draw_latents(rows, mixture)
         reward = self.log_reward(self.judge(self.reward, x, rows, self.minibatch), rows["prompt"])
         first, second = x.chunk(2)
         p = self.preference(*reward.chunk(2)).to(x)
-        return {"prompt": batch["prompt"], "win_latents": first, "lose_latents": second, "p": p}
+        return batch | {"win_latents": first, "lose_latents": second, "p": p}
 
     def loss(self, e: Errors) -> Tensor:
         return (self.beta * e.gap - (2 * e.batch["p"] - 1)).square()

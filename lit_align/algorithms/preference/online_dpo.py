@@ -11,6 +11,7 @@ from torch import Tensor
 from lit_align.algorithms.online import repeat_rows
 from lit_align.algorithms.preference.online_preference import OnlinePreference
 from lit_align.algorithms.preference.preference import Errors
+from lit_align.diffusion.state import select_rows
 from lit_align.ranges import COUNT
 from lit_align.rewards.reward import Reward
 
@@ -48,7 +49,7 @@ class OnlineDPO(OnlinePreference):
         k = self.samples_per_prompt
         rows = repeat_rows(batch, k)
         with self.policy.reference() if self.samples_from == "reference" else nullcontext():
-            latents = self.draw_latents(rows["prompt"])
+            latents = self.draw_latents(rows)
         reward = self.log_reward(self.judge(self.reward, latents, rows, self.minibatch), rows["prompt"])
         reward, latents = reward.view(-1, k).cpu(), latents.unflatten(0, (-1, k))
         untied = (reward.amax(1) > reward.amin(1)).nonzero().flatten()
@@ -56,7 +57,7 @@ class OnlineDPO(OnlinePreference):
             return None
         pick = lambda which: latents[untied, which[untied]]
         return {
-            "prompt": [batch["prompt"][i] for i in untied],
+            **select_rows({"prompt": batch["prompt"], "columns": batch.get("columns", {})}, untied.tolist()),
             "win_latents": pick(reward.argmax(1)),
             "lose_latents": pick(reward.argmin(1)),
         }

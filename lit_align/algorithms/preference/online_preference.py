@@ -26,4 +26,4 @@ class OnlinePreference(Online, Preference):
     def reference_latents(self, batch: dict) -> Tensor:
         """Latents (B, ...) sampled from the reference for the batch's prompts."""
         with self.policy.reference():
-            return self.draw_latents(batch["prompt"])
+            return self.draw_latents(batch)

@@ -40,8 +40,8 @@ class DRaFTLV(RewardGradient):
         super().__init__(**kwargs)
         self.n = n
 
-    def generate(self, prompts: list[str]) -> Tensor:
-        cond = self.policy.condition(prompts)
+    def generate(self, batch: dict) -> Tensor:
+        cond = self.policy.condition(batch["prompt"], batch.get("columns"))
         x_0 = self.rollout(self.policy, cond=cond, grad=last_k(self.rollout.steps, 1)).x
         repeated = torch.cat([x_0.detach()] * self.n)  # (n B, ...)
         t = self.rollout.timesteps(self.policy)[-2].expand(len(repeated))

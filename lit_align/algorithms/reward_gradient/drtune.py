@@ -42,8 +42,8 @@ class DRTune(RewardGradient):
         first = torch.randint(steps - stride * (self.K - 1), ())
         return torch.isin(torch.arange(steps), first + stride * torch.arange(self.K))
 
-    def generate(self, prompts: list[str]) -> Tensor:
+    def generate(self, batch: dict) -> Tensor:
         steps = self.rollout.steps
         grad, last = self.rank_zero((self.grad_steps(steps), steps - 1 - int(torch.randint(self.early_stop, ()))))
-        state = self.rollout(self.policy, prompts, hooks=(StopAfter(last), StopInput()), grad=grad)
+        state = self.roll(batch, hooks=(StopAfter(last), StopInput()), grad=grad)
         return state.x if last == steps - 1 else state.x0

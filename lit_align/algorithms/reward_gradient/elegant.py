@@ -65,8 +65,9 @@ class ELEGANT(RewardGradient):
         t = self.rollout.timesteps(self.policy)[0].to(x.device)
         return self.initial["value"](x, text, t.expand(len(x)))
 
-    def generate(self, prompts: list[str]) -> Tensor:
-        cond, x, path = self.policy.condition(prompts), self.noise(len(prompts)), PathKL(self.rollout)
+    def generate(self, batch: dict) -> Tensor:
+        cond = self.policy.condition(batch["prompt"], batch.get("columns"))
+        x, path = self.noise(len(batch["prompt"])), PathKL(self.rollout)
         if self.initial:
             with torch.no_grad():
                 x, _ = self.initial["nu"](x, self.policy.summary(cond))
@@ -95,7 +96,7 @@ class ELEGANT(RewardGradient):
     def initial_loss(self, batch: dict) -> Tensor:
         """(v_0 - target)^2 + alpha KL(nu) - v_0(x_T), x_T ~ nu; each term has gradient in its own network only."""
         prompts = batch["prompt"]
-        cond, x = self.policy.condition(prompts), self.noise(len(prompts))
+        cond, x = self.policy.condition(prompts, batch.get("columns")), self.noise(len(prompts))
         text = self.policy.summary(cond).detach()
         value_loss = (self.v_0(x, text) - self.soft_value(x, cond, batch)).square().mean()
         x_T, kl = self.initial["nu"](self.noise(len(prompts)), text)

@@ -104,7 +104,7 @@ class LaSRO(Online):
     def collect(self, batch: dict) -> dict:
         """Adds each prompt's best and worst z_k for each k to the replay buffer; ties are left out."""
         prompts, k = batch["prompt"], self.samples_per_prompt
-        cond = self.policy.condition(prompts)
+        cond = self.policy.condition(prompts, batch.get("columns"))
         z = torch.stack([self.estimates(cond) for _ in range(k)])  # (K, U, B, ...)
         rows = tile_rows(batch, k * len(self.used))
         r = self.judge(self.reward, z.flatten(0, 2), rows, len(prompts)).view(z.shape[:3])

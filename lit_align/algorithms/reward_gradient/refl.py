@@ -48,10 +48,10 @@ class ReFL(RewardGradient):
         self.min_step, self.threshold, self.weight, self.pretrain_weight = min_step, threshold, weight, pretrain_weight
         self.feedback = ("prompt", "image") if pretrain_weight else ("prompt",)
 
-    def generate(self, prompts: list[str]) -> Tensor:
+    def generate(self, batch: dict) -> Tensor:
         steps = self.rollout.steps
         i = self.rank_zero(torch.randint(self.min_step, steps, ()).item())
-        return self.rollout(self.policy, prompts, hooks=(StopAfter(i),), grad=torch.arange(steps) == i).x0
+        return self.roll(batch, hooks=(StopAfter(i),), grad=torch.arange(steps) == i).x0
 
     def loss(self, reward: Tensor) -> Tensor:
         return self.weight * (self.threshold - reward).relu()

@@ -7,6 +7,7 @@ from torch import Tensor
 from lit_align.algorithms.algorithm import Algorithm
 from lit_align.algorithms.online import tile_rows
 from lit_align.diffusion.sampler import Sampler, all_steps
+from lit_align.diffusion.state import State
 from lit_align.rewards.reward import Reward
 
 
@@ -38,16 +39,20 @@ class RewardGradient(Algorithm):
         that of one step."""
         return all_steps(steps)
 
-    def generate(self, prompts: list[str]) -> Tensor:
-        """Latents (n B, ...) with gradient, for the B prompts repeated n times: a b a b."""
-        return self.rollout(self.policy, prompts, grad=self.rank_zero(self.grad_steps(self.rollout.steps))).x
+    def generate(self, batch: dict) -> Tensor:
+        """Latents (n B, ...) with gradient, for the batch's B prompts repeated n times: a b a b."""
+        return self.roll(batch, grad=self.rank_zero(self.grad_steps(self.rollout.steps))).x
+
+    def roll(self, batch: dict, **kwargs) -> State:
+        """The rollout's last state for the rows of a batch."""
+        return self.rollout(self.policy, batch["prompt"], columns=batch.get("columns"), **kwargs)
 
     def loss(self, reward: Tensor) -> Tensor:
         """The method's loss per image: (n B,) from rewards (n B,)."""
         return -reward
 
     def batch_loss(self, batch: dict) -> Tensor:
-        x_0 = self.generate(batch["prompt"])
+        x_0 = self.generate(batch)
         rows = tile_rows(batch, len(x_0) // len(batch["prompt"]))
         reward = self.log_reward(self.judge(self.reward, x_0, rows), rows["prompt"])
         return self.connected(self.loss(reward).mean())

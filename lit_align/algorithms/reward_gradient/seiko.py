@@ -88,7 +88,7 @@ class SEIKO(Online, AlignProp):
         rows, x, y = tile_rows(batch, k), [], []
         for part in torch.arange(len(rows["prompt"])).split(batch_size):
             part_rows = select_rows(rows, part.tolist())
-            image = self.policy.decode(self.rollout(self.policy, part_rows["prompt"]).x)
+            image = self.policy.decode(self.roll(part_rows).x)
             x.append(self.reward.describe(image, part_rows["prompt"]))
             y.append(components(self.reward.queried, image, part_rows))
         y = self.log_reward(self.reward.queried.combine(torch.cat(y)), rows["prompt"])
@@ -102,9 +102,9 @@ class SEIKO(Online, AlignProp):
 
     def batch_loss(self, batch: dict) -> Tensor:
         """A minibatch's share of the loss; its prompts are drawn from the batch."""
-        rows = torch.randint(len(batch["prompt"]), (self.minibatch,)).tolist()
-        prompts = [batch["prompt"][row] for row in rows]
-        reward = self.reward(self.policy.decode(self.generate(prompts)), prompts)
+        drawn = torch.randint(len(batch["prompt"]), (self.minibatch,)).tolist()
+        rows = select_rows({"prompt": batch["prompt"], "columns": batch.get("columns", {})}, drawn)
+        reward = self.reward(self.policy.decode(self.generate(rows)), rows["prompt"])
         self.log_mean("train/surrogate", reward.detach().mean(), len(reward))
         return self.connected(self.loss(reward).mean()) / self.accumulate
 
@@ -112,9 +112,9 @@ class SEIKO(Online, AlignProp):
         super().training_step(batch, batch_idx)
         self.policy.update_reference()
 
-    def generate(self, prompts: list[str]) -> Tensor:
+    def generate(self, batch: dict) -> Tensor:
         path, grad = PathKL(self.rollout, "mean"), self.rank_zero(self.grad_steps(self.rollout.steps))
-        state = self.rollout(self.policy, prompts, hooks=(path,), grad=grad)
+        state = self.roll(batch, hooks=(path,), grad=grad)
         self.path_kl = path.kl(state)  # (B,), a mean over the sample's axes
         return state.x
 

@@ -54,7 +54,7 @@ class SRPO(RewardGradient):
 
     def batch_loss(self, batch: dict) -> Tensor:
         prompts, last = batch["prompt"], LEVELS - 1
-        cond = self.policy.condition(prompts)
+        cond = self.policy.condition(prompts, batch.get("columns"))
         eps = torch.randn(len(prompts), *self.policy.latent_shape, device=self.policy.device)
         x_0 = self.rollout(self.policy, cond=cond, x=eps).x
         times, end = self.times(), self.rank_zero(torch.randint(1, last, ()).item())

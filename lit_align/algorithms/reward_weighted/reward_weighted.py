@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lit_align.algorithms.online import Online, tile_rows
+from lit_align.algorithms.online import Online, repeat_rows, tile_rows
 from lit_align.diffusion.state import select_rows
 from lit_align.rewards.reward import Reward
 
@@ -59,7 +59,7 @@ class WeightedLikelihood(Online):
         """K samples (B, K, C, h, w) for each row, from `prompts` if given, and their rewards: (B, K) or (B, K, R)."""
         k, rows = self.samples_per_prompt, tile_rows(batch, self.samples_per_prompt)
         with self.policy.reference() if self.uses_reference else nullcontext():
-            latents = [self.draw_latents(prompts or batch["prompt"]) for _ in range(k)]
+            latents = [self.draw_latents(batch | ({"prompt": prompts} if prompts else {})) for _ in range(k)]
         reward = self.judge(self.reward, torch.cat(latents), rows, self.minibatch)
         self.log_reward(reward, rows["prompt"])
         return torch.stack(latents, 1), reward.unflatten(0, (k, -1)).transpose(0, 1).contiguous()
@@ -75,7 +75,7 @@ class WeightedLikelihood(Online):
         ess = weight.sum().square() / weight.square().sum().clamp(min=1e-12)
         self.log_mean("train/effective_sample_size", ess, 1)
         return {
-            "prompt": [p for p in batch["prompt"] for _ in range(self.samples_per_prompt)],
+            **repeat_rows(batch, self.samples_per_prompt),
             "image_latents": latents.flatten(0, 1),
             "weight": weight.view(-1, *reward.shape[:2])[self.global_rank].flatten(),
         }

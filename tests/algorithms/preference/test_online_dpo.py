@@ -41,17 +41,17 @@ def test_samples_are_drawn_from_the_policy_or_from_the_reference(samples_from):
         method.collect({"prompt": ["a", "b"]})
     prompts = ["a", "a", "b", "b"]
     torch.manual_seed(0)
-    own = method.draw_latents(prompts)
+    own = method.draw_latents({"prompt": prompts})
     torch.manual_seed(0)
     with method.policy.reference():
-        base = method.draw_latents(prompts)
+        base = method.draw_latents({"prompt": prompts})
     assert not torch.allclose(own, base, atol=1e-3)
     torch.testing.assert_close(draw.results[0], base if samples_from == "reference" else own)
 
 
 def test_an_optimizer_step_is_the_mean_over_draws_of_timestep_and_noise(tmp_path):
     method = OnlineDPO(policy=tiny(), reward=Darkness(), rollout=Sampler(2, 1.0), optimizer=sgd(0.0), draws=5, updates=2)
-    with spy(method, "measure") as measure, spy(method, "noise") as noise:
+    with spy(method, "logged_loss") as measure, spy(method, "noise") as noise:
         t = trainer(tmp_path)
         t.fit(method, prompts(2))
     assert t.global_step == 2 and len(measure.results) == 10

@@ -18,7 +18,7 @@ def test_collected_pairs_are_learnt_from(tmp_path, cls):
     rest = {} if cls is SPINDiffusion else {"reward": Darkness()}
     method = cls(policy=policy, rollout=Sampler(2, 1.0), updates=3, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3), **rest)
     before = [p.detach().clone() for p in trained(policy)]
-    with spy(method, "measure") as measure:
+    with spy(method, "logged_loss") as measure:
         t.fit(method, prompts(4, 2, win=torch.rand(4, 3, policy.resolution, policy.resolution)))
     losses = measure.results
     assert t.global_step == 6 and len(losses) == 6

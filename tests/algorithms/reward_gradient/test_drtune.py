@@ -52,7 +52,7 @@ def test_an_early_stop_scores_the_estimate_at_its_step():
     for seed in range(20):
         torch.manual_seed(seed)
         method.rank_zero = lambda value, seen=scored: seen.add(value[1]) or value
-        x = method.generate(BATCH["prompt"])
+        x = method.generate(BATCH)
     assert scored == {1, 2, 3}
     torch.manual_seed(seed)
     method.grad_steps(4), torch.randint(3, ())
@@ -82,5 +82,5 @@ def test_the_last_step_alone_is_draft_1():
     torch.manual_seed(3)
     got = gradient(method, method.batch_loss(BATCH))
     draft = make(DRaFT, K=1)
-    draft.generate = lambda prompts: draft.rollout(draft.policy, prompts, x=x, grad=draft.grad_steps(4)).x
+    draft.generate = lambda batch: draft.rollout(draft.policy, batch["prompt"], x=x, grad=draft.grad_steps(4)).x
     close(got, gradient(draft, draft.batch_loss(BATCH)))

@@ -54,7 +54,7 @@ def test_a_step_moves_what_is_trained_and_nothing_else(tmp_path, cls, family, ad
     parts = [policy.denoiser, policy.pipe.vae, *policy._encoders()]
     everything = {id(p): (p, p.detach().clone(), p.requires_grad) for part in parts for p in part.parameters()}
     t, batches = trainer(tmp_path), 2 if cls is SEIKO else 1
-    t.fit(method, prompts(2, batches))
+    t.fit(method, prompts(2, batches, image=BATCH["image"]))
     assert t.global_step == batches and "train/reward" in t.callback_metrics
     moved = {flag: [not torch.equal(p, old) for p, old, f in everything.values() if f == flag] for flag in (True, False)}
     assert any(moved[True]) and not any(moved[False])
@@ -72,7 +72,7 @@ def test_the_reward_rises(tmp_path, cls, seed):
         return darkness(policy.decode(Sampler(3, 1.0)(policy, ["p0", "p1"] * 12, seeds=list(range(100, 124))).x))
 
     before = evaluate()
-    trainer(tmp_path).fit(method, prompts(2, 15))
+    trainer(tmp_path).fit(method, prompts(2, 15, image=BATCH["image"]))
     gain = evaluate() - before
     assert gain.mean() > 4 * gain.std() / len(gain) ** 0.5
 

@@ -83,7 +83,7 @@ def test_minibatches_visit_every_weighted_sample_and_estimate_the_mean_over_all(
 def test_a_collection_is_judged_in_minibatches_each_sample_for_its_prompt(cls):
     method, asked = alone(cls, samples_per_prompt=3, minibatch=4), []
     judge = method.reward.forward
-    method.draw_latents = lambda prompts: torch.tensor([ord(p) for p in prompts]).view(-1, 1, 1, 1).expand(-1, *method.policy.latent_shape) / 256
+    method.draw_latents = lambda rows: torch.tensor([ord(p) for p in rows["prompt"]]).view(-1, 1, 1, 1).expand(-1, *method.policy.latent_shape) / 256
     method.policy.decode = lambda z: z[:, :1].expand(-1, 3, -1, -1)
     method.reward.forward = lambda images, prompts: asked.append((images, prompts)) or judge(images, prompts)
     latents, reward = method.sample_and_judge({"prompt": ["a", "b"]})
@@ -121,9 +121,9 @@ def test_samples_come_from_the_reference(cls):
         for p in method.policy.parameters():
             if p.requires_grad:
                 p += 0.3 * torch.randn_like(p)
-    method.draw_latents = lambda p: method.rollout(method.policy, p, x=torch.ones(1, *method.policy.latent_shape)).x
+    method.draw_latents = lambda rows: method.rollout(method.policy, rows["prompt"], x=torch.ones(1, *method.policy.latent_shape)).x
     torch.testing.assert_close(method.sample_and_judge({"prompt": ["a"]})[0][:, 0], base)
-    assert not torch.allclose(method.draw_latents(["a"]), base, atol=1e-3)
+    assert not torch.allclose(method.draw_latents({"prompt": ["a"]}), base, atol=1e-3)
 
 
 @pytest.mark.parametrize("cls", [RWR, RewardsInContext], ids=lambda c: c.__name__)

@@ -55,7 +55,7 @@ def test_the_online_stage_asks_and_keeps_the_statistics(tmp_path):
     online.initialise()
     torch.testing.assert_close(online.moments, offline.moments)
     drawn, draw = [], online.draw_latents
-    online.draw_latents = lambda p: drawn.append(p) or draw(p)
+    online.draw_latents = lambda p: drawn.append(p["prompt"]) or draw(p)
     collected = online.collect({"prompt": ["a"], "index": [0]})
     assert drawn[0] == ["a <dark> 0.0 <red> 2.0"] and len(collected["prompt"]) == 4
     assert all(p.startswith("a <dark> ") for p in collected["prompt"])
@@ -65,7 +65,7 @@ def test_the_online_stage_asks_and_keeps_the_statistics(tmp_path):
 def test_sampling_asks_and_the_base_does_not():
     method = make(RewardsInContext, ask={"dark": 1.5, "red": -1.0})
     told, condition = [], method.policy.condition
-    method.policy.condition = lambda p: told.append(p) or condition(p)
+    method.policy.condition = lambda p, columns=None: told.append(p) or condition(p)
     scores = []
     method.rewards = torch.nn.ModuleList([Darkness()])
     method.rewards[0].forward = lambda image, p: scores.append(p) or torch.zeros(len(p))
