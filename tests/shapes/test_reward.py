@@ -113,7 +113,7 @@ def test_it_tells_right_from_wrong_but_not_always(shipped):
     with torch.no_grad():
         score = torch.cat([shipped(x, texts[i * 200 : i * 200 + 200]) for i, x in enumerate(images.split(200))])
     found = agreement(score, right, torch.arange(800) // 4)
-    assert 0.58 < found["accuracy"] < 0.98 and found["auc"] > 0.6 and found["pearson"] > 0.2
+    assert 0.75 < found["accuracy"] < 0.98 and found["auc"] > 0.75 and found["pearson"] > 0.4
     assert score.mean().abs() < 0.3 and 0.7 < score.std() < 1.3  # the unit
 
 
@@ -139,7 +139,8 @@ def test_a_checkpoint_tells_its_size(tmp_path):
 
 
 def test_what_is_held_out_is_the_better_judge():
-    """Of rendered scenes against spoiled ones, that neither was trained on."""
+    """Of rendered scenes against spoiled ones, that neither was trained on: by little (checkpoints/README.md has the
+    difference on samples of the base model)."""
     some, rng = captions(400, 12345)
     scenes = [random_scene(caption, rng) for caption in some]
     both = render(scenes + [corrupt(scene, caption, rng) for scene, caption in zip(scenes, some)])
@@ -149,4 +150,4 @@ def test_what_is_held_out_is_the_better_judge():
         for name in ("reward", "second"):
             good, bad = ShapesReward(str(CHECKPOINT.with_stem(name)))(both, words).chunk(2)
             right.append((good > bad).float().mean().item())
-    assert right[1] > right[0] + 0.02 and right[0] > 0.6
+    assert right[1] > right[0] > 0.8
