@@ -5,7 +5,7 @@ import torch
 from online import policy_gradient, quiet
 from parts import Darkness, alone, rollout, spy, tiny
 
-from lit_align.algorithms.parts.advantages import PerReward
+from lit_align.algorithms.parts.advantages import PerPrompt, PerReward
 from lit_align.algorithms.policy_gradient.dense_grpo import DenseGRPO
 from lit_align.diffusion.sampler import Sampler
 from lit_align.diffusion.state import State
@@ -49,3 +49,9 @@ def test_the_gains_add_up_to_the_whole_gain():
 def test_several_rewards_are_refused():
     with pytest.raises(ValueError, match="put several into a WeightedSum"):
         make(advantage=PerReward())
+
+
+def test_statistics_of_a_prompt_are_kept_for_each_step():
+    method = alone(make(advantage=PerPrompt()))
+    method.collect({"prompt": ["a", "b"]})
+    assert len(method.advantage.memory) == 2 * 4

@@ -66,3 +66,11 @@ def test_the_ratio_is_clipped_as_in_flow_grpo(advantage):
     one, method, plain = step(0.5, advantage), make(clip_range=0.1), make(FlowGRPO, clip_range=0.1)
     factor = method.surrogate(step(0.0, 1.0)) / plain.surrogate(step(0.0, 1.0))
     torch.testing.assert_close(method.loss(one), factor * plain.loss(one))
+
+
+@pytest.mark.parametrize("delta,share", [(0.05, 0.0), (0.5, 1.0), (-0.5, 1.0)])
+def test_the_share_of_clipped_ratios_is_logged(delta, share):
+    method = make(FlowGRPO, clip_range=0.1)
+    method.loss(step(delta, 1.0))
+    logged = {call.args[0]: call.args[1].item() for call in method.log_mean.call_args_list}
+    assert logged["train/clip_fraction"] == share
