@@ -64,7 +64,7 @@ class StandIn(nn.Module):
         recomputed = any(getattr(m, "gradient_checkpointing", False) for m in self.modules())
         trained = [p for p in parameters if p.requires_grad]
         sizes = sum(p.numel() for p in parameters), sum(p.numel() for p in trained), {p.dtype for p in parameters}
-        return *map(str, sizes), str(sorted(adapters)), recomputed, any(p.grad is not None for p in trained)
+        return *map(str, sizes), str(sorted(adapters)), recomputed
 
     def measure(self, outer: Ledger, leaves: list, tree) -> Record:
         """Runs forward, and backward if there is one, on tensors without values."""
@@ -143,7 +143,7 @@ class Replay(torch.autograd.Function):
                 p.grad = empty_like(p)
                 ledger.add(p.grad, "gradients")
         given = [torch.full(shape, 1e-3, dtype=dtype) if floats else None for shape, dtype, floats in ctx.inputs]
-        return None, None, None, None, torch.empty(0), *given
+        return None, None, None, None, torch.empty(0) if ctx.needs_input_grad[4] else None, *given
 
 
 def stand_in(module: nn.Module, purpose: str = "activations") -> nn.Module:
