@@ -144,9 +144,7 @@ def locked(folder: Path, doing: str = "training", option: str = "--trainer.defau
             lock.seek(0)
             who = lock.read().strip() or "another process"
             lock.close()
-            raise ValueError(
-                f"{who} is {doing} in {folder}: wait for it, stop it, or give another {option}."
-            ) from None
+            raise ValueError(f"{who} is {doing} in {folder}: wait for it, stop it, or give another {option}.") from None
         except OSError as error:
             rank_zero_info(f"{folder}: its file system has no locks ({error.strerror}); start no second fit in it")
         if file.exists() and os.path.samestat(os.fstat(lock.fileno()), file.stat()):  # not one that was just freed

@@ -5,8 +5,8 @@ from lit_align.data.prompts import Prompts
 
 
 class Rewrites(Prompts):
-    """Rows {"prompt", "target"} for PromptSFT: a file as `Prompts` takes it, with a column `target`, the text that is to
-    follow the prompt and the separator."""
+    """Rows {"prompt", "target"} for PromptSFT: a file as `Prompts` takes it, with a column `target`, the text that is
+    to follow the prompt and the separator."""
 
     smoke_file = "configs/shapes/prompts/rewrites.jsonl"
 

@@ -89,7 +89,9 @@ class BLIPReward(Reward):
         elif blip:
             self._load(blip, {f"blip.{name}": value for name, value in read(blip).items()}, config, tokenizer, head)
             for name, p in self.mlp.named_parameters():  # as the official code does
-                nn.init.normal_(p, std=1 / (self.text.config.hidden_size + 1)) if "weight" in name else nn.init.zeros_(p)
+                nn.init.normal_(p, std=1 / (self.text.config.hidden_size + 1)) if "weight" in name else nn.init.zeros_(
+                    p
+                )
         else:
             weights = f"{pretrained}/{file}"
             self._load(weights, read(weights), config, tokenizer, head)

@@ -51,9 +51,7 @@ class VPScore(BLIPReward):
     licence = "none stated"
     scale = "the model's own, not standardised"
 
-    def __init__(
-        self, pretrained: str, tokenizer: str = "google-bert/bert-base-uncased", blip: str | None = None
-    ):
+    def __init__(self, pretrained: str, tokenizer: str = "google-bert/bert-base-uncased", blip: str | None = None):
         super().__init__(pretrained, tokenizer, "VPScore.pt", mlp_head, blip)
 
     def forward(self, images: Tensor, prompts: list[str]) -> Tensor:

@@ -11,8 +11,8 @@ from lit_align.rewards.reward import Reward
 class StepReward(nn.Module):
     """r(c, x_t, t): the reward of a noisy sample during sampling; higher is better.
 
-    Attributes: those of Reward that `docs/rewards.md` lists; `needs_x0` is True if it scores the policy's estimate of x_0, False if it scores the noisy latents;
-    `truncated` counts the prompts so far whose end it did not read.
+    Attributes: those of Reward that `docs/rewards.md` lists; `needs_x0` is True if it scores the policy's estimate of
+    x_0, False if it scores the noisy latents; `truncated` counts the prompts so far whose end it did not read.
     """
 
     needs_x0: bool

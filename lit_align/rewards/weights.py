@@ -8,7 +8,8 @@ from lit_align.paths import fetch
 
 def read(file: str) -> dict[str, Tensor]:
     """The tensors of a file, local or `<owner>/<name>/<file>` on the hub: .safetensors, or PyTorch's format, in which
-    they may lie under `state_dict` or `model`. Nothing but tensors is unpickled. Leaves out `position_ids`, which are no weights.
+    they may lie under `state_dict` or `model`. Nothing but tensors is unpickled. Leaves out `position_ids`, which are
+    no weights.
     """
     from safetensors.torch import load_file
 

@@ -16,8 +16,8 @@ from lit_align.shapes.scenes import SIZE
 
 class Annotated(AlignData):
     """Rendered scenes of random captions, K of them to a row, judged by one of several annotators in turn. With K = 2 a
-    PairBatch with `label`, else a RankingBatch: a ranking drawn from Plackett-Luce with the annotator's temperature (one
-    scene after another, the best first), cut into `levels` groups of equal images if asked for. With `every` all
+    PairBatch with `label`, else a RankingBatch: a ranking drawn from Plackett-Luce with the annotator's temperature
+    (one scene after another, the best first), cut into `levels` groups of equal images if asked for. With `every` all
     annotators judge every pair, each a dimension: a RankingBatch of two images, scores 1 and 0, or 0.5 in a tie.
 
     Columns: `user_id`, the annotator; `p`, for pairs the probability that this annotator prefers `win` (0.5 in a tie).

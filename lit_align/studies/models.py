@@ -53,7 +53,11 @@ METHODS = {  # by whether the process is a flow; tests/policies/test_families_tr
     True: ["DiffusionDPO", "FlowDPO", "FlowGRPO", "DiffusionNFT", "DRaFT"],
     False: ["DiffusionDPO", "DDPO", "DiffusionNFT", "DRaFT"],
 }
-SINGLE_FILES = ("StableDiffusion", "StableDiffusion3", "StableDiffusionXL")  # tests/policies/test_single_file.py reads them
+SINGLE_FILES = (
+    "StableDiffusion",
+    "StableDiffusion3",
+    "StableDiffusionXL",
+)  # tests/policies/test_single_file.py reads them
 
 
 def families() -> list[type[Policy]]:

@@ -10,7 +10,6 @@ import time
 import warnings
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from statistics import mean
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -49,13 +48,13 @@ python -m lit_align fit --config ddpo_sd15.yaml --model.reward PickScore --model
 ```
 
 `BradleyTerry` trains any reward that has weights on any pairs, `RaoKupper` on pairs with ties (`--data.ties keep`),
-`PlackettLuce` and `PartitionedPreference` on lists (`--data.list_size 4`), `PreferenceMixture` on pairs whose annotators
-are known and disagree, and `BootstrapEnsemble` trains several rewards whose disagreement `Ensemble` reads.
+`PlackettLuce` and `PartitionedPreference` on lists (`--data.list_size 4`), `PreferenceMixture` on pairs whose
+annotators are known and disagree, and `BootstrapEnsemble` trains several rewards whose disagreement `Ensemble` reads.
 
 ## On simulated annotators
 
-Written by `python -m lit_align.studies.reward_training`. Each objective of `lit_align/algorithms/reward_modeling` trains
-a small `ShapesReward` (width 32, one layer, random weights) for {steps} steps of {batch} rows on rendered scenes that
+Written by `python -m lit_align.studies.reward_training`. Each objective of `lit_align/algorithms/reward_modeling`
+trains a small `ShapesReward` (width 32, one layer, random weights) for {steps} steps of {batch} rows on rendered scenes that
 annotators of `lit_align/shapes/annotators.py` judge; {pairs} held-out pairs of the same annotators test it.
 
 | column | meaning |
@@ -63,15 +62,15 @@ annotators of `lit_align/shapes/annotators.py` judge; {pairs} held-out pairs of 
 | accuracy | share of held-out pairs, ties left out, whose winner scores higher; its interval is over the pairs |
 | limit | the same for the annotator's own utility: the Bayes limit that the noise of the labels sets |
 | share of the limit | (accuracy - 1/2) / (limit - 1/2) |
-| agreement | share of the pairs of different utility that the reward orders as the utility does, without the labels' noise |
+| agreement | share of the pairs of different utility that the reward orders as the utility does, without noise |
 
 {table}
 What the runs show beside it:
 
 {notes}
-No run loads published weights, and none is long: the figures say that an objective finds what its annotator prefers, not
-which objective is best. `ConditionedPreference` (MPS) and `RichFeedback` (RAHF) train networks of their own; their tests
-compare them with closed forms, and their recipes run under `smoke`.
+No run loads published weights, and none is long: the figures say that an objective finds what its annotator prefers,
+not which objective is best. `ConditionedPreference` (MPS) and `RichFeedback` (RAHF) train networks of their own; their
+tests compare them with closed forms, and their recipes run under `smoke`.
 """
 
 
@@ -98,14 +97,22 @@ RUNS = {
     "BradleyTerry": Run(BradleyTerry, SIMPLE, {}, (SIGNS[0], "pairs")),
     "BradleyTerry, biased": Run(BradleyTerry, BIASED, {}, (SIGNS[1], "pairs")),
     "TripletPreference": Run(partial(TripletPreference, margin=1.0), SIMPLE, {}, (SIGNS[0], "pairs")),
-    "RaoKupper": Run(RaoKupper, TIES, {"ties": "keep"}, ("sees no difference below 0.3: large, and few, objects", "pairs with ties")),
+    "RaoKupper": Run(
+        RaoKupper, TIES, {"ties": "keep"}, ("sees no difference below 0.3: large, and few, objects", "pairs with ties")
+    ),
     "PlackettLuce": Run(PlackettLuce, RANKED, {"k": 4}, ("noisy: large, and few, objects", "rankings of 4")),
     "PartitionedPreference": Run(
-        PartitionedPreference, RANKED, {"k": 4, "levels": 2}, ("noisy: large, and few, objects", "good and bad halves of 4")
+        PartitionedPreference,
+        RANKED,
+        {"k": 4, "levels": 2},
+        ("noisy: large, and few, objects", "good and bad halves of 4"),
     ),
     "BootstrapEnsemble": Run(BootstrapEnsemble, SIMPLE, {}, (SIGNS[0], "pairs, resampled for 3 rewards")),
     "PreferenceMixture": Run(
-        PreferenceMixture, GROUPS, {}, ("12 in disagreement: half like large, half few objects", "pairs with annotators")
+        PreferenceMixture,
+        GROUPS,
+        {},
+        ("12 in disagreement: half like large, half few objects", "pairs with annotators"),
     ),
     "BradleyTerry, mixed": Run(BradleyTerry, GROUPS, {}, ("the same 12", "pairs without annotators")),
 }
@@ -163,7 +170,9 @@ def tested(run: Run, method: ImageRewards, seed: int, n: int = PAIRS) -> dict:
     if isinstance(method, PreferenceMixture):
         group = method.groups(annotators)
         found = {name: int(row.argmax()) for name, row in zip(annotators, group)}
-        same = [len({found[name] for name in run.annotators if name.split()[0] == kind}) for kind in ("large", "sparse")]
+        same = [
+            len({found[name] for name in run.annotators if name.split()[0] == kind}) for kind in ("large", "sparse")
+        ]
         kinds = {name: int(name.startswith("large")) for name in run.annotators}
         right = mean(found[name] == kind for name, kind in kinds.items())
         told = {"groups": max(right, 1 - right), "one group each": same == [1, 1]}
@@ -181,7 +190,12 @@ def tested(run: Run, method: ImageRewards, seed: int, n: int = PAIRS) -> dict:
         told = {"theta": method.theta.item(), "tie margin": margin[~clear].abs().mean().item()}
         told["other margin"] = margin[clear].abs().mean().item()
     share = lambda x: x[clear].float().mean().item()
-    return told | {"accuracy": share(right), "limit": share(p > 0.5), "agreement": share(right == (p > 0.5)), "n": int(clear.sum())}
+    return told | {
+        "accuracy": share(right),
+        "limit": share(p > 0.5),
+        "agreement": share(right == (p > 0.5)),
+        "n": int(clear.sum()),
+    }
 
 
 def row(name: str, runs: list[dict]) -> list[str]:
@@ -190,7 +204,13 @@ def row(name: str, runs: list[dict]) -> list[str]:
     accuracy, limit, n = over("accuracy"), over("limit"), sum(r["n"] for r in runs)
     half = 1.96 * (accuracy * (1 - accuracy) / n) ** 0.5
     cells = [f"`{name}`", *RUNS[name].said, f"{accuracy:.3f} [{accuracy - half:.3f}, {accuracy + half:.3f}]"]
-    return [*cells, f"{limit:.3f}", f"{(accuracy - 0.5) / (limit - 0.5):.0%}", f"{over('agreement'):.3f}", str(len(runs))]
+    return [
+        *cells,
+        f"{limit:.3f}",
+        f"{(accuracy - 0.5) / (limit - 0.5):.0%}",
+        f"{over('agreement'):.3f}",
+        str(len(runs)),
+    ]
 
 
 def notes(records: dict) -> str:
@@ -209,7 +229,9 @@ def notes(records: dict) -> str:
     if records.get("RaoKupper"):
         name = "RaoKupper"
         lines.append(f"`{name}` ends with theta {over(name, 'theta'):.2f}; the margin of ties is")
-        lines[-1] += f" {over(name, 'tie margin'):.2f} in the mean, that of other pairs {over(name, 'other margin'):.2f}."
+        lines[-1] += (
+            f" {over(name, 'tie margin'):.2f} in the mean, that of other pairs {over(name, 'other margin'):.2f}."
+        )
     return "".join(f"- {line}\n" for line in lines)
 
 

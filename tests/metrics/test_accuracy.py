@@ -14,16 +14,16 @@ def counts(lists):
     for scores, human in lists:
         mine = [(s - t, (g > h) - (g < h)) for (s, g), (t, h) in itertools.combinations(zip(scores, human), 2)]
         pairs += mine
-        judged = [m * l > 0 for m, l in mine if l]
+        judged = [m * y > 0 for m, y in mine if y]
         per_prompt += [sum(judged) / len(judged)] if judged else []
-        kept.append(sum(m * l >= 0 for m, l in mine) / len(mine))
-    c, d = sum(m * l > 0 for m, l in pairs), sum(m * l < 0 for m, l in pairs)
-    tied = sum(m == 0 and l != 0 for m, l in pairs)
-    best = max(sum((abs(m) <= e and l == 0) or (abs(m) > e and m * l > 0) for m, l in pairs) for e in [0, *(abs(m) for m, _ in pairs)])
+        kept.append(sum(m * y >= 0 for m, y in mine) / len(mine))
+    c, d = sum(m * y > 0 for m, y in pairs), sum(m * y < 0 for m, y in pairs)
+    tied = sum(m == 0 and y != 0 for m, y in pairs)
+    best = max(sum((abs(m) <= e and y == 0) or (abs(m) > e and m * y > 0) for m, y in pairs) for e in [0, *(abs(m) for m, _ in pairs)])
     n = len(pairs)
     found = {"strict": c / (c + d + tied), "half": (c + tied / 2) / (c + d + tied), "per_prompt": sum(per_prompt) / len(per_prompt)}
     found |= {"not_inverted": sum(kept) / len(kept), "with_ties": best / n, "tau_23": (2 * best - n) / n}
-    return found | {"pairs": n, "ties": sum(l == 0 for _, l in pairs)}
+    return found | {"pairs": n, "ties": sum(y == 0 for _, y in pairs)}
 
 
 def measured(lists):

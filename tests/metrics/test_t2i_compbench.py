@@ -6,7 +6,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lit_align.metrics.t2i_compbench import Depth, T2ICompBench, counted, noun_chunks, numbered, nouns, overlap, pair_score, placed, stacked
+from lit_align.metrics.t2i_compbench import (
+    Depth,
+    T2ICompBench,
+    counted,
+    noun_chunks,
+    nouns,
+    numbered,
+    overlap,
+    pair_score,
+    placed,
+    stacked,
+)
 from lit_align.rewards.geneval import Detection
 from lit_align.rewards.reward import Reward
 

@@ -16,8 +16,8 @@ def test_pairs_are_the_annotators_choices_and_p_their_probability():
     names = {"a": Annotator({"large": 1.0}, temperature=0.4), "b": Annotator({"sparse": 1.0}, temperature=0.4)}
     batch = Annotated(names).collate(rows(200))
     assert batch["columns"]["user_id"][:3] == ["a", "b", "a"] and set(batch["label"].tolist()) == {1.0}
-    worth = [[names[who].utility([qualities(scene, text)]).item() for scene in (w, l)] for w, l, text, who in zip(see(batch["win"]), see(batch["lose"]), batch["prompt"], batch["columns"]["user_id"])]
-    gap = torch.tensor([w - l for w, l in worth])
+    worth = [[names[who].utility([qualities(scene, text)]).item() for scene in (win, lose)] for win, lose, text, who in zip(see(batch["win"]), see(batch["lose"]), batch["prompt"], batch["columns"]["user_id"])]
+    gap = torch.tensor([win - lose for win, lose in worth])
     p = torch.tensor(batch["columns"]["p"])
     torch.testing.assert_close(p, torch.sigmoid(gap / 0.4), atol=1e-4, rtol=0.0)
     assert (p > 0.5).float().mean().item() == pytest.approx(torch.maximum(p, 1 - p).mean().item(), abs=0.08)  # the Bayes limit

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from data_parts import pick_a_pic
-from published import hpd_v2, image_reward_db
+from published import image_reward_db
 
 from lit_align.cli import main
 

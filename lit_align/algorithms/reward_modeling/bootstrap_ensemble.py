@@ -12,8 +12,8 @@ from lit_align.algorithms.reward_modeling.image_rewards import SeveralRewards
 
 class BootstrapEnsemble(SeveralRewards):
     """Bradley-Terry for R rewards, each on its own resample of the pairs: a pair counts Poisson(1) times for a reward,
-    the online bootstrap (Oza & Russell 2001). `bootstrap: false` trains all on all pairs, as in Coste et al. 2023 (arXiv
-    2310.02743): they then differ by their random weights alone, so give rewards that have some.
+    the online bootstrap (Oza & Russell 2001). `bootstrap: false` trains all on all pairs, as in Coste et al. 2023
+    (arXiv 2310.02743): they then differ by their random weights alone, so give rewards that have some.
 
     Logs `train/disagreement`, the standard deviation of the margins over the rewards. The rewards Ensemble and Minimum
     take what it writes.
@@ -30,7 +30,9 @@ class BootstrapEnsemble(SeveralRewards):
 
     def counts(self, rows: list) -> Tensor:
         """How often each row counts for each reward, (B, R); the same whenever the row is seen."""
-        drawn = (np.random.default_rng(zlib.crc32(str(row).encode())).poisson(1, len(self.reward.names)) for row in rows)
+        drawn = (
+            np.random.default_rng(zlib.crc32(str(row).encode())).poisson(1, len(self.reward.names)) for row in rows
+        )
         return torch.tensor(np.stack(list(drawn)))
 
     def loss(self, batch: dict, stage: str) -> Tensor:

@@ -1,11 +1,10 @@
 """MPS's training: one reward for several dimensions of preference, each under its own words."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lit_align.algorithms.reward_modeling.image_rewards import ImageRewards
-from lit_align.rewards.mps import OVERALL, MPS
+from lit_align.rewards.mps import MPS, OVERALL
 
 CONDITIONS = {  # the words of the released model's condition, by what they describe
     "overall": OVERALL,
@@ -24,8 +23,8 @@ class ConditionedPreference(ImageRewards):
 
     Args:
         reward: MPS.
-        conditions: name -> words, in the order of the data's dimensions. Only the words for `overall` are published; the
-            default gives the other dimensions their share of them.
+        conditions: name -> words, in the order of the data's dimensions. Only the words for `overall` are published;
+            the default gives the other dimensions their share of them.
         freeze, policy: see ImageRewards.
     """
 

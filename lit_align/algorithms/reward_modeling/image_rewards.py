@@ -38,7 +38,9 @@ class ImageRewards(RewardModeling):
                 p.requires_grad_(False)
         for name, part in reward.parts.items() if isinstance(reward, MultiReward) else [(reward.name, reward)]:
             if part.frozen:
-                raise ValueError(f"reward: {name} has no weights to train; {type(self).__name__} trains a reward model.")
+                raise ValueError(
+                    f"reward: {name} has no weights to train; {type(self).__name__} trains a reward model."
+                )
 
     def check(self, batch: dict) -> None:
         super().check(batch)

@@ -7,7 +7,21 @@ import parts
 import pytest
 import torch
 from online import Mean, policy_gradient
-from parts import POLICIES, BlackBox, Darkness, alone, by_name, methods_of, move, prompts, sgd, spy, tiny, trained, trainer
+from parts import (
+    POLICIES,
+    BlackBox,
+    Darkness,
+    alone,
+    by_name,
+    methods_of,
+    move,
+    prompts,
+    sgd,
+    spy,
+    tiny,
+    trained,
+    trainer,
+)
 
 from lit_align.algorithms.policy_gradient.branch_grpo import BranchGRPO
 from lit_align.algorithms.policy_gradient.ddpo import DDPO
