@@ -185,7 +185,7 @@ def test_the_parser_keeps_every_key(name, capsys):
 def test_a_config_adds_to_its_base_and_repeats_nothing(base):
     """Every line of a config says something that its base does not; replaced mappings and lists repeat what they need."""
     given = configs.read(CONFIGS / f"shapes/base/{base}.yaml")
-    assert given["budget"] in (120, 600) if given["model"].get("class_path") != "Steered" else "budget" not in given
+    assert given["budget"] in (120, 300) if given["model"].get("class_path") != "Steered" else "budget" not in given
     children = [p for p in (CONFIGS / "shapes").glob("*.yaml") if configs.read(p).get("base") == base]
     assert len(children) > 4
     for path in children:

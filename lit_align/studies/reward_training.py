@@ -54,8 +54,8 @@ annotators are known and disagree, and `BootstrapEnsemble` trains several reward
 ## On simulated annotators
 
 Written by `python -m lit_align.studies.reward_training`. Each objective of `lit_align/algorithms/reward_modeling`
-trains a small `ShapesReward` (width 32, one layer, random weights) for {steps} steps of {batch} rows on rendered scenes that
-annotators of `lit_align/shapes/annotators.py` judge; {pairs} held-out pairs of the same annotators test it.
+trains a small `ShapesReward` (width 32, one layer, random weights) for {steps} steps of {batch} rows on rendered scenes
+that annotators of `lit_align/shapes/annotators.py` judge; {pairs} held-out pairs of the same annotators test it.
 
 | column | meaning |
 |---|---|

@@ -49,8 +49,8 @@ on the same tensors. No published weights were at hand, so published numbers rem
 - Every CLIP cuts a prompt of more than about 50 words, and `ImageReward` one of more than about 25.
 - Several rewards: `WeightedSum` adds them, each standardised; `MultiReward` keeps them apart, for methods that can.
 - To train one, take a recipe of reward modelling (`pickscore`, `hpsv2`, `image_reward`, `mps`, `richhf`,
-  `social_reward`, or `BradleyTerry` with any reward that has weights). It writes `<run>/reward` in the format that its class loads, and
-  says with which arguments. `docs/reward_training.md` measures the objectives on simulated annotators.
+  `social_reward`, or `BradleyTerry` with any reward that has weights). It writes `<run>/reward` in the format that its
+  class loads, and says with which arguments. `docs/reward_training.md` measures the objectives on simulated annotators.
 - A reward that is named twice, as what a method trains on and in `rewards`, is loaded twice: name another one there, or
   serve it (`docs/served_rewards.md`), which also leaves one copy for all ranks of a node.
 - Official code rounds images to 8 bits before it scores them; here gradients go through, and nothing is rounded. That
