@@ -140,3 +140,11 @@ def test_baked_export_is_not_scaled_once_more(trainer):
 def test_no_adapter(module, trainer):
     with pytest.raises(ValueError, match="no LoRA layer"):
         trainer([LoRAScaling()]).fit(module())
+
+
+def test_the_ramp_ends_at_the_whole_adapter():
+    callback, seen = LoRAScaling(ramp=2), []
+    callback._enter = lambda module, scale: seen.append(scale)
+    for step in range(5):
+        callback.on_train_batch_start(type("Trainer", (), {"global_step": step}), None, None, 0)
+    assert seen == [0.0, 0.5, 1.0, 1.0, 1.0]

@@ -141,3 +141,9 @@ def test_ranks_decide_by_the_mean_of_what_they_logged():
 
     low, high = [0.31, 0.41, 0.51], [0.6, 1.2, 1.9]  # the second is beyond its bound twice; their mean once
     assert rank(low, high) == rank(high, low) == (False, 1, 1)
+
+
+def test_a_rise_within_min_delta_is_no_new_best(trainer):
+    """0.55 is noise, so the weights of the first validation are kept when 0.3 stops the run."""
+    model = Scripted(proxy=[0.1, 0.2, 0.3], exact=[0.50, 0.55, 0.3])
+    assert fit(trainer, model, RewardOveroptimizationStopping(PROXY, [EXACT], patience=1, min_delta=0.1)) == (3, 1.0)
