@@ -189,7 +189,7 @@ def measure(module, trainer, datamodule, devices: int, like_cuda: bool, ema: boo
             pass
         except CheckpointError as error:
             raise ValueError(
-                f"there is no estimate of {type(module).__name__} yet: its step computes sampling steps again in backward."
+                f"there is no estimate of {type(module).__name__} yet: its step computes sampling again in backward."
             ) from error
     parts = {
         key: sum(p.numel() for p in part.parameters())
