@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils.checkpoint import CheckpointError
 
 from lit_align.weightless.ledger import Ledger, Peak, records
 from lit_align.weightless.stand_in import empty_like
@@ -186,6 +187,10 @@ def measure(module, trainer, datamodule, devices: int, like_cuda: bool, ema: boo
             (runner.fit if trains else runner.predict)(module, datamodule=datamodule)
         except Done:
             pass
+        except CheckpointError as error:
+            raise ValueError(
+                f"there is no estimate of {type(module).__name__} yet: its step computes sampling again in backward."
+            ) from error
     parts = {
         key: sum(p.numel() for p in part.parameters())
         for key, part in module.policy.pipe.components.items()

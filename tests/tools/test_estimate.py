@@ -31,7 +31,6 @@ def measure(folder, *args):
         pytest.param(["shapes/dpo", "--data.encode_once", "false", *CHECKPOINTING], id="checkpointing", marks=SLOW),
         pytest.param(["shapes/dpo", "--data.encode_once", "false", *LORA], id="lora", marks=SLOW),
         pytest.param(["shapes/ddpo", "--data.batch_size", "4"], id="policy gradient", marks=SLOW),
-        pytest.param(["shapes/draft_k"], id="reward gradient", marks=SLOW),
     ],
 )
 def test_the_peak_is_that_of_a_real_step(args, tmp_path, capsys, monkeypatch):
