@@ -24,7 +24,7 @@ FLOPS: dict[Any, Callable] = flop_registry | {
     ),
 }
 Records = dict  # (network, shapes ...) -> what a call took: see `StandIn`
-Scenario = Callable[[Counter], float]  # bytes by purpose -> bytes of a device
+Scenario = Callable[[Counter], Counter]  # bytes by purpose -> those of one device
 
 
 @cache
@@ -40,14 +40,15 @@ def records(like_cuda: bool, devices: int) -> Records:
 
 
 class Peak:
-    """The most bytes that a scenario has needed, and what they were for."""
+    """The most bytes that a scenario has needed: `total`, `parts` by purpose, and `live`, what was alive then."""
 
     def __init__(self):
-        self.total, self.of = 0.0, Counter()
+        self.total, self.parts, self.live = 0.0, Counter(), Counter()
 
-    def see(self, total: float, of: Counter) -> None:
-        if total > self.total:
-            self.total, self.of = total, Counter(of)
+    def see(self, needs: Scenario, live: Counter) -> None:
+        parts = needs(live)
+        if (total := sum(parts.values())) > self.total:
+            self.total, self.parts, self.live = total, Counter(parts), Counter(live)
 
 
 class Ledger(TorchDispatchMode):
@@ -56,7 +57,7 @@ class Ledger(TorchDispatchMode):
     A number that is read out of a tensor without values is 1 or True.
 
     Args:
-        scenarios: for each the peak is kept; `plain` adds up all bytes.
+        scenarios: for each the peak is kept; `plain` is all that is alive.
         records: what calls of networks took, by network and shapes: see `StandIn`. Ledgers may share it.
         like_cuda: networks run by CUDA's rules of autocast, not by the CPU's.
     """
@@ -66,7 +67,7 @@ class Ledger(TorchDispatchMode):
     ):
         super().__init__()
         self.like_cuda = like_cuda
-        self.scenarios = {"plain": lambda live: sum(live.values())} | (scenarios or {})
+        self.scenarios = {"plain": lambda live: live} | (scenarios or {})
         self.records = {} if records is None else records
         self.live: Counter[str] = Counter()  # purpose -> bytes
         self.flops, self.purpose = 0, "samples"
@@ -82,14 +83,14 @@ class Ledger(TorchDispatchMode):
     def look(self) -> None:
         """Compares what is alive with the peaks."""
         for name, needs in self.scenarios.items():
-            self.peaks[name].see(needs(self.live), self.live)
+            self.peaks[name].see(needs, self.live)
 
     def spike(self, peaks: dict[str, Peak], less: Counter) -> None:
         """Counts what a call needed at its peaks, of which `less` is alive already."""
         for name, needs in self.scenarios.items():
-            at_peak = self.live + peaks[name].of
+            at_peak = self.live + peaks[name].live
             at_peak.subtract(less)
-            self.peaks[name].see(needs(at_peak), at_peak)
+            self.peaks[name].see(needs, at_peak)
 
     def add(self, tensor: Tensor, purpose: str) -> None:
         """Counts a tensor for a purpose, until it is freed; if it is counted already, it changes its purpose."""

@@ -153,14 +153,15 @@ def scenarios(module: L.LightningModule, devices: int) -> dict:
     blocks = sorted((size(b) for b in policy.blocks(policy.denoiser)), reverse=True)
     rest = size(policy.denoiser) - sum(blocks)
     gathered = rest + sum(blocks[:2])  # what lies outside of blocks, the block at work and the next one
-    shares = lambda live: sum(v / devices if k in SHARDED else v for k, v in live.items())
-    buckets = lambda live: live["gradients"] if devices > 1 else 0
-    less = lambda live: trained * STATE_8BIT - live["optimizer"]
+    buckets = trained and devices > 1  # DDP's, as large as the gradients
+    replicated = lambda live: {**live, "gradients": live["gradients"] * (2 if buckets else 1)}
+    shares = lambda live: {k: v / devices if k in SHARDED else v for k, v in live.items()}
+    sharded = lambda live: shares(live) | {"weights": live["weights"] / devices + gathered}
     return {
-        "given": lambda live: sum(live.values()) + buckets(live),
-        "8-bit": lambda live: sum(live.values()) + buckets(live) + less(live),
-        "FSDP": lambda live: shares(live) + gathered,
-        "8-bit, FSDP": lambda live: shares(live) + gathered + less(live) / devices,
+        "given": replicated,
+        "8-bit": lambda live: replicated(live) | {"optimizer": trained * STATE_8BIT},
+        "FSDP": sharded,
+        "8-bit, FSDP": lambda live: sharded(live) | {"optimizer": trained * STATE_8BIT / devices},
     }
 
 

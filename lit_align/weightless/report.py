@@ -38,7 +38,7 @@ def rows(found: list[Measured], devices: int, fsdp: bool) -> list[Row]:
             parts = [part for part in (one.name, name) if part not in ("as given", "given")]
             label = ", ".join(parts) or "as given"
             label = "as given" if fsdp and label == "FSDP" else label
-            out.append(Row(label, peak.total / GIB, {key: peak.of[key] / GIB for key in COLUMNS}))
+            out.append(Row(label, peak.total / GIB, {key: peak.parts[key] / GIB for key in COLUMNS}))
     return out
 
 

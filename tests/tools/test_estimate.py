@@ -3,7 +3,7 @@
 import pytest
 
 from lit_align.cli import main
-from lit_align.weightless.report import Row, advice
+from lit_align.weightless.report import Row, advice, rows
 
 SLOW = pytest.mark.slow
 CHECKPOINTING = ["--model.policy.gradient_checkpointing", "true"]
@@ -39,6 +39,21 @@ def test_the_peak_is_that_of_a_real_step(args, tmp_path, capsys, monkeypatch):
     one, _ = estimate(capsys, *args)
     measured = measure(tmp_path / "run", *args)
     assert one.peaks["given"].total == pytest.approx(measured, rel=0.1)
+
+
+@SLOW
+def test_the_parts_of_a_row_add_up_and_fsdp_shares_them(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main(args := ["estimate", "--config", "shapes/dpo", "--data.encode_once", "false", "--chip", "h100", "--devices", "4", "--given_only", "true"])
+    assert "GiB on each of 4 at its peak" in capsys.readouterr().out
+    table = {row.name: row for row in rows(main(args).trainer.estimated, 4, fsdp=False)}
+    assert list(table) == ["as given", "8-bit", "FSDP", "8-bit, FSDP"]
+    for row in table.values():
+        assert sum(row.of.values()) == pytest.approx(row.peak)
+    plain, sharded, bits = table["as given"].of, table["FSDP"].of, table["8-bit"].of
+    assert sharded["reference"] == pytest.approx(plain["reference"] / 4) and sharded["optimizer"] < plain["optimizer"] / 3
+    assert plain["weights"] / 4 < sharded["weights"] < plain["weights"] * 1.25  # and what is gathered
+    assert bits["optimizer"] == pytest.approx(plain["optimizer"] / 8 * (2 + 8 / 256), rel=0.05)  # two moments of 4 bytes
 
 
 def test_the_advice_is_the_row_with_the_fewest_changes_that_fits():
