@@ -10,7 +10,8 @@ PAGE = (ROOT / "docs/logs.md").read_text()
 def logged() -> set[str]:
     """The names in calls of log and log_mean, `{stage}` written out."""
     found = set()
-    for path in [*(ROOT / "lit_align").rglob("*.py"), *(ROOT / "callbacks").glob("*.py")]:
+    files = [path for path in (ROOT / "lit_align").rglob("*.py") if path.parent.name != "studies"]  # which read logs
+    for path in [*files, *(ROOT / "callbacks").glob("*.py")]:
         for name in re.findall(r'"((?:train|val|test|perf|\{stage\})/[\w/{}]+)"', path.read_text()):
             stages = ("train", "val", "test") if "{stage}" in name else ("",)
             found |= {re.sub(r"\{\w+\}", "<name>", name.replace("{stage}", s)) for s in stages}
