@@ -55,6 +55,14 @@ def test_the_win_rate_is_the_mean_over_the_others_of_the_prompt():
     assert got.argsort().tolist() == [0, 3, 4, 1, 2]  # the brighter, the better
 
 
+def test_edits_of_different_images_are_not_compared():
+    x, y, images = torch.zeros(3, 4, 4), torch.ones(3, 4, 4), flat(0.1, 0.5, 0.9, 0.2)
+    got = Brighter()(images, ["brighter"] * 4, source=[x, y, x.clone(), y])
+    torch.testing.assert_close(got, torch.tensor([sigmoid(-0.8), sigmoid(0.3), sigmoid(0.8), sigmoid(-0.3)]))
+    with pytest.raises(ValueError, match="has one"):
+        Brighter()(images[:2], ["brighter"] * 2, source=[x, y])
+
+
 def test_a_preference_for_a_side_cancels():
     images = flat(0.1, 0.6)
     got = Brighter(bias=1.0)(images, ["a", "a"])
