@@ -35,11 +35,14 @@ TRAINED = [name for name in RECIPES if name not in STEERED]
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
 
 
-def slow_on_shapes(names: list[str]) -> list:
-    return [pytest.param(r, marks=pytest.mark.slow) if r.startswith("shapes/") else r for r in names]
+QUICK = {f"{name}.yaml" for name in "dpo_sd15 dpo_sdxl kto_sd15 d3po_sd15 ddpo_sd15 flow_grpo_flux nft_qwen_image draft_sd15 raft_sd15 lrm_sd15 pickscore flow_grpo_wan21 fk_steering_sdxl reno_sdxl_turbo".split()}  # the others are slow
 
 
-@pytest.mark.parametrize("recipe", slow_on_shapes(TRAINED))
+def slow_but(quick, names: list[str]) -> list:
+    return [name if quick(name) else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("recipe", slow_but(QUICK.__contains__, TRAINED))
 def test_recipe_runs_two_steps_under_smoke(recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # found by name from anywhere
     cli = main(["fit", "--config", recipe, "--config", "smoke.yaml", *QUIET])
@@ -52,7 +55,7 @@ def test_recipe_runs_two_steps_under_smoke(recipe, tmp_path, monkeypatch):
         assert any((run / "samples").glob("step_*.png"))
 
 
-@pytest.mark.parametrize("recipe", slow_on_shapes(STEERED))
+@pytest.mark.parametrize("recipe", slow_but(QUICK.__contains__, STEERED))
 def test_steering_runs_test_and_predict_under_smoke(recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for command in ("test", "predict"):
@@ -171,7 +174,7 @@ def test_differences(written, parsed, lost):
     assert differences(written, parsed) == lost
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_but(lambda name: not name.startswith("shapes/"), NAMES))
 def test_the_parser_keeps_every_key(name, capsys):
     """So a Shapes config parses to what `load_config` says, and what a published recipe says is not dropped."""
     recipe = ["--config", "shapes/ddpo"] if name.startswith("with/") else []
