@@ -41,7 +41,13 @@ METHODS = {
 NAMED = {True: models.METHODS[False], False: models.METHODS[True]}  # by whether the family is in DIFFUSION
 
 
-@pytest.mark.parametrize("method,family", [(m, f) for m in METHODS for f in SMALL if m.__name__ in NAMED[f in DIFFUSION]], ids=lambda c: c.__name__)
+def slow_but_few(*args):
+    """Of three families in the default suite, of the others among the slow tests."""
+    quick = args[-1].__name__ in ("StableDiffusion", "Flux", "Wan")
+    return pytest.param(*args, marks=[] if quick else [pytest.mark.slow])
+
+
+@pytest.mark.parametrize("method,family", [slow_but_few(m, f) for m in METHODS for f in SMALL if m.__name__ in NAMED[f in DIFFUSION]], ids=lambda c: c.__name__)
 def test_two_steps_move_the_adapter(method, family, tmp_path):
     torch.manual_seed(0)
     policy = family("tiny", LoRA(rank=2), **SMALL[family])
@@ -61,7 +67,7 @@ def test_the_methods_are_those_of_the_page():
     assert {m.__name__ for m in METHODS} == {*models.METHODS[True], *models.METHODS[False]}
 
 
-@pytest.mark.parametrize("family", SMALL, ids=lambda c: c.__name__)
+@pytest.mark.parametrize("family", [slow_but_few(f) for f in SMALL], ids=lambda c: c.__name__)
 def test_full_training_saves_a_pipeline(family, tmp_path):
     torch.manual_seed(0)
     policy = family("tiny", **SMALL[family])
