@@ -13,7 +13,7 @@ class Chain(nn.Module):
     """A policy of one dimension whose reverse chain is linear and Gaussian: that of data N(0.5, 0.6^2). Its control is
     a function (x, i) -> shift of the step's mean."""
 
-    latent_shape, device, adapter = (1,), torch.device("cpu"), None
+    latent_shape, device, adapter, image_axes = (1,), torch.device("cpu"), None, 3
 
     def __init__(self, steps):
         super().__init__()

@@ -137,7 +137,7 @@ def test_wrong_key(configs, capsys, text, said):
         ("model: {init_args: {gamma: 1}}", "DiffusionDPO has no option gamma, which is one of DenseReward, DiffusionSimPO, SmPO."),
         ("model: {init_args: {samples_per_prompt: 2}}", "DiffusionDPO has no option samples_per_prompt, which is one of "),
         ("model: {class_path: DPO}", "there is no class DPO; did you mean DiffusionDPO?"),
-        ("model: {init_args: {rank: 8}}", "DiffusionDPO has no option rank; rank is an option of "),
+        ("model: {init_args: {rank: 8}}", "DiffusionDPO has no option rank, which is one of NoiseHypernetwork"),
         ("model: {init_args: {sampler: {init_args: {gama: 1}}}}", "Sampler has no option gama; it has guidance_scale, "),
         ("model: {init_args: {policy: {init_args: {adapter: {class_path: LoRA, init_args: {rang: 1}}}}}}", "LoRA has no option rang; did you mean rank?"),
         ("model: {init_args: {optimizer: {class_path: os.system, init_args: {command: touch ran}}}}", "os.system makes no Optimizer"),

@@ -46,7 +46,7 @@ def test_the_commands_are_found():
     names = {words[0] for words in EVERY.values()}
     assert {"fit", "test", "predict", "export", "list", "label", "serve"} <= names and len(README) > 20
     assert sum(bool(commands(header(path))) for path in HEADERS) > 170 and len(PARSED) > 25
-    assert names <= {"fit", "validate", "test", "predict", "export", "list", *overview.tools()}
+    assert names <= {"fit", "validate", "test", "predict", "export", "estimate", "list", *overview.tools()}
     for words in filter(is_plain, EVERY.values()):
         assert configs.find_config(words[2]).is_file()
 

@@ -23,7 +23,7 @@ class Frames(Reward):
             (InstructVideo, arXiv 2312.12490: 1, with random frames).
     """
 
-    artefact = scale = "its reward's"
+    artefact = scale = "its rewards'"
     blind_to = "motion, and whatever happens between the chosen frames"
     videos = True
 

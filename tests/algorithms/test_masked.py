@@ -19,6 +19,7 @@ from lit_align.algorithms.policy_gradient.policy_gradient import PolicyGradient
 from lit_align.algorithms.policy_gradient.prdp import PRDP
 from lit_align.algorithms.policy_gradient.sdpo import SDPO
 from lit_align.algorithms.policy_gradient.tdpo_r import TDPOR
+from lit_align.algorithms.policy_gradient.tempflow_grpo import TempFlowGRPO
 from lit_align.policies.stable_diffusion3 import StableDiffusion3
 from lit_align.rewards.jpeg import JPEGCompressibility
 from lit_align.rewards.multi_reward import MultiReward
@@ -27,6 +28,7 @@ from lit_align.steering.best_of_n import BestOfN
 from lit_align.steering.fk_steering import FKSteering
 
 ABLE = [cls for cls in methods_of(PolicyGradient) if cls.takes_masked_rewards]
+OPTIONS = {TempFlowGRPO: {"branches": 3}}
 
 
 class Gaps(Darkness):
@@ -82,15 +84,16 @@ def method(cls, **kwargs):
     if issubclass(cls, DiffusionNFT | AWM):
         return forward_process(cls, **kwargs)
     flow = tiny(StableDiffusion3) if issubclass(cls, FlowGRPO) else None
-    return policy_gradient(cls, flow, samples_per_prompt=3, **kwargs)
+    return policy_gradient(cls, flow, **{"samples_per_prompt": 3} | OPTIONS.get(cls, {}) | kwargs)
 
 
 @pytest.mark.parametrize("cls", [*ABLE, DiffusionNFT], **by_name)
 def test_a_run_goes_on_without_them_and_counts_them(cls, tmp_path):
     t = trainer(tmp_path)
-    t.fit(method(cls, reward=Gaps(0, 4, 5)), prompts(2))
+    t.fit(method(cls, reward=Gaps(0, 4, 5)), prompts(2, image=torch.rand(2, 3, 32, 32)))
     logged = t.callback_metrics
-    assert logged["train/unscored"].item() == pytest.approx(0.5) and logged["train/loss"].isfinite()
+    share = 0.25 if cls is TempFlowGRPO else 0.5  # it draws twice as many samples
+    assert logged["train/unscored"].item() == pytest.approx(share) and logged["train/loss"].isfinite()
     assert 0 < logged["train/reward"].item() < 1
 
 

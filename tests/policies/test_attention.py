@@ -165,7 +165,7 @@ def test_what_cannot_be_read_is_refused():
     with pytest.raises(ValueError, match="X reads attention, which is not known of ZImage"):
         refuse(ZImage("tiny", Frozen()), "X")
     with pytest.raises(ValueError, match="Wan makes videos|not known of Wan"):
-        refuse(Wan("tiny", Frozen(), frames=5), "X")
+        refuse(Wan("tiny", Frozen(), num_frames=5), "X")
     policy = tiny(adapter=Frozen())
     policy.denoiser.enable_gradient_checkpointing()
     with pytest.raises(ValueError, match="set policy.gradient_checkpointing to false"), policy.attention():

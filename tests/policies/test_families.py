@@ -6,6 +6,7 @@ import torch
 from image_families import BLOCKS, IMAGES, STEPS
 from peft import PeftModel
 from sharded_families import SMALL
+from video_families import EDITS, VIDEOS
 
 from lit_align.diffusion.sampler import Sampler
 from lit_align.policies.adapters import Frozen, LoRA
@@ -90,7 +91,7 @@ def perturb(policy):
 
 def test_every_family_is_tested():
     """Here or, the first three, in test_policies; and in test_families_train and sharded_families."""
-    assert set(families()) == {StableDiffusion, StableDiffusionXL, StableDiffusion3, *FAMILIES} == set(SMALL)
+    assert set(families()) == {StableDiffusion, StableDiffusionXL, StableDiffusion3, *FAMILIES, *VIDEOS, *EDITS} == set(SMALL)
 
 
 def test_our_loop_draws_what_the_pipeline_draws(family):

@@ -23,6 +23,9 @@ class Constant(Analytic):
     def null(self, n):
         return {}
 
+    def null_of(self, cond):
+        return {}
+
 
 @pytest.mark.parametrize("process", [None, Process.from_scheduler(SD)], ids=["flow", "vp"])
 def test_with_a_constant_prediction_it_is_ddim_and_50_steps_take_148_evaluations(process):

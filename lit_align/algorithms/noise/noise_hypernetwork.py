@@ -38,13 +38,12 @@ class NoiseHypernetwork(RewardGradient):
             raise ValueError("NoiseHypernetwork moves the initial noise, which this rollout's first step replaces.")
         self._shift: Tensor | None = None
 
-    def generate(self, prompts: list[str]) -> Tensor:
-        x = torch.randn(len(prompts), *self.policy.latent_shape, device=self.policy.device)
+    def generate(self, batch: dict) -> Tensor:
+        x = torch.randn(len(batch["prompt"]), *self.policy.latent_shape, device=self.policy.device)
         t = self.rollout.timesteps(self.policy)[:1].to(x.device).expand(len(x))
-        f = self.network(self.policy, x, t, self.policy.condition(prompts))
+        f = self.network(self.policy, x, t, self.policy.condition(batch["prompt"], batch.get("columns")))
         self._shift = f.square().flatten(1).mean(1)  # (B,)
-        grad = self.rank_zero(self.grad_steps(self.rollout.steps))
-        return self.rollout(self.policy, prompts, x=x + f, grad=grad).x
+        return self.roll(batch, x=x + f, grad=self.rank_zero(self.grad_steps(self.rollout.steps))).x
 
     def loss(self, reward: Tensor) -> Tensor:
         self.log_mean("train/noise_shift", self._shift.mean(), len(reward))

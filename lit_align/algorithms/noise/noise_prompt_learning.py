@@ -67,7 +67,7 @@ class NoisePromptLearning(Online):
         for part in torch.arange(len(rows["prompt"])).split(self.minibatch):
             some = select_rows(rows, part.tolist())
             z = torch.randn(len(part), *self.policy.latent_shape, device=self.policy.device)
-            cond = self.policy.condition(some["prompt"])
+            cond = self.policy.condition(some["prompt"], some["columns"])
             golden = self.redenoise(z, cond)
             gain = torch.ones(len(z), device=z.device)
             if self.reward:

@@ -21,6 +21,8 @@ class DenseGRPO(FlowGRPO):
     each step's noise level to the rewards; here it is the transition's. Its details: unverified.)
     """
 
+    takes_masked_rewards = False  # differences of rewards need them all
+
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         if self.takes_several_rewards:
@@ -33,7 +35,8 @@ class DenseGRPO(FlowGRPO):
         before = [self.judge(self.reward, x, rows, self.minibatch) for x in self.ends(trajectory, rows)]
         reward = torch.stack([*before, self.rewards_of(states, rows)], 1)  # (N, T + 1)
         gains = (reward[:, 1:] - reward[:, :-1]).unbind(1)
-        names = [[f"{p} {k}" for p in rows["prompt"]] for k in range(len(gains))]
+        keys = self.policy.keys(rows["prompt"], rows["columns"])
+        names = [[f"{key} {k}" for key in keys] for k in range(len(gains))]
         return trajectory, torch.stack([local_advantages(self, n, gain) for n, gain in zip(names, gains)], 1)
 
     def ends(self, trajectory: Trajectory, rows: dict):

@@ -55,9 +55,11 @@ class TempFlowGRPO(FlowGRPO):
         for part in torch.arange(len(seeds["prompt"])).split(max(1, self.minibatch // k)):
             own = select_rows(seeds, part.tolist())
             x = torch.randn(len(part), *self.policy.latent_shape, device=self.device)
-            trunk = self.sampler_at(None)(self.policy, own["prompt"], x=x, record=True).trajectory
+            trunk = self.sampler_at(None)(
+                self.policy, own["prompt"], columns=own["columns"], x=x, record=True
+            ).trajectory
             branched = repeat_rows(own, k)
-            cond = self.policy.condition(branched["prompt"])
+            cond = self.policy.condition(branched["prompt"], branched["columns"])
             for i in range(self.rollout.steps - 1):
                 start = trunk.x_t[:, i].to(self.device).repeat_interleave(k, 0)
                 state = State(start, cond, branched["prompt"], branched["columns"])

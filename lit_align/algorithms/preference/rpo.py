@@ -39,7 +39,7 @@ class DiffusionRPO(Preference):
     @torch.no_grad()
     def weights(self, batch: dict) -> Tensor:
         """w (B, B) of a batch; each row sums to 1."""
-        cond = batch["cond"] if "cond" in batch else self.policy.condition(batch["prompt"])
+        cond = batch["cond"] if "cond" in batch else self.policy.condition(batch["prompt"], batch.get("columns"))
         caption = F.normalize(self.policy.summary(cond).float(), dim=1)
         cosine = caption @ caption.T
         if self.features is not None:

@@ -7,6 +7,7 @@ import torch
 from gradients import BATCH, Contrast, darkness, fresh, make, seeded
 from parts import POLICIES, Darkness, T, by_name, methods_of, prompts, rollout, trained, trainer
 
+from lit_align.algorithms.noise.noise_hypernetwork import NoiseHypernetwork
 from lit_align.algorithms.reward_gradient.alignprop import AlignProp
 from lit_align.algorithms.reward_gradient.drtune import DRTune
 from lit_align.algorithms.reward_gradient.elegant import ELEGANT
@@ -19,7 +20,7 @@ from lit_align.policies.adapters import LoRA
 from lit_align.policies.stable_diffusion import StableDiffusion
 from lit_align.rewards.jpeg import JPEGCompressibility
 
-METHODS = methods_of(RewardGradient)
+METHODS = [cls for cls in methods_of(RewardGradient) if cls is not NoiseHypernetwork]  # which trains no policy
 OPTIONS = {
     AlignProp: {"truncation": "trajectory"},  # a draw of single steps may keep none
     ReFL: {"min_step": 1},

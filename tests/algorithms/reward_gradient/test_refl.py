@@ -32,9 +32,9 @@ def test_refl_draws_every_late_step_and_no_other():
     method, seen = make(ReFL, steps=3, min_step=1), []
 
     class Seen(Sampler):
-        def __call__(self, *args, hooks, grad):
+        def __call__(self, *args, hooks, grad, **kwargs):
             seen.append((hooks[0].last, grad.tolist()))
-            return super().__call__(*args, hooks=hooks, grad=grad)
+            return super().__call__(*args, hooks=hooks, grad=grad, **kwargs)
 
     method.rollout = Seen(3, 1.0)
     for _ in range(16):
