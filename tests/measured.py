@@ -1,6 +1,7 @@
 """The memory of a real training step, by torch's profiler."""
 
 import gc
+from pathlib import Path
 
 import lightning as L
 import torch
@@ -14,9 +15,7 @@ def alive() -> int:
 
 
 class PeakMemory(L.Callback):
-    """The most bytes that live tensors had during the second batch, by the allocator's own events."""
-
-    peak: float = 0
+    """Writes to `<run>/peak` the most bytes that live tensors had during the second batch, by the allocator's own events."""
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         if batch_idx == 1:
@@ -33,5 +32,5 @@ class PeakMemory(L.Callback):
             for event in sorted(events, key=lambda e: e.start_ns()):
                 live += event.nbytes()
                 peak = max(peak, live)
-            self.peak = self.before + peak
+            Path(trainer.default_root_dir, "peak").write_text(str(self.before + peak))
             trainer.should_stop = True
