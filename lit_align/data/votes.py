@@ -28,9 +28,8 @@ class Item(NamedTuple):
 
     @property
     def id(self) -> str:
-        """Tells items apart by the prompt and the images' folders and names."""
-        names = [f"{image.parent.name}/{image.name}" for image in self.images]
-        return hashlib.sha256(json.dumps([self.prompt, names]).encode()).hexdigest()[:16]
+        """Tells items apart by the prompt and the images' paths, as they were given."""
+        return hashlib.sha256(json.dumps([self.prompt, *map(str, self.images)]).encode()).hexdigest()[:16]
 
 
 def read_samples(folder: str) -> dict[str, list[Path]]:
@@ -57,8 +56,10 @@ def make_items(folders: list[str], task: Task, size: int | None = None, per_prom
 
     pairs: every two images of a prompt; of several folders the first images of a prompt in each, then the second, and
     so on. ranks: the first `size` images of a prompt. ratings: every image. At most `per_prompt` items of a prompt, by
-    chance. Raises ValueError if nothing is left.
+    chance. Says how many images are in no item. Raises ValueError if nothing is left.
     """
+    if twice := [folder for folder, n in Counter(folders).items() if n > 1]:
+        raise ValueError(f"images names {twice[0]} twice: give it once.")
     samples = [read_samples(folder) for folder in folders]
     items = []
     for prompt in dict.fromkeys(prompt for found in samples for prompt in found):
@@ -78,6 +79,12 @@ def make_items(folders: list[str], task: Task, size: int | None = None, per_prom
     if not items:
         need = f"{size} images" if task == "ranks" else "two images, or one in each of two folders,"
         raise ValueError(f"no prompt in {' and '.join(folders)} has {need} to compare.")
+    total = sum(len(images) for found in samples for images in found.values())
+    if left := total - len({image for item in items for image in item.images}):
+        rank_zero_warn(
+            f"{left} of {total} images are not shown: no others of their prompt stand beside them, or the "
+            "options leave them out"
+        )
     return items
 
 
@@ -109,9 +116,14 @@ class Votes:
         for number, line in enumerate(text[:whole].splitlines(), 1):
             try:
                 vote = json.loads(line)
+                if vote["item"] in self.items:
+                    self.check(vote["item"], vote["choice"])
                 self.last[vote["annotator"], vote["item"]] = vote
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise ValueError(f"line {number} of {self.file} is not a vote: mend it or take it out.") from error
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"line {number} of {self.file} is no vote on {self.task} with these options ({error}): choose "
+                    "another --out, or take the line out."
+                ) from error
         if gone := {item for _, item in self.last if item not in self.items}:
             rank_zero_warn(
                 f"{self.file}: {len(gone)} items with votes are not among the images and stay in the file alone"
@@ -184,7 +196,7 @@ class Votes:
 
         def rows():
             for item, vote, user in self.chosen():
-                images, models = [i.read_bytes() for i in item.images], [i.parent.name for i in item.images]
+                images, models = [i.read_bytes() for i in item.images], [str(i.parent) for i in item.images]
                 one = row(item.prompt, *images, 1.0 - vote["choice"], models[0], numbers[item.id], user, models[1])
                 at = datetime.fromisoformat(vote["at"]).replace(tzinfo=None)
                 yield one | {"created_at": at, "num_example_per_prompt": shown[item.prompt]}

@@ -15,7 +15,7 @@ class MeanReward(ImageMetric):
 
     Args:
         reward: the reward; the further columns that it needs are taken from the prompts' file.
-        median: of a prompt's samples in place of their mean.
+        median: take the median of a prompt's samples, not their mean.
     """
 
     def __init__(self, reward: Reward, median: bool = False):

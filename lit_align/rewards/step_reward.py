@@ -65,7 +65,7 @@ class NoisedReward(Reward):
     scale = "its reward's"
     blind_to = "what the encoder loses"
 
-    def __init__(self, reward: StepReward, levels: list[float] = [0.4], seed: int = 0):  # noqa: B006
+    def __init__(self, reward: StepReward, levels: tuple[float, ...] = (0.4,), seed: int = 0):
         super().__init__()
         self.reward, self.levels, self.seed = reward, levels, seed
 

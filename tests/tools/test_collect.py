@@ -87,6 +87,12 @@ def test_items_are_pairs_lists_or_images(tmp_path):
     assert names(make_items([a, b], "pairs")) == [("x", "a0", "b2"), ("x", "a1", "b3"), ("y", "a3", "b0"), ("y", "a4", "b1")]
     assert names(make_items([a], "ranks", 3)) == [("x", "a0", "a1", "a2"), ("y", "a3", "a4", "a5")]
     assert len(make_items([a, b], "ratings")) == 10 and len(make_items([a], "pairs", per_prompt=1)) == 2
+    with pytest.warns(UserWarning, match="2 of 10 images are not shown"):
+        make_items([a, b], "pairs")
+    same = [samples(tmp_path / run / "predict", ["x"]) for run in ("one", "two") if (tmp_path / run).mkdir() is None]
+    assert len({item.id for item in make_items(same, "ratings")}) == 2  # of folders that have one name
+    with pytest.raises(ValueError, match="twice: give it once"):
+        make_items([a, a], "pairs")
     with pytest.raises(ValueError, match="no prompt in .* has 4 images to compare"):
         make_items([a], "ranks", 4)
     with pytest.raises(FileNotFoundError, match="has no metadata.jsonl"):
@@ -140,7 +146,7 @@ def test_votes_over_http_become_a_dataset_and_nothing_is_lost(tmp_path):
     by_ann = [row for row in rows if row["user_id"] == 0]
     right = [row["label_0"] == float(level(row["jpg_0"]) > level(row["jpg_1"])) for row in by_ann]
     assert len(rows) == 5 and right.count(True) == 3 and right.count(False) == 1
-    assert [row["num_example_per_prompt"] for row in rows if row["user_id"] == 1] == [2] and rows[0]["model_0"] == "a"
+    assert [row["num_example_per_prompt"] for row in rows if row["user_id"] == 1] == [2] and rows[0]["model_0"] == images
     assert "ann" not in str(rows)
     data = PickAPic(str(out), resolution=16)
     data.load("train")
@@ -164,6 +170,8 @@ def test_ranks_and_ratings_feed_their_datasets(tmp_path):
     rows = data.load("train").to_list()
     found = {level(row["image"]): row["label"] for row in rows}
     assert found == {0: 0, 1: 0, 2: 0, 3: 1, 4: 1, 5: 1} and [row["columns.ratings"] for row in rows] == [2] * 6
+    with pytest.raises(ValueError, match=r"line \d of (?s:.*) is no vote on ratings with these options"):
+        Votes(tmp_path / "ratings/votes.jsonl", make_items([images], "ratings"), "ratings", 2)
     votes = Votes(tmp_path / "new.jsonl", make_items([images], "ratings"), "ratings", 5)
     votes.add("ann", next(iter(votes.items)), 3, [], [0])
     assert votes.export(tmp_path) == 0  # the middle is neither good nor bad

@@ -39,8 +39,8 @@ class NoisePromptLearning(Online):
         reward: Reward | None,
         inversion_scale: float = 1.0,
         width: int = 96,
-        depths: list[int] = [2, 2, 6, 2],  # noqa: B006
-        heads: list[int] = [3, 6, 12, 24],  # noqa: B006
+        depths: tuple[int, ...] = (2, 2, 6, 2),
+        heads: tuple[int, ...] = (3, 6, 12, 24),
         rollout: Sampler | None = None,
         **kwargs,
     ):
@@ -48,7 +48,7 @@ class NoisePromptLearning(Online):
         self.policy.requires_grad_(False)
         self.reward, self.inversion_scale = reward and reward.eval().requires_grad_(False), inversion_scale
         text = self.policy.null(1)["text"].numel()
-        self.net = NPNet(self.policy.latent_shape, text, width=width, depths=tuple(depths), heads=tuple(heads))
+        self.net = NPNet(self.policy.latent_shape, text, width=width, depths=depths, heads=heads)
         if self.rollout.step_std(self.policy).any():
             raise ValueError("NoisePromptLearning inverts a step, and the rollout's have noise: set DDIM's eta to 0.")
 

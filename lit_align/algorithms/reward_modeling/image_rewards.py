@@ -27,7 +27,7 @@ class ImageRewards(RewardModeling):
 
     uses_policy = False
 
-    def __init__(self, reward: Reward, freeze: list[str] = [], policy: Policy | None = None, **kwargs):  # noqa: B006
+    def __init__(self, reward: Reward, freeze: tuple[str, ...] = (), policy: Policy | None = None, **kwargs):
         super().__init__(policy=policy or StableDiffusion("tiny", Frozen()), **kwargs)
         self.reward = reward
         for pattern in freeze:
